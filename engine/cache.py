@@ -1,0 +1,29 @@
+"""Key/value caches: one pair of tensors for all layers, allocated once, filled in place."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """keys and values, each [L, R, G, T, Dh] in the model's dtype.
+
+    Starts as zeros: memory that was never written may hold NaN, which survives a multiplication by zero.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def allocate(cls, layers: int, rows: int, heads: int, positions: int, head_dim: int, dtype, device) -> "KVCache":
+        shape = (layers, rows, heads, positions, head_dim)
+        return cls(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of one layer's keys and values, [R, G, T, Dh]."""
+        return self.keys[index], self.values[index]
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes

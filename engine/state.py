@@ -1,0 +1,103 @@
+"""All that a decode step reads and writes."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .cache import KVCache
+from .config import DiaConfig
+from .delay import OPEN, prompt_grid
+from .kernels.advance import RUNNING
+from .options import GenerationOptions
+
+
+@dataclass
+class DecodeState:
+    """B slots in one set of tensors, allocated once. Rows 2i and 2i + 1 of the caches are slot i without and with text.
+
+    A new state has only stopped slots; `start` sets one going.
+    """
+
+    config: DiaConfig
+    grid: torch.Tensor  # [B, T, C] int64, OPEN where nothing is decided
+    position: torch.Tensor  # [B] int64, row that the next step feeds
+    countdown: torch.Tensor  # [B] int64, RUNNING, then rows left after the end; 0 = stopped
+    end_row: torch.Tensor  # [B] int64, row of EOS
+    max_tokens: torch.Tensor  # [B] int64
+    cfg_scale: torch.Tensor  # [B] float32
+    temperature: torch.Tensor  # [B] float32
+    top_p: torch.Tensor  # [B] float32
+    top_k: torch.Tensor  # [B] int64
+    seed: torch.Tensor  # [B] int64
+    delay: torch.Tensor  # [C] int64
+    self_cache: KVCache  # [L, 2B, G, T, Dh]
+    cross_cache: KVCache  # [L, B, G, S, Dh], rows with text only
+    lengths: list[int]  # rows of self_cache that the next step attends to: the host's own count
+    text_lengths: list[int]
+
+    @classmethod
+    def allocate(cls, config: DiaConfig, slots: int, rows: int, text: int, dtype, device) -> "DecodeState":
+        """Room for `slots` requests of up to `rows` decoder rows and `text` bytes; caches in `dtype` on `device`."""
+        decoder = config.decoder
+        layers, channels = decoder.num_hidden_layers, decoder.num_channels
+
+        def per_slot(value, kind):
+            return torch.full((slots,), value, dtype=kind, device=device)
+
+        return cls(
+            config=config,
+            grid=torch.zeros((slots, rows, channels), dtype=torch.int64, device=device),
+            position=per_slot(0, torch.int64),
+            countdown=per_slot(0, torch.int64),
+            end_row=per_slot(0, torch.int64),
+            max_tokens=per_slot(rows, torch.int64),
+            cfg_scale=per_slot(0.0, torch.float32),
+            temperature=per_slot(0.0, torch.float32),
+            top_p=per_slot(1.0, torch.float32),
+            top_k=per_slot(1, torch.int64),
+            seed=per_slot(0, torch.int64),
+            delay=torch.tensor(config.delay_pattern, dtype=torch.int64, device=device),
+            self_cache=KVCache.allocate(
+                layers, 2 * slots, decoder.num_key_value_heads, rows, decoder.head_dim, dtype, device
+            ),
+            cross_cache=KVCache.allocate(
+                layers, slots, decoder.cross_num_key_value_heads, text, decoder.cross_head_dim, dtype, device
+            ),
+            lengths=[1] * slots,
+            text_lengths=[1] * slots,
+        )
+
+    @property
+    def slots(self) -> int:
+        return self.grid.shape[0]
+
+    def start(self, slot: int, text_length: int, prompt: torch.Tensor, options: GenerationOptions, seed: int) -> None:
+        """Set a slot's fields for a new request. The caches are filled by the model's prefill.
+
+        Args:
+            slot: which one; whatever it held is forgotten.
+            text_length: encoder positions of the text.
+            prompt: codes [P, C] int64.
+            options: checked by the caller against this state's room.
+            seed: in [0, 2^63).
+        """
+        config, frames = self.config, prompt.shape[0]
+        rows = options.rows(self.grid.shape[1], frames, config.max_delay)
+        self.grid[slot] = OPEN
+        self.grid[slot, :rows] = prompt_grid(prompt, config.delay_pattern, config.bos_token_id, rows).to(self.grid)
+        self.position[slot] = frames
+        self.countdown[slot] = RUNNING
+        self.end_row[slot] = 0
+        self.max_tokens[slot] = rows
+        self.cfg_scale[slot] = options.cfg_scale
+        self.temperature[slot] = options.temperature
+        self.top_p[slot] = options.top_p
+        vocab = config.decoder.vocab_size
+        self.top_k[slot] = vocab if options.top_k is None else min(options.top_k, vocab)
+        self.seed[slot] = seed
+        self.lengths[slot] = frames + 1
+        self.text_lengths[slot] = text_length
+
+    def stopped(self) -> bool:
+        """Whether every slot has stopped. Waits for the device."""
+        return not self.countdown.any().item()

@@ -1,0 +1,38 @@
+"""Text to byte ids: UTF-8 bytes, with the speaker tags [S1] and [S2] as the ids 1 and 2."""
+
+import torch
+
+SPEAKER_TAGS = {b"[S1]": b"\x01", b"[S2]": b"\x02"}
+
+
+def encode_text(text: str, max_length: int) -> torch.Tensor:
+    """Turn a script into the encoder's ids.
+
+    Args:
+        text: the script; `[S1]` and `[S2]` become one id each.
+        max_length: the encoder's number of positions.
+
+    Returns:
+        ids [S] int64, S <= max_length.
+
+    Raises:
+        TypeError: `text` is not a string.
+        ValueError: nothing but white space, not encodable as UTF-8, or longer than `max_length` ids.
+            The reference cuts such text in silence.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string, got {type(text).__name__}")
+    if not text.strip():
+        raise ValueError(f"text must not be empty, got {text!r}")
+    try:
+        encoded = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text cannot be encoded as UTF-8: {error.reason} at character {error.start}") from None
+    for tag, byte in SPEAKER_TAGS.items():
+        encoded = encoded.replace(tag, byte)
+    if len(encoded) > max_length:
+        raise ValueError(
+            f"text has {len(encoded)} bytes (a speaker tag counts as one), the model reads at most {max_length}; "
+            f"shorten it or split it"
+        )
+    return torch.tensor(list(encoded), dtype=torch.int64)
