@@ -2,18 +2,21 @@
 once, `step` for one row of every slot. The residual stream x is float32 throughout; what the weights multiply is in
 their dtype."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 
 from .kernels.attention import decode_attention
-from .kernels.linear import sequence_linear, step_linear
+from .kernels.gated_linear import gated_linear
+from .kernels.linear import sequence_linear
 from .kernels.norm import rms_norm
+from .kernels.norm_linear import norm_linear
+from .kernels.qkv import project_qkv
+from .kernels.residual_linear import residual_linear
 from .kernels.rope import apply_rope
 
 Rope = tuple[torch.Tensor, torch.Tensor]  # cosines, sines, [N, Dh / 2] each
-Linear = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # sequence_linear or step_linear
 
 
 class Norm:
@@ -32,9 +35,9 @@ class Mlp:
     def __init__(self, weights: Mapping[str, torch.Tensor], name: str):
         self.gate_up, self.down = weights[f"{name}.gate_up.weight"], weights[f"{name}.down.weight"]
 
-    def __call__(self, x: torch.Tensor, linear: Linear) -> torch.Tensor:
-        gate, up = linear(x, self.gate_up).float().chunk(2, dim=-1)
-        return linear(F.silu(gate) * up, self.down)
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = sequence_linear(x, self.gate_up).float().chunk(2, dim=-1)
+        return sequence_linear(F.silu(gate) * up, self.down)
 
 
 class SelfAttention:
@@ -45,9 +48,9 @@ class SelfAttention:
         self.heads = [sizes.num_attention_heads, sizes.num_key_value_heads, sizes.num_key_value_heads]
         self.head_dim = sizes.head_dim
 
-    def project(self, x: torch.Tensor, rope: Rope, linear: Linear) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(self, x: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x [N, width] -> rotated query [N, H, Dh], rotated key and value [N, G, Dh]."""
-        qkv = linear(x, self.qkv).view(x.shape[0], -1, self.head_dim)
+        qkv = sequence_linear(x, self.qkv).view(x.shape[0], -1, self.head_dim)
         query, key, value = qkv.split(self.heads, dim=1)
         return apply_rope(query, *rope), apply_rope(key, *rope), value
 
@@ -69,9 +72,9 @@ class CrossAttention:
         """Encoded text [S, E] -> keys and values [S, G, Dh]."""
         return sequence_linear(encoded, self.kv).view(-1, 2, self.groups, self.head_dim).unbind(dim=1)
 
-    def query(self, x: torch.Tensor, linear: Linear) -> torch.Tensor:
+    def query(self, x: torch.Tensor) -> torch.Tensor:
         """x [N, width] -> [N, H, Dh]."""
-        return linear(x, self.q).view(-1, self.heads, self.head_dim)
+        return sequence_linear(x, self.q).view(-1, self.heads, self.head_dim)
 
     def without_text(self, encoded: torch.Tensor) -> torch.Tensor:
         """What the layer adds to every unconditional row, [width] float32.
@@ -93,9 +96,9 @@ class EncoderLayer:
 
     def __call__(self, x: torch.Tensor, rope: Rope) -> torch.Tensor:
         """x [S, E] float32 -> the same, one layer on."""
-        query, key, value = self.self_attn.project(self.self_norm(x), rope, sequence_linear)
+        query, key, value = self.self_attn.project(self.self_norm(x), rope)
         x = x + self.self_attn.over_sequence(query, key, value, causal=False)
-        return x + self.mlp(self.mlp_norm(x), sequence_linear)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class DecoderLayer:
@@ -106,7 +109,9 @@ class DecoderLayer:
         self.cross_attn = CrossAttention(weights, f"{name}.cross_attn", sizes)
         self.mlp_norm = Norm(weights, f"{name}.mlp_norm", sizes.norm_eps, dtype)
         self.mlp = Mlp(weights, f"{name}.mlp")
-        self.without_text: torch.Tensor | None = None  # [D] float32, set by the model once the encoder can run
+        # Set by the model, which knows the encoder and the layer after this one.
+        self.without_text: torch.Tensor | None = None  # [D] float32
+        self.next_norm: Norm | None = None
 
     def prefill(self, x: torch.Tensor, rope: Rope, self_cache, cross_cache) -> torch.Tensor:
         """Run the rows of one slot's prompt.
@@ -124,38 +129,34 @@ class DecoderLayer:
         normed = self.self_norm(x)
         mixed = []
         for row in range(rows):
-            query, key, value = self.self_attn.project(normed[row], rope, sequence_linear)
+            query, key, value = self.self_attn.project(normed[row], rope)
             for cache, new in zip(self_cache, (key, value)):
                 cache[row, :, :length] = new.transpose(0, 1)
             mixed.append(self.self_attn.over_sequence(query, key, value, causal=True))
         x = x + torch.stack(mixed)
 
-        query = self.cross_attn.query(self.cross_norm(x[1]), sequence_linear)
+        query = self.cross_attn.query(self.cross_norm(x[1]))
         with_text = sequence_linear(_sequence_attention(query, *cross_cache, causal=False), self.cross_attn.o)
         x = x + torch.stack((self.without_text.expand_as(with_text), with_text.float()))
-        return x + self.mlp(self.mlp_norm(x), sequence_linear)
+        return x + self.mlp(self.mlp_norm(x))
 
-    def step(self, x: torch.Tensor, rope: Rope, state, index: int) -> torch.Tensor:
-        """Run one row of every slot: x [2B, D] float32 -> the same, one layer on; the self cache gains a row."""
-        x = x + self._self_step(self.self_norm(x), rope, state, index)
-        x = x + self._cross_step(x, state, index)
-        return x + self.mlp(self.mlp_norm(x), step_linear)
-
-    def _self_step(self, x, rope, state, index) -> torch.Tensor:
-        query, key, value = self.self_attn.project(x, rope, step_linear)
+    def step(self, state, rope: Rope, index: int) -> None:
+        """Run one row of every slot: the state's residual goes one layer on, its self cache gains a row."""
+        residual, buffers = state.residual, state.buffers
         keys, values = state.self_cache.layer(index)
-        rows = torch.arange(x.shape[0], device=x.device)
-        position = state.position.repeat_interleave(2)
-        keys[rows, :, position] = key
-        values[rows, :, position] = value
-        return step_linear(decode_attention(query, keys, values, state.lengths), self.self_attn.o)
+        eps = self.self_norm.eps
+        project_qkv(residual, self.self_attn.qkv, eps, rope, state.position, buffers.query, keys, values)
+        decode_attention(buffers.query, keys, values, state.position, buffers.attention, out=buffers.mixed)
+        residual_linear(buffers.mixed, self.self_attn.o, residual, self.cross_norm.weight)
 
-    def _cross_step(self, x, state, index) -> torch.Tensor:
-        """What cross-attention adds: computed for the rows with text, a constant for those without."""
-        query = self.cross_attn.query(self.cross_norm(x[1::2]), step_linear)
         keys, values = state.cross_cache.layer(index)
-        with_text = step_linear(decode_attention(query, keys, values, state.text_lengths), self.cross_attn.o).float()
-        return torch.stack((self.without_text.expand_as(with_text), with_text), dim=1).view_as(x)
+        norm_linear(state.with_text, self.cross_attn.q, eps, out=buffers.cross_query.flatten(1))
+        attended = buffers.cross_mixed
+        decode_attention(buffers.cross_query, keys, values, state.last_text, buffers.cross_attention, out=attended)
+        residual_linear(attended, self.cross_attn.o, residual, self.mlp_norm.weight, self.without_text)
+
+        gated_linear(residual, self.mlp.gate_up, eps, out=buffers.hidden)
+        residual_linear(buffers.hidden, self.mlp.down, residual, self.next_norm.weight)
 
 
 def _sequence_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:

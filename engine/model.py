@@ -5,10 +5,9 @@ from collections.abc import Mapping
 import torch
 
 from .config import DecoderConfig, DiaConfig, EncoderConfig
-from .kernels.advance import advance
-from .kernels.linear import step_linear
+from .kernels.next_row import embed, next_row
+from .kernels.norm_linear import norm_linear
 from .kernels.rope import rope_table
-from .kernels.sample import sample_tokens
 from .layers import DecoderLayer, EncoderLayer, Norm
 from .state import DecodeState
 
@@ -88,17 +87,14 @@ class Dia:
         self.norm = Norm(weights, "decoder.norm", decoder.norm_eps, self.dtype)
         self.head = weights["decoder.head.weight"]
         self.rope = rope_table(decoder.max_position_embeddings, decoder.head_dim, decoder.rope_theta, self.device)
-        self.channel_offset = torch.arange(decoder.num_channels, device=self.device) * decoder.vocab_size
         no_text = self.encoder(torch.zeros(1, dtype=torch.int64, device=self.device))
-        for layer in self.layers:
+        next_norms = [layer.self_norm for layer in self.layers[1:]] + [self.norm]
+        for layer, next_norm in zip(self.layers, next_norms):
             layer.without_text = layer.cross_attn.without_text(no_text)
-
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens [..., C] -> sum of the channels' embeddings [..., D] float32."""
-        return self.embedding[tokens + self.channel_offset].float().sum(dim=-2)
+            layer.next_norm = next_norm
 
     def prefill(self, state: DecodeState, slot: int, text: torch.Tensor) -> None:
-        """Fill a started slot's caches: keys and values of its text, and of the prompt rows before its position.
+        """Fill a started slot's caches (its text, the prompt rows before its position) and its residual (the row there).
 
         Args:
             state: on which `start` was called for the slot.
@@ -106,8 +102,10 @@ class Dia:
             text: ids [S] int64 on the model's device.
         """
         encoded = self.encoder(text)
-        length = state.lengths[slot] - 1
-        x = self.embed(state.grid[slot, :length]).expand(2, -1, -1)
+        length = int(state.position[slot])
+        embedded = embed(state.grid[slot, : length + 1], self.embedding)
+        state.residual.rows(slice(2 * slot, 2 * slot + 2)).write(embedded[length:], self.layers[0].self_norm.weight)
+        x = embedded[:length].expand(2, -1, -1)
         rope = tuple(table[:length] for table in self.rope)
         for index, layer in enumerate(self.layers):
             text_cache = layer.cross_attn.project_text(encoded)
@@ -117,45 +115,34 @@ class Dia:
                 self_cache = [cache[2 * slot : 2 * slot + 2] for cache in state.self_cache.layer(index)]
                 x = layer.prefill(x, rope, self_cache, text_cache)
 
-    def logits(self, state: DecodeState) -> torch.Tensor:
-        """Feed each slot's row at its position -> logits [2B, C, V] float32 of the row that follows."""
+    def feed(self, state: DecodeState) -> None:
+        """Make each slot's row at its position the input of the next step, for rows that `step` did not write."""
         slots = torch.arange(state.slots, device=self.device)
-        x = self.embed(state.grid[slots, state.position]).repeat_interleave(2, dim=0)
-        position = state.position.repeat_interleave(2)
-        rope = tuple(table[position] for table in self.rope)
-        for index, layer in enumerate(self.layers):
-            x = layer.step(x, rope, state, index)
-        decoder = self.config.decoder
-        return step_linear(self.norm(x), self.head).float().view(-1, decoder.num_channels, decoder.vocab_size)
+        x = embed(state.grid[slots, state.position], self.embedding)
+        state.residual.write(x.repeat_interleave(2, dim=0), self.layers[0].self_norm.weight)
+
+    def logits(self, state: DecodeState) -> torch.Tensor:
+        """Feed each slot's row at its position -> logits [2B, C, V] float32 of the row that follows.
+
+        Changes nothing that a later call reads, so that it can be asked again.
+        """
+        self.feed(state)
+        logits = self._decode(state).clone()
+        self.feed(state)
+        return logits
 
     def step(self, state: DecodeState) -> None:
         """One row for every slot that runs: decode, draw, write, move on.
 
-        Device operations only: no value of a tensor decides what runs, nothing waits for the device, and what is
-        allocated does not depend on the position.
+        Device operations only: no value of a tensor decides what runs, nothing waits for the device, and on a GPU
+        nothing is allocated.
         """
-        tokens = sample_tokens(
-            self.logits(state),
-            state.cfg_scale,
-            state.temperature,
-            state.top_p,
-            state.top_k,
-            state.seed,
-            state.position + 1,
-            self.config.eos_token_id,
-        )
-        advance(
-            tokens,
-            state.grid,
-            state.position,
-            state.countdown,
-            state.end_row,
-            state.max_tokens,
-            state.delay,
-            self.config.max_delay,
-            self.config.eos_token_id,
-            self.config.pad_token_id,
-        )
-        # A slot that has stopped stays where it is; its count goes on here, within the cache, and nobody reads its rows.
-        rows = state.grid.shape[1]
-        state.lengths = [min(length + 1, rows) for length in state.lengths]
+        next_row(self._decode(state), state, self.embedding, self.layers[0].self_norm.weight)
+
+    def _decode(self, state: DecodeState) -> torch.Tensor:
+        """The residual through all layers, in place -> logits [2B, C, V]."""
+        for index, layer in enumerate(self.layers):
+            layer.step(state, self.rope, index)
+        logits = state.buffers.logits
+        norm_linear(state.residual, self.head, self.norm.eps, out=logits.flatten(1))
+        return logits

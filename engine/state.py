@@ -5,10 +5,52 @@ from dataclasses import dataclass
 import torch
 
 from .cache import KVCache
-from .config import DiaConfig
+from .config import DecoderConfig, DiaConfig
 from .delay import OPEN, prompt_grid
 from .kernels.advance import RUNNING
+from .kernels.attention import AttentionScratch
+from .kernels.norm import Residual
 from .options import GenerationOptions
+
+
+@dataclass(frozen=True)
+class StepBuffers:
+    """What the kernels of one step leave for each other."""
+
+    query: torch.Tensor  # [2B, H, Dh]
+    mixed: torch.Tensor  # [2B, H * Dh]
+    cross_query: torch.Tensor  # [B, H, Dh] of cross-attention, rows with text only
+    cross_mixed: torch.Tensor  # [B, H * Dh]
+    hidden: torch.Tensor  # [2B, F]
+    logits: torch.Tensor  # [2B, C, V] float32
+    tokens: torch.Tensor  # [B, C] int32, as drawn
+    channels_done: torch.Tensor  # [B] int32, channels drawn; 0 between steps
+    attention: AttentionScratch
+    cross_attention: AttentionScratch
+
+    @classmethod
+    def allocate(cls, sizes: DecoderConfig, slots: int, dtype, device) -> "StepBuffers":
+        rows = 2 * slots
+        heads, head_dim = sizes.num_attention_heads, sizes.head_dim
+        cross_heads, cross_head_dim = sizes.cross_num_attention_heads, sizes.cross_head_dim
+
+        def empty(*shape, kind=dtype):
+            return torch.empty(shape, dtype=kind, device=device)
+
+        return cls(
+            query=empty(rows, heads, head_dim),
+            mixed=empty(rows, heads * head_dim),
+            cross_query=empty(slots, cross_heads, cross_head_dim),
+            cross_mixed=empty(slots, cross_heads * cross_head_dim),
+            hidden=empty(rows, sizes.intermediate_size),
+            logits=empty(rows, sizes.num_channels, sizes.vocab_size, kind=torch.float32),
+            tokens=empty(slots, sizes.num_channels, kind=torch.int32),
+            channels_done=torch.zeros(slots, dtype=torch.int32, device=device),
+            attention=AttentionScratch.allocate(rows, sizes.num_key_value_heads, heads, head_dim, device),
+            cross_attention=AttentionScratch.allocate(
+                slots, sizes.cross_num_key_value_heads, cross_heads, cross_head_dim, device
+            ),
+        )
 
 
 @dataclass
@@ -32,14 +74,18 @@ class DecodeState:
     delay: torch.Tensor  # [C] int64
     self_cache: KVCache  # [L, 2B, G, T, Dh]
     cross_cache: KVCache  # [L, B, G, S, Dh], rows with text only
-    lengths: list[int]  # rows of self_cache that the next step attends to: the host's own count
-    text_lengths: list[int]
+    last_text: torch.Tensor  # [B] int64, last text position of cross_cache
+    residual: Residual  # [2B, D], of the row that the next step feeds
+    with_text: Residual  # its odd rows
+    buffers: StepBuffers
 
     @classmethod
     def allocate(cls, config: DiaConfig, slots: int, rows: int, text: int, dtype, device) -> "DecodeState":
         """Room for `slots` requests of up to `rows` decoder rows and `text` bytes; caches in `dtype` on `device`."""
         decoder = config.decoder
         layers, channels = decoder.num_hidden_layers, decoder.num_channels
+
+        residual = Residual.allocate(2 * slots, decoder.hidden_size, dtype, device)
 
         def per_slot(value, kind):
             return torch.full((slots,), value, dtype=kind, device=device)
@@ -63,8 +109,10 @@ class DecodeState:
             cross_cache=KVCache.allocate(
                 layers, slots, decoder.cross_num_key_value_heads, text, decoder.cross_head_dim, dtype, device
             ),
-            lengths=[1] * slots,
-            text_lengths=[1] * slots,
+            last_text=per_slot(0, torch.int64),
+            residual=residual,
+            with_text=residual.rows(slice(1, None, 2)),
+            buffers=StepBuffers.allocate(decoder, slots, dtype, device),
         )
 
     @property
@@ -72,7 +120,7 @@ class DecodeState:
         return self.grid.shape[0]
 
     def start(self, slot: int, text_length: int, prompt: torch.Tensor, options: GenerationOptions, seed: int) -> None:
-        """Set a slot's fields for a new request. The caches are filled by the model's prefill.
+        """Set a slot's fields for a new request. Caches and residual are filled by the model's prefill.
 
         Args:
             slot: which one; whatever it held is forgotten.
@@ -95,8 +143,7 @@ class DecodeState:
         vocab = config.decoder.vocab_size
         self.top_k[slot] = vocab if options.top_k is None else min(options.top_k, vocab)
         self.seed[slot] = seed
-        self.lengths[slot] = frames + 1
-        self.text_lengths[slot] = text_length
+        self.last_text[slot] = text_length - 1
 
     def stopped(self) -> bool:
         """Whether every slot has stopped. Waits for the device."""

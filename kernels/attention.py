@@ -1,37 +1,226 @@
-"""One query row against a cache: softmax(q K^T) V, without the usual 1/sqrt(Dh) (Dia is trained without it)."""
+"""One query row against a cache: softmax(q K^T) V, without the usual 1/sqrt(Dh) (Dia is trained without it).
 
-from collections.abc import Sequence
+A row's cache is cut into SPLITS equal spans of whole blocks, a program each; the last program of a row and group to finish
+puts the spans together, in their order. The cut depends on the row's own length only. The query heads that share a key
+head go through one program, as the narrow operand of the tensor cores, so every key and value is read once.
+"""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from .dispatch import begin, launch, tl, triton, uses_triton
 
-def decode_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: Sequence[int]
+BLOCK_T = 32  # cache positions of one turn
+
+
+def splits(groups: int) -> int:
+    """Spans that a row is cut into: two rows should fill a GPU. Depends on the model only, not on batch or cache size."""
+    return max(1, 64 // max(4, 1 << (groups - 1).bit_length()))
+
+
+@dataclass(frozen=True)
+class AttentionScratch:
+    """What the spans of a row leave for the last of them."""
+
+    partial: torch.Tensor  # [n] float32, unnormalised outputs
+    stats: torch.Tensor  # [m] float32, greatest score and sum of each span and head
+    arrivals: torch.Tensor  # [R * G] int32, spans that are done; 0 between launches
+
+    @classmethod
+    def allocate(cls, rows: int, groups: int, heads: int, head_dim: int, device) -> "AttentionScratch":
+        spans = rows * heads * splits(groups)
+        return cls(
+            torch.empty(spans * head_dim, dtype=torch.float32, device=device),
+            torch.empty(spans * 2, dtype=torch.float32, device=device),
+            torch.zeros(rows * groups, dtype=torch.int32, device=device),
+        )
+
+
+def decode_attention_ref(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, last: torch.Tensor
 ) -> torch.Tensor:
-    """Attend from one new position a row to the rows of its cache that are written.
-
-    Args:
-        query: [R, H, Dh].
-        keys, values: [R, G, T, Dh] with G dividing H; query head h reads head h // (H / G).
-        lengths: valid cache rows of each slot; R is a multiple of their number, and neighbouring rows form a slot.
-
-    Returns:
-        [R, H * Dh] in the query's dtype.
-    """
+    """[R, H, Dh] in the query's dtype."""
     rows, heads, head_dim = query.shape
     groups = keys.shape[1]
-    per_slot = rows // len(lengths)
+    per_slot = rows // last.shape[0]
     # Query heads that share a key head become query positions: keys and values are then read once, never repeated.
     grouped = query.view(rows, groups, heads // groups, head_dim)
     # A slot at a time over its own length: its sums do not depend on its neighbours, and nothing needs a mask.
     outputs = [
         F.scaled_dot_product_attention(
             grouped[slot * per_slot : (slot + 1) * per_slot],
-            keys[slot * per_slot : (slot + 1) * per_slot, :, :length],
-            values[slot * per_slot : (slot + 1) * per_slot, :, :length],
+            keys[slot * per_slot : (slot + 1) * per_slot, :, : position + 1],
+            values[slot * per_slot : (slot + 1) * per_slot, :, : position + 1],
             scale=1.0,
         )
-        for slot, length in enumerate(lengths)
+        for slot, position in enumerate(last.tolist())
     ]
-    return torch.cat(outputs).reshape(rows, heads * head_dim)
+    return torch.cat(outputs).view_as(query)
+
+
+def decode_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    last: torch.Tensor,
+    scratch: AttentionScratch,
+    out: torch.Tensor,
+) -> None:
+    """Attend from one new position a row to the rows of its cache that are written.
+
+    Args:
+        query: [R, H, Dh].
+        keys, values: [R, G, T, Dh] with G dividing H; query head h reads head h // (H / G).
+        last: [B] int64, the last valid cache position of each slot; R is a multiple of B, neighbouring rows form a slot.
+        scratch: allocated for at least these sizes.
+        out: [R, H * Dh] in the query's dtype, written.
+    """
+    rows, heads, head_dim = query.shape
+    groups, capacity = keys.shape[1:3]
+    if keys.shape != values.shape or keys.shape[0] != rows or keys.shape[3] != head_dim or heads % groups:
+        raise ValueError(
+            f"decode_attention: query {list(query.shape)}, keys {list(keys.shape)}, values {list(values.shape)}"
+        )
+    if not uses_triton(query):
+        out.view_as(query).copy_(decode_attention_ref(query, keys, values, last))
+        return
+    ratio = heads // groups
+    block_d = max(16, triton.next_power_of_2(head_dim))
+    launch(
+        _decode_attention_kernel,
+        (splits(groups), groups, rows),
+        {
+            "query_ptr": query,
+            "keys_ptr": keys,
+            "values_ptr": values,
+            "last_ptr": last,
+            "partial_ptr": scratch.partial,
+            "stats_ptr": scratch.stats,
+            "arrivals_ptr": scratch.arrivals,
+            "out_ptr": out,
+            "capacity": capacity,
+        },
+        {
+            "ROWS_PER_SLOT": rows // last.shape[0],
+            "GROUPS": groups,
+            "RATIO": ratio,
+            "HEAD_DIM": head_dim,
+            "SPLITS": splits(groups),
+            "BLOCK_T": BLOCK_T,
+            "BLOCK_H": max(8, triton.next_power_of_2(ratio)),
+            "BLOCK_R": triton.next_power_of_2(ratio),
+            "BLOCK_D": block_d,
+        },
+        warps=4,
+        stages=3 if keys.element_size() * block_d <= 256 else 2,
+        device=query.device,
+    )
+
+
+@triton.jit
+def _decode_attention_kernel(
+    query_ptr,
+    keys_ptr,
+    values_ptr,
+    last_ptr,
+    partial_ptr,
+    stats_ptr,
+    arrivals_ptr,
+    out_ptr,
+    capacity,
+    ROWS_PER_SLOT: tl.constexpr,
+    GROUPS: tl.constexpr,
+    RATIO: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    begin(DEPENDENT)
+    split = tl.program_id(0)
+    group = tl.program_id(1)
+    row = tl.program_id(2)
+    length = tl.load(last_ptr + row // ROWS_PER_SLOT).to(tl.int32) + 1
+    span = tl.cdiv(tl.cdiv(length, BLOCK_T), SPLITS) * BLOCK_T
+    used = tl.cdiv(length, span)
+    if split >= used:
+        return
+
+    line = row * GROUPS + group
+    head = tl.arange(0, BLOCK_H)
+    d = tl.arange(0, BLOCK_D)
+    t = tl.arange(0, BLOCK_T)
+    query_mask = (head < RATIO)[:, None] & (d < HEAD_DIM)[None, :]
+    query = tl.load(query_ptr + (line * RATIO + head)[:, None] * HEAD_DIM + d[None, :], mask=query_mask, other=0.0)
+    cache = line.to(tl.int64) * capacity * HEAD_DIM + t[:, None] * HEAD_DIM + d[None, :]
+    greatest = tl.full((BLOCK_H,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_H,), tl.float32)
+    mixed = tl.zeros((BLOCK_D, BLOCK_H), tl.float32)
+    for start in range(split * span, min((split + 1) * span, length), BLOCK_T):
+        written = start + t < length
+        if BLOCK_D == HEAD_DIM:
+            mask = written[:, None]
+        else:
+            mask = written[:, None] & (d < HEAD_DIM)[None, :]
+        key = tl.load(keys_ptr + cache + start * HEAD_DIM, mask=mask, other=0.0)
+        value = tl.load(values_ptr + cache + start * HEAD_DIM, mask=mask, other=0.0)
+        score = tl.dot(key, query.T, input_precision="ieee")
+        score = tl.where(written[:, None], score, float("-inf"))
+        new_greatest = tl.maximum(greatest, tl.max(score, axis=0))
+        decay = tl.exp(greatest - new_greatest)
+        weight = tl.exp(score - new_greatest[None, :])
+        total = total * decay + tl.sum(weight, axis=0)
+        mixed = tl.dot(value.T, weight.to(value.dtype), mixed * decay[None, :], input_precision="ieee")
+        greatest = new_greatest
+
+    line_span = line * SPLITS + split
+    place = line_span * RATIO + head
+    tl.store(partial_ptr + place[None, :] * HEAD_DIM + d[:, None], mixed, mask=query_mask.T)
+    tl.store(stats_ptr + place * 2, greatest, mask=head < RATIO)
+    tl.store(stats_ptr + place * 2 + 1, total, mask=head < RATIO)
+    tl.debug_barrier()  # every thread's stores come before the one thread's release
+    arrived = tl.atomic_add(arrivals_ptr + line, 1, sem="acq_rel")
+    if arrived == used - 1:
+        _combine(
+            partial_ptr, stats_ptr, out_ptr, line, used, RATIO, HEAD_DIM, SPLITS, BLOCK_R, BLOCK_D
+        )
+        tl.store(arrivals_ptr + line, 0)
+
+
+@triton.jit
+def _combine(
+    partial_ptr,
+    stats_ptr,
+    out_ptr,
+    line,
+    used,
+    RATIO: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """out = sum of the spans' outputs, each weighted with exp(its greatest score - the greatest of all)."""
+    split = tl.arange(0, SPLITS)
+    head = tl.arange(0, BLOCK_R)
+    d = tl.arange(0, BLOCK_D)
+    place = (line * SPLITS + split)[:, None] * RATIO + head[None, :]
+    exists = (split < used)[:, None] & (head < RATIO)[None, :]
+    # Other programs wrote these: .cg passes by the L1 cache, which may hold what stood here before.
+    greatest = tl.load(stats_ptr + place * 2, mask=exists, other=0.0, cache_modifier=".cg")
+    total = tl.load(stats_ptr + place * 2 + 1, mask=exists, other=0.0, cache_modifier=".cg")
+    greatest = tl.where((split < used)[:, None], greatest, float("-inf"))
+    weight = tl.exp(greatest - tl.max(greatest, axis=0)[None, :])
+    total = tl.sum(total * weight, axis=0)
+    mask = exists[:, :, None] & (d < HEAD_DIM)[None, None, :]
+    partial = tl.load(
+        partial_ptr + place[:, :, None] * HEAD_DIM + d[None, None, :], mask=mask, other=0.0, cache_modifier=".cg"
+    )
+    mixed = tl.sum(partial * weight[:, :, None], axis=0) / total[:, None]
+    out = out_ptr + (line * RATIO + head)[:, None] * HEAD_DIM + d[None, :]
+    tl.store(out, mixed.to(out_ptr.dtype.element_ty), mask=(head < RATIO)[:, None] & (d < HEAD_DIM)[None, :])

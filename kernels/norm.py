@@ -1,6 +1,25 @@
-"""RMSNorm: x / sqrt(mean(x^2) + eps) * weight, computed in float32 with float32 weights."""
+"""RMSNorm: x / sqrt(mean(x^2) + eps) * weight, computed in float32 with float32 weights.
+
+In a decode step no kernel normalises. Whoever writes the residual x also writes z = x * weight * HEADROOM, rounded to the
+model's dtype, and sums of x^2; whoever multiplies the normed x by a matrix multiplies z instead, and then the product by
+1 / sqrt(mean(x^2) + eps) / HEADROOM. So a matrix starts to flow before the norm of its input is known.
+"""
+
+from dataclasses import dataclass
 
 import torch
+
+from .dispatch import tl, triton
+
+TILE = 16  # elements of x whose squares form one partial sum: the weight rows of one tensor-core tile
+
+# float16 ends at 65504, and z lacks the division that keeps a normed x small. A power of two costs no precision for
+# what matters: x * weight may reach 4e6, and below 2^-8 it loses bits that are worth less than 2^-19.
+HEADROOM = {torch.float16: 2.0**-6}
+
+
+def headroom(dtype: torch.dtype) -> float:
+    return HEADROOM.get(dtype, 1.0)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
@@ -18,3 +37,63 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dty
     x = x.float()
     scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
     return (x * scale * weight).to(dtype)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The residual stream of a step between two kernels, written in place."""
+
+    x: torch.Tensor  # [R, D] float32
+    z: torch.Tensor  # [R, D] in the model's dtype, x * weight of the next norm * HEADROOM
+    squares: torch.Tensor  # [R, ceil(D / TILE)] float32, partial sums of x^2
+
+    @classmethod
+    def allocate(cls, rows: int, width: int, dtype: torch.dtype, device) -> "Residual":
+        def zeros(columns, kind):
+            return torch.zeros((rows, columns), dtype=kind, device=device)
+
+        return cls(zeros(width, torch.float32), zeros(width, dtype), zeros(-(-width // TILE), torch.float32))
+
+    def rows(self, rows: slice) -> "Residual":
+        """A view of some of the rows."""
+        return Residual(self.x[rows], self.z[rows], self.squares[rows])
+
+    def write(self, x: torch.Tensor, weight: torch.Tensor) -> None:
+        """Make x [R, D] the residual, on its way to the norm with `weight`."""
+        self.x.copy_(x)
+        self.z.copy_(x * (weight * headroom(self.z.dtype)))
+        self.squares.zero_()
+        self.squares[:, 0] = x.square().sum(dim=-1)
+
+    def scale(self, eps: float) -> torch.Tensor:
+        """What turns a product with z into a product with the normed x, [R, 1] float32."""
+        mean = self.squares.sum(dim=-1, keepdim=True) / self.x.shape[1]
+        return torch.rsqrt(mean + eps) / headroom(self.z.dtype)
+
+
+@triton.jit
+def load_squares(squares_ptr, rows, mask, STRIDE: tl.constexpr, PARTIALS: tl.constexpr, BLOCK: tl.constexpr):
+    """The partial sums of some rows, [rows, BLOCK]. To be loaded before a product and summed after it."""
+    partial = tl.arange(0, BLOCK)
+    mask = mask[:, None] & (partial < PARTIALS)[None, :]
+    return tl.load(squares_ptr + rows[:, None] * STRIDE + partial[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def norm_scale(squares, WIDTH: tl.constexpr, EPS: tl.constexpr, HEADROOM: tl.constexpr):
+    """`Residual.scale` of each row."""
+    return tl.rsqrt(tl.sum(squares, axis=1) / WIDTH + EPS) / HEADROOM
+
+
+@triton.jit
+def store_residual(
+    x, x_ptr, z_ptr, squares_ptr, norm_ptr, row, mask, tile, column, in_width, WIDTH: tl.constexpr, HEADROOM: tl.constexpr
+):
+    """`Residual.write` of one tile: x [columns, rows] float32."""
+    inside = in_width[:, None] & mask[None, :]
+    place = row[None, :] * WIDTH + column[:, None]
+    weight = tl.load(norm_ptr + column, mask=in_width, other=0.0)
+    tl.store(x_ptr + place, x, mask=inside)
+    tl.store(z_ptr + place, (x * (weight * HEADROOM)[:, None]).to(z_ptr.dtype.element_ty), mask=inside)
+    squares = tl.sum(tl.where(inside, x * x, 0.0), axis=0)
+    tl.store(squares_ptr + row * tl.cdiv(WIDTH, column.shape[0]) + tile, squares, mask=mask)

@@ -1,0 +1,86 @@
+"""h = silu(gate) * up with gate, up = RMSNorm(x) W^T, for one row of each of many requests.
+
+W [2F, D] holds the gate's rows first. A program takes 16 of them and the 16 of `up` that belong to them.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .dispatch import architecture, begin, launch, tl, triton, uses_triton
+from .norm import Residual, load_squares, norm_scale
+from .norm_linear import norm_constants, norm_linear_ref
+from .product import Tiling, multiply, prefetch
+
+TILE = 32  # weight rows of a program
+
+
+def gated_linear_ref(residual: Residual, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """[R, F] float32."""
+    gate, up = norm_linear_ref(residual, weight, eps).chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def gated_linear(residual: Residual, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
+    """The first half of an MLP.
+
+    Args:
+        residual: R rows.
+        weight: [2F, D], gate before up.
+        eps: of the norm.
+        out: [R, F] in the model's dtype.
+    """
+    rows, outputs = out.shape
+    if (rows, weight.shape[1]) != residual.z.shape or 2 * outputs != weight.shape[0]:
+        raise ValueError(f"gated_linear: out {list(out.shape)} is not half of {list(weight.shape)} x {rows} rows")
+    if not uses_triton(out):
+        out.copy_(gated_linear_ref(residual, weight, eps))
+        return
+    tiling = Tiling.choose(weight, TILE, rows, architecture(out.device))
+    launch(
+        _gated_linear_kernel,
+        tiling.grid(rows, triton.cdiv(2 * outputs, TILE)),
+        {"z_ptr": residual.z, "squares_ptr": residual.squares, "weight_ptr": weight, "out_ptr": out},
+        {"F": outputs, **norm_constants(residual, eps), **tiling.constants(weight, residual.z)},
+        warps=8,
+        stages=tiling.stages,
+        device=out.device,
+    )
+
+
+@triton.jit
+def _gated_linear_kernel(
+    z_ptr,
+    squares_ptr,
+    weight_ptr,
+    out_ptr,
+    F: tl.constexpr,
+    SQUARES_STRIDE: tl.constexpr,
+    PARTIALS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    EPS: tl.constexpr,
+    HEADROOM: tl.constexpr,
+    ROWS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    K: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SLICES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tl.program_id(1) * (TILE // 2)
+    # Even rows of the tile are gate, odd ones up: neighbours then sit in the same thread's registers.
+    place = tl.arange(0, TILE)
+    weight_row = tl.minimum(first + place // 2, F - 1) + (place % 2) * F
+    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, DEPENDENT)
+    begin(DEPENDENT)
+    mask = row < ROWS
+    squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
+    y = multiply(weight_ptr, weight_row, z_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES)
+    y = y * norm_scale(squares, K, EPS, HEADROOM)[None, :]
+    gate, up = y.reshape(TILE // 2, 2, BLOCK_M).permute(0, 2, 1).split()
+    hidden = gate / (1.0 + tl.exp(-gate)) * up
+    column = first + tl.arange(0, TILE // 2)
+    inside = (column < F)[:, None] & mask[None, :]
+    tl.store(out_ptr + row[None, :] * F + column[:, None], hidden.to(out_ptr.dtype.element_ty), mask=inside)

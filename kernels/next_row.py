@@ -1,0 +1,315 @@
+"""From logits to the residual of the next step, one kernel for every slot: guide, filter and draw a token a channel
+(`sample`), close the row (`advance`), and embed it: x = sum over the channels c of table[c V + token_c].
+
+A program draws for one slot and channel; the last program of a slot closes the row and embeds it. Nothing is sorted: the
+k-th largest guided logit and the edge of the nucleus are found bit by bit, as the greatest 32-bit key that has enough
+mass at or above it (a count, or a probability). The keys are the floats' bits, mapped so that integers order them.
+"""
+
+import torch
+
+from .advance import RUNNING, advance
+from .dispatch import begin, launch, tl, triton, uses_triton
+from .norm import headroom
+from .sample import sample_tokens
+
+
+def embed(tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """tokens [..., C], table [C V, D] -> sum of the channels' embeddings [..., D] float32."""
+    channels = tokens.shape[-1]
+    offset = torch.arange(0, table.shape[0], table.shape[0] // channels, device=tokens.device)
+    return table[tokens + offset].float().sum(dim=-2)
+
+
+def next_row_ref(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
+    config = state.config
+    tokens = sample_tokens(
+        logits,
+        state.cfg_scale,
+        state.temperature,
+        state.top_p,
+        state.top_k,
+        state.seed,
+        state.position + 1,
+        config.eos_token_id,
+    )
+    advance(
+        tokens,
+        state.grid,
+        state.position,
+        state.countdown,
+        state.end_row,
+        state.max_tokens,
+        state.delay,
+        config.max_delay,
+        config.eos_token_id,
+        config.pad_token_id,
+    )
+    slots = torch.arange(state.slots, device=logits.device)
+    x = embed(state.grid[slots, state.position], table)
+    state.residual.write(x.repeat_interleave(2, dim=0), norm_weight)
+
+
+def next_row(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
+    """Draw, write and embed the next row of every slot.
+
+    Args:
+        logits: [2B, C, V] float32; rows 2i, 2i + 1 are (unconditional, conditional) of slot i.
+        state: an `engine.state.DecodeState` of B slots. Of a slot that runs, grid, position, countdown and end_row move
+            on one row; the residual becomes that of the row at the slot's position.
+        table: [C V, D], the channels' embeddings.
+        norm_weight: [D] float32, of the first layer's norm.
+    """
+    channels, vocab = logits.shape[1:]
+    if logits.shape[0] != 2 * state.slots or table.shape[0] != channels * vocab:
+        raise ValueError(f"next_row: logits {list(logits.shape)} for {state.slots} slots, table {list(table.shape)}")
+    if not uses_triton(logits):
+        next_row_ref(logits, state, table, norm_weight)
+        return
+    config, residual = state.config, state.residual
+    width = table.shape[1]
+    launch(
+        _next_row_kernel,
+        (channels, state.slots),
+        {
+            "logits_ptr": logits,
+            "cfg_scale_ptr": state.cfg_scale,
+            "temperature_ptr": state.temperature,
+            "top_p_ptr": state.top_p,
+            "top_k_ptr": state.top_k,
+            "seed_ptr": state.seed,
+            "grid_ptr": state.grid,
+            "position_ptr": state.position,
+            "countdown_ptr": state.countdown,
+            "end_row_ptr": state.end_row,
+            "max_tokens_ptr": state.max_tokens,
+            "delay_ptr": state.delay,
+            "tokens_ptr": state.buffers.tokens,
+            "arrivals_ptr": state.buffers.channels_done,
+            "table_ptr": table,
+            "norm_ptr": norm_weight,
+            "x_ptr": residual.x,
+            "z_ptr": residual.z,
+            "squares_ptr": residual.squares,
+            "grid_rows": state.grid.shape[1],
+        },
+        {
+            "CHANNELS": channels,
+            "VOCAB": vocab,
+            "WIDTH": width,
+            "EOS": config.eos_token_id,
+            "PAD": config.pad_token_id,
+            "MAX_DELAY": config.max_delay,
+            "RUNNING": RUNNING,
+            "HEADROOM": headroom(residual.z.dtype),
+            "PARTIALS": residual.squares.shape[1],
+            "BLOCK_V": triton.next_power_of_2(vocab),
+            "BLOCK_C": triton.next_power_of_2(channels),
+            "BLOCK_D": min(1024, triton.next_power_of_2(width)),
+            "BLOCK_P": triton.next_power_of_2(residual.squares.shape[1]),
+        },
+        warps=8,
+        stages=1,
+        device=logits.device,
+        fuses_multiply_add=False,  # guided = cond + scale * (cond - uncond) is to round as torch rounds it
+    )
+
+
+@triton.jit
+def _ordered_key(value):
+    """float32 -> uint32 such that keys compare as the values do."""
+    bits = tl.where(value == 0.0, 0.0, value).to(tl.uint32, bitcast=True)  # -0.0 equals 0.0
+    return tl.where(bits >> 31 == 1, ~bits, bits | 0x80000000)
+
+
+@triton.jit
+def _add3(a, b, c, d, e, f):
+    return a + d, b + e, c + f
+
+
+@triton.jit
+def _edge(key, mass, bound):
+    """The greatest uint32 such that the entries with a key at or above it hold more mass than `bound`; 0 if none is.
+
+    Two bits a turn: the three candidates' sums share one pass through shared memory.
+    """
+    edge = tl.full((), 0, tl.uint32)
+    step = tl.full((), 1 << 30, tl.uint32)
+    for _ in range(0, 16):
+        above1, above2, above3 = tl.reduce(
+            (
+                tl.where(key >= edge + step, mass, 0.0),
+                tl.where(key >= edge + 2 * step, mass, 0.0),
+                tl.where(key >= edge + 3 * step, mass, 0.0),
+            ),
+            0,
+            _add3,
+        )
+        edge += step * ((above1 > bound).to(tl.uint32) + (above2 > bound).to(tl.uint32) + (above3 > bound).to(tl.uint32))
+        step = step >> 2
+    return edge
+
+
+@triton.jit
+def _draw(
+    logits_ptr,
+    cfg_scale,
+    temperature,
+    top_p,
+    top_k,
+    seed,
+    row,
+    slot,
+    channel,
+    CHANNELS: tl.constexpr,
+    VOCAB: tl.constexpr,
+    EOS: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """The token of one slot and channel; see `sample` for the rules."""
+    token = tl.arange(0, BLOCK_V)
+    exists = token < VOCAB
+    place = logits_ptr + (2 * slot * CHANNELS + channel) * VOCAB + token
+    unconditional = tl.load(place, mask=exists, other=0.0)
+    conditional = tl.load(place + CHANNELS * VOCAB, mask=exists, other=0.0)
+
+    key = _ordered_key(conditional + cfg_scale * (conditional - unconditional))
+    key = tl.where(exists, key, 0)
+    count = tl.where(exists, 1.0, 0.0)
+    threshold = _edge(key, count, top_k - 1.0)
+    room = top_k.to(tl.int32) - tl.sum((key > threshold).to(tl.int32), axis=0)
+    level = (key == threshold) & exists
+    kept = (key > threshold) | (level & (tl.cumsum(level.to(tl.int32), axis=0) <= room))
+    allowed = (token < EOS) | ((token == EOS) & (channel == 0))
+    score = tl.where(kept & allowed, conditional, float("-inf"))
+
+    best = tl.argmax(score, axis=0)
+    certain = (temperature == 0.0) | (tl.max(score, axis=0) == float("-inf"))
+    score = tl.where((token == EOS) == (best == EOS), score, float("-inf"))
+    score = score / tl.where(temperature == 0.0, 1.0, temperature)
+    likelihood = tl.exp(score - tl.max(score, axis=0))
+    probability = likelihood / tl.sum(likelihood, axis=0)
+
+    # Positive floats are ordered like their bits.
+    key = probability.to(tl.uint32, bitcast=True)
+    bound = tl.where(top_p >= 1.0, float("inf"), top_p)  # the sum can pass 1 by a rounding, 1 must drop nothing
+    edge = _edge(key, probability, bound)
+    before = tl.sum(tl.where(key > edge, probability, 0.0), axis=0)
+    level = key == edge
+    before += (tl.cumsum(level.to(tl.int32), axis=0) - 1).to(tl.float32) * edge.to(tl.float32, bitcast=True)
+    kept = (key > edge) | (level & (before <= bound))
+
+    word, _, _, _ = tl.philox(seed, token, channel, row, 0)
+    uniform = ((word >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2^-23, see `philox.uniform`
+    race = tl.where(kept & exists, probability / -tl.log(uniform), -1.0)
+    return tl.where(certain, best, tl.argmax(race, axis=0))
+
+
+@triton.jit
+def _next_row_kernel(
+    logits_ptr,
+    cfg_scale_ptr,
+    temperature_ptr,
+    top_p_ptr,
+    top_k_ptr,
+    seed_ptr,
+    grid_ptr,
+    position_ptr,
+    countdown_ptr,
+    end_row_ptr,
+    max_tokens_ptr,
+    delay_ptr,
+    tokens_ptr,
+    arrivals_ptr,
+    table_ptr,
+    norm_ptr,
+    x_ptr,
+    z_ptr,
+    squares_ptr,
+    grid_rows,
+    CHANNELS: tl.constexpr,
+    VOCAB: tl.constexpr,
+    WIDTH: tl.constexpr,
+    EOS: tl.constexpr,
+    PAD: tl.constexpr,
+    MAX_DELAY: tl.constexpr,
+    RUNNING: tl.constexpr,
+    HEADROOM: tl.constexpr,
+    PARTIALS: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    begin(DEPENDENT)
+    channel = tl.program_id(0)
+    slot = tl.program_id(1)
+    position = tl.load(position_ptr + slot).to(tl.int32)
+    drawn = _draw(
+        logits_ptr,
+        tl.load(cfg_scale_ptr + slot),
+        tl.load(temperature_ptr + slot),
+        tl.load(top_p_ptr + slot),
+        tl.load(top_k_ptr + slot).to(tl.float32),
+        tl.load(seed_ptr + slot),
+        position + 1,
+        slot,
+        channel,
+        CHANNELS,
+        VOCAB,
+        EOS,
+        BLOCK_V,
+    )
+    tl.store(tokens_ptr + slot * CHANNELS + channel, drawn)
+    tl.debug_barrier()
+    arrived = tl.atomic_add(arrivals_ptr + slot, 1, sem="acq_rel")
+    if arrived == CHANNELS - 1:
+        c = tl.arange(0, BLOCK_C)
+        mask = c < CHANNELS
+        # Other programs wrote these: .cg passes by the L1 cache.
+        tokens = tl.load(tokens_ptr + slot * CHANNELS + c, mask=mask, other=0, cache_modifier=".cg")
+        countdown = tl.load(countdown_ptr + slot).to(tl.int32)
+        last_start = tl.load(max_tokens_ptr + slot).to(tl.int32) - MAX_DELAY
+        delay = tl.load(delay_ptr + c, mask=mask, other=0).to(tl.int32)
+
+        active = countdown != 0
+        row = position + active.to(tl.int32)
+        opening = tl.sum(tl.where(c == 0, tokens, 0), axis=0)
+        ends = (countdown == RUNNING) & ((opening == EOS) | (row >= last_start))
+        countdown = tl.where(ends, MAX_DELAY, countdown)
+        counting = countdown > 0
+        rows_since_end = MAX_DELAY - countdown
+        tokens = tl.where(counting & (rows_since_end == delay), EOS, tokens)
+        tokens = tl.where(counting & (rows_since_end > delay), PAD, tokens)
+        cell = grid_ptr + (slot.to(tl.int64) * grid_rows + row) * CHANNELS + c
+        written = tl.load(cell, mask=mask, other=0).to(tl.int32)
+        tokens = tl.where((written < 0) & active, tokens, written)
+        tl.debug_barrier()  # every warp has read the slot's fields, now they may change
+        tl.store(cell, tokens.to(tl.int64), mask=mask)
+        tl.store(position_ptr + slot, row.to(tl.int64))
+        tl.store(countdown_ptr + slot, (countdown - counting.to(tl.int32)).to(tl.int64))
+        tl.store(end_row_ptr + slot, row.to(tl.int64), mask=ends)
+        tl.store(arrivals_ptr + slot, 0)
+
+        place = (c * VOCAB + tokens)[:, None] * WIDTH
+        squares = tl.zeros((BLOCK_D,), tl.float32)
+        for start in range(0, WIDTH, BLOCK_D):
+            d = start + tl.arange(0, BLOCK_D)
+            inside = d < WIDTH
+            entries = tl.load(table_ptr + place + d[None, :], mask=mask[:, None] & inside[None, :], other=0.0)
+            x = tl.sum(entries.to(tl.float32), axis=0)
+            weight = tl.load(norm_ptr + d, mask=inside, other=0.0)
+            z = (x * (weight * HEADROOM)).to(z_ptr.dtype.element_ty)
+            squares += x * x
+            # Both rows of a slot are fed the same tokens.
+            base = 2 * slot * WIDTH + d
+            tl.store(x_ptr + base, x, mask=inside)
+            tl.store(x_ptr + base + WIDTH, x, mask=inside)
+            tl.store(z_ptr + base, z, mask=inside)
+            tl.store(z_ptr + base + WIDTH, z, mask=inside)
+        p = tl.arange(0, BLOCK_P)
+        partials = tl.where(p == 0, tl.sum(squares, axis=0), 0.0)
+        base = 2 * slot * PARTIALS + p
+        tl.store(squares_ptr + base, partials, mask=p < PARTIALS)
+        tl.store(squares_ptr + base + PARTIALS, partials, mask=p < PARTIALS)

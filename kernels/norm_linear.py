@@ -1,0 +1,85 @@
+"""y = RMSNorm(x) W^T for one row of each of many requests, from the residual as `norm.Residual` carries it."""
+
+import torch
+
+from .dispatch import architecture, begin, launch, tl, triton, uses_triton
+from .linear import step_linear
+from .norm import TILE, Residual, headroom, load_squares, norm_scale
+from .product import Tiling, multiply, prefetch
+
+
+def norm_linear_ref(residual: Residual, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """[M, N] float32."""
+    return step_linear(residual.z, weight).float() * residual.scale(eps)
+
+
+def norm_linear(residual: Residual, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
+    """Project the normed residual.
+
+    Args:
+        residual: M rows.
+        weight: [N, D].
+        eps: of the norm.
+        out: [M, N] any float dtype, rounded once.
+    """
+    rows, outputs = out.shape
+    if (rows, weight.shape[1]) != residual.z.shape or outputs != weight.shape[0]:
+        raise ValueError(f"norm_linear: out {list(out.shape)} is not {list(residual.z.shape)} x {list(weight.shape)}^T")
+    if not uses_triton(out):
+        out.copy_(norm_linear_ref(residual, weight, eps))
+        return
+    tiling = Tiling.choose(weight, TILE, rows, architecture(out.device))
+    launch(
+        _norm_linear_kernel,
+        tiling.grid(rows, triton.cdiv(outputs, TILE)),
+        {"z_ptr": residual.z, "squares_ptr": residual.squares, "weight_ptr": weight, "out_ptr": out},
+        {"N": outputs, **norm_constants(residual, eps), **tiling.constants(weight, residual.z)},
+        warps=8,
+        stages=tiling.stages,
+        device=out.device,
+    )
+
+
+def norm_constants(residual: Residual, eps: float) -> dict[str, int | float]:
+    partials = residual.squares.shape[1]
+    return {
+        "SQUARES_STRIDE": residual.squares.stride(0),
+        "PARTIALS": partials,
+        "BLOCK_P": triton.next_power_of_2(partials),
+        "EPS": eps,
+        "HEADROOM": headroom(residual.z.dtype),
+    }
+
+
+@triton.jit
+def _norm_linear_kernel(
+    z_ptr,
+    squares_ptr,
+    weight_ptr,
+    out_ptr,
+    N: tl.constexpr,
+    SQUARES_STRIDE: tl.constexpr,
+    PARTIALS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    EPS: tl.constexpr,
+    HEADROOM: tl.constexpr,
+    ROWS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    K: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SLICES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    weight_row = tl.minimum(column, N - 1)
+    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, DEPENDENT)
+    begin(DEPENDENT)
+    mask = row < ROWS
+    squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
+    y = multiply(weight_ptr, weight_row, z_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES)
+    y = y * norm_scale(squares, K, EPS, HEADROOM)[None, :]
+    inside = (column < N)[:, None] & mask[None, :]
+    tl.store(out_ptr + row[None, :] * N + column[:, None], y.to(out_ptr.dtype.element_ty), mask=inside)

@@ -1,0 +1,166 @@
+"""Query, key and value of a decode step: q, k, v = RMSNorm(x) W^T, q and k rotated (see `rope`), k and v cached.
+
+W [(H + 2G) Dh, D] holds the heads of q, then of k, then of v. A program takes 8 pairs of rows that turn together,
+(i, i + Dh / 2) of a head, so that it can rotate them by itself.
+"""
+
+import torch
+
+from .dispatch import architecture, begin, launch, tl, triton, uses_triton
+from .norm import TILE, Residual, load_squares, norm_scale
+from .norm_linear import norm_constants, norm_linear_ref
+from .product import Tiling, multiply, prefetch
+from .rope import apply_rope
+
+
+def project_qkv_ref(
+    residual: Residual,
+    weight: torch.Tensor,
+    eps: float,
+    rope: tuple[torch.Tensor, torch.Tensor],
+    position: torch.Tensor,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+) -> None:
+    rows, groups, _, head_dim = keys.shape
+    qkv = norm_linear_ref(residual, weight, eps).to(query.dtype).view(rows, -1, head_dim)
+    heads = qkv.shape[1] - 2 * groups
+    position = position.repeat_interleave(2)
+    turn = tuple(table[position] for table in rope)
+    every_row = torch.arange(rows, device=query.device)
+    query.copy_(apply_rope(qkv[:, :heads], *turn))
+    keys[every_row, :, position] = apply_rope(qkv[:, heads : heads + groups], *turn)
+    values[every_row, :, position] = qkv[:, heads + groups :]
+
+
+def project_qkv(
+    residual: Residual,
+    weight: torch.Tensor,
+    eps: float,
+    rope: tuple[torch.Tensor, torch.Tensor],
+    position: torch.Tensor,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+) -> None:
+    """Project the normed residual, rotate, and write the cache at each slot's position.
+
+    Args:
+        residual: R = 2B rows.
+        weight: [(H + 2G) Dh, D].
+        eps: of the norm.
+        rope: cosines and sines [positions, Dh / 2] float32.
+        position: [B] int64, below T and the table's positions; rows 2i and 2i + 1 belong to slot i.
+        query: [R, H, Dh], written.
+        keys, values: caches [R, G, T, Dh], one position of each row is written.
+    """
+    rows, heads, head_dim = query.shape
+    groups = keys.shape[1]
+    if weight.shape[0] != (heads + 2 * groups) * head_dim or residual.z.shape != (rows, weight.shape[1]):
+        raise ValueError(
+            f"project_qkv: weight {list(weight.shape)} does not give {heads} + 2 x {groups} heads of {head_dim}"
+        )
+    if not uses_triton(query):
+        project_qkv_ref(residual, weight, eps, rope, position, query, keys, values)
+        return
+    tiling = Tiling.choose(weight, TILE, rows, architecture(query.device))
+    cosines, sines = rope
+    launch(
+        _project_qkv_kernel,
+        tiling.grid(rows, triton.cdiv(weight.shape[0], TILE)),
+        {
+            "z_ptr": residual.z,
+            "squares_ptr": residual.squares,
+            "weight_ptr": weight,
+            "cosines_ptr": cosines,
+            "sines_ptr": sines,
+            "position_ptr": position,
+            "query_ptr": query,
+            "keys_ptr": keys,
+            "values_ptr": values,
+            "capacity": keys.shape[2],
+        },
+        {
+            "HEADS": heads,
+            "GROUPS": groups,
+            "HEAD_DIM": head_dim,
+            **norm_constants(residual, eps),
+            **tiling.constants(weight, residual.z),
+        },
+        warps=8,
+        stages=tiling.stages,
+        device=query.device,
+    )
+
+
+@triton.jit
+def _project_qkv_kernel(
+    z_ptr,
+    squares_ptr,
+    weight_ptr,
+    cosines_ptr,
+    sines_ptr,
+    position_ptr,
+    query_ptr,
+    keys_ptr,
+    values_ptr,
+    capacity,
+    HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SQUARES_STRIDE: tl.constexpr,
+    PARTIALS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    EPS: tl.constexpr,
+    HEADROOM: tl.constexpr,
+    ROWS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    K: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SLICES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    half: tl.constexpr = HEAD_DIM // 2
+    pairs: tl.constexpr = (HEADS + 2 * GROUPS) * half
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tl.program_id(1) * (TILE // 2)
+    place = tl.arange(0, TILE)
+    pair = tl.minimum(first + place // 2, pairs - 1)
+    weight_row = pair // half * HEAD_DIM + pair % half + (place % 2) * half
+    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, DEPENDENT)
+    begin(DEPENDENT)
+
+    mask = row < ROWS
+    pair = first + tl.arange(0, TILE // 2)
+    head = pair // half
+    rotates = head < HEADS + GROUPS
+    position = tl.load(position_ptr + row // 2, mask=mask, other=0)
+    angle = position[None, :] * half + (pair % half)[:, None]
+    wanted = rotates[:, None] & mask[None, :]
+    cosine = tl.load(cosines_ptr + angle, mask=wanted, other=1.0)
+    sine = tl.load(sines_ptr + angle, mask=wanted, other=0.0)
+    squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
+
+    y = multiply(weight_ptr, weight_row, z_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES)
+    y = y * norm_scale(squares, K, EPS, HEADROOM)[None, :]
+    real, imaginary = y.reshape(TILE // 2, 2, BLOCK_M).permute(0, 2, 1).split()
+    turned = (real * cosine - imaginary * sine).to(query_ptr.dtype.element_ty)
+    across = (imaginary * cosine + real * sine).to(query_ptr.dtype.element_ty)
+
+    inside = (pair < pairs)[:, None] & mask[None, :]
+    is_query = (head < HEADS)[:, None]
+    query = query_ptr + (row[None, :] * HEADS + head[:, None]) * HEAD_DIM + (pair % half)[:, None]
+    tl.store(query, turned, mask=inside & is_query)
+    tl.store(query + half, across, mask=inside & is_query)
+    group = head - HEADS - tl.where(rotates, 0, GROUPS)
+    line = row.to(tl.int64)[None, :] * GROUPS + group[:, None]
+    cell = (line * capacity + position[None, :]) * HEAD_DIM + (pair % half)[:, None]
+    is_key = rotates[:, None] & (inside & ~is_query)
+    tl.store(keys_ptr + cell, turned, mask=is_key)
+    tl.store(keys_ptr + cell + half, across, mask=is_key)
+    is_value = inside & ~rotates[:, None]
+    tl.store(values_ptr + cell, turned, mask=is_value)
+    tl.store(values_ptr + cell + half, across, mask=is_value)

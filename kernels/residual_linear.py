@@ -1,0 +1,109 @@
+"""x += y W^T for one row of each of many requests, and what the next norm needs of the new x (see `norm.Residual`)."""
+
+import torch
+
+from .dispatch import architecture, begin, launch, tl, triton, uses_triton
+from .linear import step_linear
+from .norm import TILE, Residual, headroom, store_residual
+from .product import Tiling, multiply, prefetch
+
+
+def residual_linear_ref(
+    inputs: torch.Tensor, weight: torch.Tensor, residual: Residual, without_text: torch.Tensor | None
+) -> torch.Tensor:
+    """The new x, [R, D] float32."""
+    change = step_linear(inputs, weight).float()
+    if without_text is not None:
+        change = torch.stack((without_text.expand_as(change), change), dim=1).view_as(residual.x)
+    return residual.x + change
+
+
+def residual_linear(
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    residual: Residual,
+    norm_weight: torch.Tensor,
+    without_text: torch.Tensor | None = None,
+) -> None:
+    """Add a projection to the residual, in place.
+
+    Args:
+        inputs: [R, K] in the weight's dtype; [R / 2, K] with `without_text`.
+        weight: [D, K].
+        residual: R rows.
+        norm_weight: [D] float32, of the norm that reads the residual next.
+        without_text: [D] float32 or None. If given, row i of the product belongs to residual row 2i + 1, and the rows
+            2i, those without text, get this constant instead.
+    """
+    rows, width = residual.x.shape
+    wanted = (rows if without_text is None else rows // 2, weight.shape[1])
+    if tuple(inputs.shape) != wanted or weight.shape[0] != width:
+        raise ValueError(
+            f"residual_linear: inputs {list(inputs.shape)} and weight {list(weight.shape)} do not give {rows} x {width}"
+        )
+    if not uses_triton(inputs):
+        residual.write(residual_linear_ref(inputs, weight, residual, without_text), norm_weight)
+        return
+    tiling = Tiling.choose(weight, TILE, inputs.shape[0], architecture(inputs.device))
+    launch(
+        _residual_linear_kernel,
+        tiling.grid(inputs.shape[0], triton.cdiv(width, TILE)),
+        {
+            "input_ptr": inputs,
+            "weight_ptr": weight,
+            "x_ptr": residual.x,
+            "z_ptr": residual.z,
+            "squares_ptr": residual.squares,
+            "norm_ptr": norm_weight,
+            "constant_ptr": without_text,
+        },
+        {"N": width, "HEADROOM": headroom(residual.z.dtype), **tiling.constants(weight, inputs)},
+        warps=8,
+        stages=tiling.stages,
+        device=inputs.device,
+    )
+
+
+@triton.jit
+def _residual_linear_kernel(
+    input_ptr,
+    weight_ptr,
+    x_ptr,
+    z_ptr,
+    squares_ptr,
+    norm_ptr,
+    constant_ptr,
+    N: tl.constexpr,
+    HEADROOM: tl.constexpr,
+    ROWS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    K: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SLICES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    tile = tl.program_id(1)
+    column = tile * TILE + tl.arange(0, TILE)
+    in_width = column < N
+    weight_row = tl.minimum(column, N - 1)
+    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, DEPENDENT)
+    begin(DEPENDENT)
+    mask = row < ROWS
+    inside = in_width[:, None] & mask[None, :]
+    if constant_ptr is None:
+        target = row
+    else:
+        target = 2 * row + 1
+        constant = tl.load(constant_ptr + column, mask=in_width, other=0.0)
+        blank = tl.load(x_ptr + (2 * row)[None, :] * N + column[:, None], mask=inside, other=0.0)
+    x = tl.load(x_ptr + target[None, :] * N + column[:, None], mask=inside, other=0.0)
+    x += multiply(weight_ptr, weight_row, input_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES)
+    # Several threads may hold a copy of the same element of x: all must have read it before one of them overwrites it.
+    tl.debug_barrier()
+    store_residual(x, x_ptr, z_ptr, squares_ptr, norm_ptr, target, mask, tile, column, in_width, N, HEADROOM)
+    if constant_ptr is not None:
+        blank += constant[:, None]
+        store_residual(blank, x_ptr, z_ptr, squares_ptr, norm_ptr, 2 * row, mask, tile, column, in_width, N, HEADROOM)
