@@ -123,29 +123,14 @@ def _ordered_key(value):
 
 
 @triton.jit
-def _add3(a, b, c, d, e, f):
-    return a + d, b + e, c + f
-
-
-@triton.jit
 def _edge(key, mass, bound):
-    """The greatest uint32 such that the entries with a key at or above it hold more mass than `bound`; 0 if none is.
-
-    Two bits a turn: the three candidates' sums share one pass through shared memory.
-    """
+    """The greatest uint32 such that the entries with a key at or above it hold more mass than `bound`; 0 if none is."""
     edge = tl.full((), 0, tl.uint32)
     step = tl.full((), 1 << 30, tl.uint32)
-    for _ in range(0, 16):
-        above1, above2, above3 = tl.reduce(
-            (
-                tl.where(key >= edge + step, mass, 0.0),
-                tl.where(key >= edge + 2 * step, mass, 0.0),
-                tl.where(key >= edge + 3 * step, mass, 0.0),
-            ),
-            0,
-            _add3,
-        )
-        edge += step * ((above1 > bound).to(tl.uint32) + (above2 > bound).to(tl.uint32) + (above3 > bound).to(tl.uint32))
+    candidate = tl.arange(0, 4).to(tl.uint32)
+    for _ in range(0, 16):  # two bits a turn: their three candidates share one pass through shared memory
+        above = tl.sum(tl.where(key[:, None] >= (edge + step * candidate)[None, :], mass[:, None], 0.0), axis=0)
+        edge += step * tl.sum(((above > bound) & (candidate > 0)).to(tl.int32), axis=0).to(tl.uint32)
         step = step >> 2
     return edge
 

@@ -1,13 +1,24 @@
-"""Without a GPU the kernels run in Triton's interpreter, which Triton has to know before it is imported."""
-
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
+    # The kernels then run in Triton's interpreter, which Triton has to know before anyone imports it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
-    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+@pytest.fixture(autouse=True)
+def repeatable():
+    """Every test starts from the same random state and needs no gradients."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
