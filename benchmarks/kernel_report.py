@@ -100,7 +100,7 @@ def compile_launch(launch: Launch, architecture: int) -> Build:
         code = _run("nvdisasm", file.name)
     loads = re.findall(r"\b(LDG\S*|LDGSTS\S*|UBLKCP\S*)", code)
     widths = [int(width) for load in loads for width in re.findall(r"\.(64|128)\b", load)] or [32]
-    cores = sorted(set(re.findall(r"\b([HIQ]G?MMA\.\d+(?:x\d+)+)", code)))
+    cores = sorted(set(re.findall(r"\b([HIQ]G?MMA\.\d+(?:x\d+)*)", code)))
     return Build(
         registers=int(re.search(r"REG:(\d+)", usage)[1]),
         stack=int(re.search(r"STACK:(\d+)", usage)[1]) + int(re.search(r"LOCAL:(\d+)", usage)[1]),

@@ -113,7 +113,7 @@ def decode_attention(
             "BLOCK_R": triton.next_power_of_2(ratio),
             "BLOCK_D": block_d,
         },
-        warps=4,
+        warps=4 if keys.element_size() == 2 else 8,  # float32 is multiplied in registers, which are too few in 4 warps
         stages=3 if keys.element_size() * block_d <= 256 else 2,
         device=query.device,
     )

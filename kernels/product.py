@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .dispatch import HOPPER, gdc_wait, tl, triton  # noqa: F401
+from .dispatch import tl, triton
 
 SLICES = 8  # of K, one a warp
 LARGE_SHARED_MEMORY = (80, 90, 100, 103)  # architectures with 160 KiB and more a multiprocessor, others have about 100
@@ -24,17 +24,17 @@ class Tiling:
     tile: int  # weight rows of a program
     block_m: int  # input rows of a program
     block_k: int  # columns of each slice in one turn of the loop
-    stages: int  # turns in flight
+    stages: int  # Triton's; one less is the number of turns that have room in shared memory
 
     @classmethod
     def choose(cls, weight: torch.Tensor, tile: int, rows: int, architecture: int) -> "Tiling":
         roomy = architecture in LARGE_SHARED_MEMORY
-        block_m = min(max(8, triton.next_power_of_2(rows)), 32 if roomy else 16)
-        block_k = 128 // weight.element_size()
-        stage = SLICES * block_k * (tile + block_m) * weight.element_size()
+        block_m = min(max(8, triton.next_power_of_2(rows)), 32 if roomy and weight.element_size() == 2 else 16)
+        block_k = (128 if roomy else 64) // weight.element_size()
+        turn = SLICES * block_k * (tile + block_m) * weight.element_size()
         # Half of a multiprocessor's shared memory, so that two programs, or a program and its successor's, fit on one.
-        stages = max(2, min(4, (100 if roomy else 48) * 1024 // stage))
-        return cls(tile, block_m, block_k, stages)
+        turns = max(2, min(4, (100 if roomy else 48) * 1024 // turn))
+        return cls(tile, block_m, block_k, stages=turns + 1)
 
     def grid(self, rows: int, tiles: int) -> tuple[int, int]:
         """Programs that share weights are neighbours, so that all but one find them in the L2 cache."""
@@ -57,8 +57,8 @@ def prefetch(weight_ptr, weight_row, K: tl.constexpr, BLOCK_K: tl.constexpr, SLI
     """Ask for the first turns' weights to come to the L2 cache while the kernel before this one still runs."""
     if DEPENDENT:
         span: tl.constexpr = tl.cdiv(K, SLICES * BLOCK_K) * BLOCK_K
-        turn = tl.arange(0, 4) * BLOCK_K  # a slice's turn takes one line of 128 bytes from a row
-        k = tl.arange(0, SLICES)[:, None, None] * span + turn[None, None, :]
+        line = tl.arange(0, 4) * (1024 // weight_ptr.dtype.element_ty.primitive_bitwidth)  # of 128 bytes
+        k = tl.arange(0, SLICES)[:, None, None] * span + line[None, None, :]
         k = tl.minimum(k, K - 1)
         lines = (weight_ptr + weight_row[None, :, None] * K + k).to(tl.int64)
         tl.inline_asm_elementwise(
