@@ -157,5 +157,4 @@ class Dia:
             self.config.pad_token_id,
         )
         # A slot that has stopped stays where it is; its count goes on here, within the cache, and nobody reads its rows.
-        rows = state.grid.shape[1]
-        state.lengths = [min(length + 1, rows) for length in state.lengths]
+        state.lengths = [min(length + 1, state.rows) for length in state.lengths]
