@@ -151,7 +151,7 @@ def _seed(given: int | None) -> int:
 def _check_against_model(options: argparse.Namespace, script: str, knobs) -> None:
     """Refuse what this model's limits, or the prompt's file, make impossible."""
     from .audio import read_audio
-    from .hub import model_config
+    from .inventory import model_config
     from .request import encode_script
 
     config = model_config(options.model, options.revision)

@@ -16,10 +16,10 @@ from .hub import DEFAULT_MODEL, find_model
 from .model import Dia
 from .options import DEFAULT_MAX_TOKENS, GenerationOptions
 from .placement import checked_device, checked_dtype, default_dtype
-from .prompts import prompt_codes
+from .prompts import encode_prompt, read_prompt
 from .request import make_requests
 from .synthetic import is_synthetic, random_weights, synthetic_codec, synthetic_config
-from .weights import load_weights
+from .weights import stream_weights
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Engine:
             _check_codec_fits(config, codec)
         with torch.no_grad():
             self.model = Dia(config, weights)
-        self.config, self.codec = config, codec
+        self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype
 
     @classmethod
@@ -109,10 +109,11 @@ class Engine:
     @classmethod
     def _from_files(cls, config_file, weight_files, dtype, device, codec, load_dac) -> "Engine":
         config = DiaConfig.from_file(config_file)
-        # The codec first: it is small, and a missing one should not cost the time to load the model.
-        codec = _load_codec(codec, device, load_dac)
         dtype = dtype or default_dtype(config, device)
-        return cls(config, load_weights(weight_files, config, dtype=dtype, device=device), codec)
+        # Checked now, read after the codec: neither a bad file nor a missing codec should cost the time to load it all.
+        weights = stream_weights(weight_files, config, dtype=dtype, device=device)
+        codec = _load_codec(codec, device, load_dac)
+        return cls(config, dict(weights), codec)
 
     @property
     def sample_rate(self) -> int:
@@ -183,7 +184,8 @@ class Engine:
     def load_audio(self, audio_path: str | Path) -> torch.Tensor:
         """Encode a sound file as a prompt: codes [P, C] int64 on the CPU."""
         capacity = self.config.decoder.max_position_embeddings
-        return prompt_codes(Path(audio_path), self.config, self._require_codec(), capacity)
+        codec = self._require_codec()
+        return encode_prompt(read_prompt(Path(audio_path), self.config, codec, capacity), codec, capacity)
 
     def save_audio(self, path: str | Path, audio: np.ndarray) -> None:
         """Write sound [samples] float32 to a file; the extension decides the format. See `audio.write_audio`."""

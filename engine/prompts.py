@@ -1,5 +1,10 @@
-"""What a user hands over as audio prompt, brought to codes [P, C]."""
+"""Audio prompts: what a user hands over, read and checked, then brought to codes.
 
+Two steps, because encoding sound takes seconds: a mistake in the last prompt of a batch is found before the first is
+encoded.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +15,26 @@ from .codec import Codec
 from .config import DiaConfig
 
 
-def prompt_codes(prompt, config: DiaConfig, codec: Codec | None, max_frames: int) -> torch.Tensor:
-    """Bring one audio prompt to codes.
+@dataclass(frozen=True)
+class Sound:
+    """A prompt that is still to be encoded: waveform [samples] float32 and its rate in Hz."""
+
+    waveform: np.ndarray
+    sample_rate: int
+
+
+def read_prompt(prompt, config: DiaConfig, codec: Codec | None, max_frames: int) -> torch.Tensor | Sound:
+    """Check one audio prompt and read its file.
 
     Args:
         prompt: None; a path to a sound file of any rate, mono or stereo; integer codes [P, C]; or a pair
             (waveform [samples] or [samples, channels] or [channels, samples] float, sample rate in Hz).
         config: the model's.
-        codec: encodes sound; may be None if the prompt is not sound.
+        codec: will encode sound; may be None if the prompt is not sound.
         max_frames: the most frames that leave room for generated ones.
 
     Returns:
-        codes [P, C] int64 on the CPU; P = 0 for None.
+        codes [P, C] int64 on the CPU, P = 0 for None; or Sound.
 
     Raises:
         FileNotFoundError: no file at the path.
@@ -35,10 +48,10 @@ def prompt_codes(prompt, config: DiaConfig, codec: Codec | None, max_frames: int
         _check_length(codes.shape[0], max_frames)
         return codes
     if isinstance(prompt, (str, Path)):
-        waveform, sample_rate = read_audio(prompt)
+        sound = Sound(*read_audio(prompt))
     elif isinstance(prompt, tuple) and len(prompt) == 2:
-        waveform, sample_rate = _mono(prompt[0]), prompt[1]
-        check_sample_rate(sample_rate, "the audio prompt's sample rate")
+        check_sample_rate(prompt[1], "the audio prompt's sample rate")
+        sound = Sound(_mono(prompt[0]), prompt[1])
     else:
         raise TypeError(
             f"an audio prompt is a path, integer codes [frames, channels] or a pair (waveform, sample_rate), "
@@ -46,11 +59,21 @@ def prompt_codes(prompt, config: DiaConfig, codec: Codec | None, max_frames: int
         )
     if codec is None:
         raise ValueError("an audio prompt in the form of sound needs the codec; load the engine with load_dac=True")
-    # Encoding takes seconds, so a prompt that cannot fit is refused before it.
-    _check_length(int(len(waveform) / sample_rate * codec.sample_rate / codec.hop_length), max_frames)
-    codes = codec.encode(waveform, sample_rate).cpu()
-    _check_length(codes.shape[0], max_frames)
-    return codes
+    seconds = len(sound.waveform) / sound.sample_rate
+    _check_length(int(seconds * codec.sample_rate / codec.hop_length), max_frames)
+    return sound
+
+
+def encode_prompt(prompt: torch.Tensor | Sound, codec: Codec | None, max_frames: int) -> torch.Tensor:
+    """Codes [P, C] int64 on the CPU of a prompt from `read_prompt`.
+
+    Raises:
+        ValueError: more than max_frames.
+    """
+    if isinstance(prompt, Sound):
+        prompt = codec.encode(prompt.waveform, prompt.sample_rate).cpu()
+        _check_length(prompt.shape[0], max_frames)
+    return prompt
 
 
 def _checked_codes(codes: torch.Tensor, config: DiaConfig) -> torch.Tensor:
@@ -73,7 +96,7 @@ def _checked_codes(codes: torch.Tensor, config: DiaConfig) -> torch.Tensor:
 def _mono(waveform) -> np.ndarray:
     """A waveform as [samples] float32: the mean of its channels, which are the shorter axis of two."""
     if isinstance(waveform, torch.Tensor):
-        waveform = waveform.detach().cpu().numpy()
+        waveform = waveform.detach().float().cpu().numpy() if waveform.is_floating_point() else waveform.cpu().numpy()
     if isinstance(waveform, np.ndarray) and waveform.ndim == 2 and np.issubdtype(waveform.dtype, np.floating):
         waveform = waveform.mean(axis=int(np.argmin(waveform.shape)))
     return as_waveform(waveform)

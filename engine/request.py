@@ -8,7 +8,7 @@ import torch
 from .codec import Codec
 from .config import DiaConfig
 from .options import MAX_SEED, GenerationOptions, check_seed
-from .prompts import prompt_codes
+from .prompts import encode_prompt, read_prompt
 from .text import encode_text
 
 
@@ -46,17 +46,33 @@ def make_requests(
     seeds = _one_each("seed", seed, texts, batch, shared=True)
 
     seeds = [_drawn_seed() if each is None else check_seed(each) for each in seeds]
-    for prompt, transcript in zip(prompts, transcripts):
-        if transcript is not None and prompt is None:
-            raise ValueError("audio_prompt_text is the transcript of an audio_prompt, but there is no audio_prompt")
-    encoder = config.encoder
-    scripts = [_with_transcript(each, transcript) for each, transcript in zip(texts, transcripts)]
-    ids = [encode_text(script, encoder.max_position_embeddings, encoder.vocab_size) for script in scripts]
+    ids = [
+        encode_script(script, transcript, prompt is not None, config)
+        for script, transcript, prompt in zip(texts, transcripts, prompts)
+    ]
 
     capacity = config.decoder.max_position_embeddings
     room = options.rows(capacity, 0, config.max_delay) - (1 + config.max_delay + 1)
-    codes = [prompt_codes(prompt, config, codec, room) for prompt in prompts]
+    read = [read_prompt(prompt, config, codec, room) for prompt in prompts]
+    codes = [encode_prompt(prompt, codec, room) for prompt in read]
     return [Request(*parts) for parts in zip(ids, codes, seeds)]
+
+
+def encode_script(text: str, transcript: str | None, has_prompt: bool, config: DiaConfig) -> torch.Tensor:
+    """Ids [S] int64 of a script, with the transcript of its audio prompt before it.
+
+    Raises:
+        TypeError, ValueError: not a script that this model can read, or a transcript of no prompt.
+    """
+    limits = config.encoder.max_position_embeddings, config.encoder.vocab_size
+    ids = encode_text(text, *limits)
+    if transcript is None:
+        return ids
+    if not isinstance(transcript, str):
+        raise TypeError(f"audio_prompt_text must be a string, got {type(transcript).__name__}")
+    if not has_prompt:
+        raise ValueError("audio_prompt_text is the transcript of an audio_prompt, but there is no audio_prompt")
+    return encode_text(f"{transcript.rstrip()} {text}", *limits)
 
 
 def _one_each(name: str, value, texts: Sequence, batch: bool, shared: bool) -> list:
@@ -68,14 +84,6 @@ def _one_each(name: str, value, texts: Sequence, batch: bool, shared: bool) -> l
     if value is not None and batch and not shared:
         raise ValueError(f"{name} must be a list of {len(texts)} entries, as text is, got {type(value).__name__}")
     return [value] * len(texts)
-
-
-def _with_transcript(text, transcript):
-    if transcript is None or not isinstance(text, str):
-        return text
-    if not isinstance(transcript, str):
-        raise TypeError(f"audio_prompt_text must be a string, got {type(transcript).__name__}")
-    return f"{transcript.rstrip()} {text}"
 
 
 def _drawn_seed() -> int:

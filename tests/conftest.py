@@ -2,6 +2,10 @@ import pytest
 import torch
 
 
+# The models of the tests are so small that a second thread only waits for the first.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def repeatable():
     """Every test starts from the same random state and needs no gradients."""

@@ -27,8 +27,16 @@ def make_request(index: int) -> Request:
     return Request(text, prompt, seed=index)
 
 
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("batch", [2, 3, 7])
-def test_a_row_has_the_same_bits_in_any_batch(model, batch):
+def test_a_row_has_the_same_bits_in_any_batch(model, batch, threads):
     options = GenerationOptions(max_tokens=80)
     requests = [make_request(index % 4) for index in range(batch)]
     together = start_requests(model, requests, options)
