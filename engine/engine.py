@@ -176,7 +176,7 @@ class Engine:
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = make_requests(text, audio_prompt, audio_prompt_text, seed, options, self.config, self.codec)
         state = start_requests(self.model, requests, options)
-        with _progress(verbose, self._frames_per_second) as progress:
+        with _progress(verbose, self._frames_per_second / len(requests)) as progress:
             run_to_end(self.model, state, progress)
         results = [self._sound(codes) for codes in finished_codes(state, requests)]
         return results if isinstance(text, (list, tuple)) else results[0]
@@ -241,8 +241,8 @@ def _note_ignored(use_torch_compile: bool, use_cfg_filter: bool | None) -> None:
 
 
 @contextmanager
-def _progress(verbose: bool, frames_per_second: float):
-    """A callback that counts steps on a bar with steps/s and x real time, or None."""
+def _progress(verbose: bool, real_time: float):
+    """A callback that counts steps on a bar with steps/s and x real time, or None; `real_time` is steps/s at 1x."""
     if not verbose:
         yield None
         return
@@ -251,6 +251,6 @@ def _progress(verbose: bool, frames_per_second: float):
         def count(steps: int) -> None:
             bar.update(steps)
             rate = bar.format_dict["rate"] or bar.n / max(bar.format_dict["elapsed"], 1e-9)
-            bar.set_postfix_str(f"{rate / frames_per_second:.2f}x real time", refresh=False)
+            bar.set_postfix_str(f"{rate / real_time:.2f}x real time", refresh=False)
 
         yield count
