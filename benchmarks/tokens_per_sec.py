@@ -19,6 +19,7 @@ import torch
 from engine import Engine
 from engine.text import encode_text
 
+from .nari import Nari, load_nari
 from .peers import Ours, Transformers, transformers_model
 from .roofline import copy_bandwidth, step_bytes
 
@@ -26,6 +27,7 @@ SCRIPT = (
     "[S1] Dia is an open weights text to dialogue model. [S2] You get full control over scripts and voices. "
     "[S1] Wow. Amazing. (laughs) [S2] Try it now on Git hub or Hugging Face. [S1] I will, this very evening!"
 )
+PEERS = ("transformers", "transformers-compiled", "nari", "nari-compiled")
 STEPS_PER_SECOND_OF_SOUND = 44100 / 512
 
 
@@ -33,10 +35,7 @@ def main() -> None:
     options = _arguments()
     engine = Engine.load(options.model, dtype=options.dtype, device=options.device, load_dac=False)
     text = encode_text(SCRIPT, engine.config.encoder.max_position_embeddings)
-    runners = [Ours(engine.model)]
-    if "transformers" in options.against:
-        peer = transformers_model(engine.config, engine.weights)
-        runners += [Transformers(peer), Transformers(peer, pad_to=engine.config.encoder.max_position_embeddings)]
+    runners = [Ours(engine.model), *_peers(options, engine)]
     bandwidth = copy_bandwidth(engine.device)
     results = []
     for runner in runners:
@@ -58,9 +57,29 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="requests at once (%(default)s)")
     parser.add_argument("--steps", type=int, default=60, help="timed steps a run (%(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="timed runs (%(default)s)")
-    parser.add_argument("--against", nargs="*", default=[], choices=["transformers"], help="peers to time as well")
+    parser.add_argument("--against", nargs="*", default=[], choices=PEERS, metavar="PEER", help=" ".join(PEERS))
+    parser.add_argument("--reference", metavar="PATH", help="checkout of nari-labs/dia, for the peers nari...")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if any(peer.startswith("nari") for peer in options.against) and options.reference is None:
+        parser.error("the peers nari and nari-compiled need --reference PATH, a checkout of nari-labs/dia")
+    return options
+
+
+def _peers(options, engine: Engine) -> list:
+    peers = []
+    if {"transformers", "transformers-compiled"} & set(options.against):
+        model = transformers_model(engine.config, engine.weights)
+        if "transformers" in options.against:
+            padded = engine.config.encoder.max_position_embeddings
+            peers += [Transformers(model), Transformers(model, pad_to=padded)]
+        if "transformers-compiled" in options.against:
+            peers.append(Transformers(model, compiled=True))
+    if {"nari", "nari-compiled"} & set(options.against):
+        reference = load_nari(options.reference, engine.config, engine.weights)
+        peers += [Nari(reference, compiled=False)] if "nari" in options.against else []
+        peers += [Nari(reference, compiled=True)] if "nari-compiled" in options.against else []
+    return peers
 
 
 def _measure(runner, text: torch.Tensor, options, engine: Engine, bandwidth: float) -> dict:
