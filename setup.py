@@ -18,6 +18,7 @@ setup(
         "soundfile>=0.12.1",
         "soxr>=0.3.7",
         "tqdm",
+        "triton>=3.2; sys_platform == 'linux'",
     ],
     extras_require={
         "codec": ["descript-audio-codec>=1.0"],

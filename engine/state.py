@@ -6,7 +6,7 @@ import torch
 
 from .cache import KVCache
 from .config import DecoderConfig, DiaConfig
-from .delay import OPEN, prompt_grid
+from .delay import prompt_grid
 from .kernels.advance import RUNNING
 from .kernels.attention import AttentionScratch
 from .kernels.norm import Residual
@@ -61,7 +61,7 @@ class DecodeState:
     """
 
     config: DiaConfig
-    grid: torch.Tensor  # [B, T, C] int64, OPEN where nothing is decided
+    grid: torch.Tensor  # [B, T + 1, C] int64, OPEN where nothing is decided; the last row is written, never fed
     position: torch.Tensor  # [B] int64, row that the next step feeds
     countdown: torch.Tensor  # [B] int64, RUNNING, then rows left after the end; 0 = stopped
     end_row: torch.Tensor  # [B] int64, row of EOS
@@ -92,7 +92,7 @@ class DecodeState:
 
         return cls(
             config=config,
-            grid=torch.zeros((slots, rows, channels), dtype=torch.int64, device=device),
+            grid=torch.zeros((slots, rows + 1, channels), dtype=torch.int64, device=device),
             position=per_slot(0, torch.int64),
             countdown=per_slot(0, torch.int64),
             end_row=per_slot(0, torch.int64),
@@ -117,7 +117,13 @@ class DecodeState:
 
     @property
     def slots(self) -> int:
+        """B."""
         return self.grid.shape[0]
+
+    @property
+    def rows(self) -> int:
+        """T, the most rows that a slot can feed."""
+        return self.grid.shape[1] - 1
 
     def start(self, slot: int, text_length: int, prompt: torch.Tensor, options: GenerationOptions, seed: int) -> None:
         """Set a slot's fields for a new request. Caches and residual are filled by the model's prefill.
@@ -130,9 +136,8 @@ class DecodeState:
             seed: in [0, 2^63).
         """
         config, frames = self.config, prompt.shape[0]
-        rows = options.rows(self.grid.shape[1], frames, config.max_delay)
-        self.grid[slot] = OPEN
-        self.grid[slot, :rows] = prompt_grid(prompt, config.delay_pattern, config.bos_token_id, rows).to(self.grid)
+        rows = options.rows(self.rows, frames, config.max_delay)
+        self.grid[slot] = prompt_grid(prompt, config.delay_pattern, config.bos_token_id, self.rows + 1)
         self.position[slot] = frames
         self.countdown[slot] = RUNNING
         self.end_row[slot] = 0

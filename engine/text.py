@@ -5,20 +5,21 @@ import torch
 SPEAKER_TAGS = {b"[S1]": b"\x01", b"[S2]": b"\x02"}
 
 
-def encode_text(text: str, max_length: int) -> torch.Tensor:
+def encode_text(text: str, max_length: int, vocab_size: int = 256) -> torch.Tensor:
     """Turn a script into the encoder's ids.
 
     Args:
         text: the script; `[S1]` and `[S2]` become one id each.
         max_length: the encoder's number of positions.
+        vocab_size: the encoder's number of ids.
 
     Returns:
         ids [S] int64, S <= max_length.
 
     Raises:
         TypeError: `text` is not a string.
-        ValueError: nothing but white space, not encodable as UTF-8, or longer than `max_length` ids.
-            The reference cuts such text in silence.
+        ValueError: nothing but white space, not encodable as UTF-8, or longer than `max_length` ids (the
+            reference cuts such text in silence), or holds a byte that the model does not know.
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, got {type(text).__name__}")
@@ -35,4 +36,6 @@ def encode_text(text: str, max_length: int) -> torch.Tensor:
             f"text has {len(encoded)} bytes (a speaker tag counts as one), the model reads at most {max_length}; "
             f"shorten it or split it"
         )
+    if max(encoded) >= vocab_size:
+        raise ValueError(f"text holds the byte {max(encoded)}, the model knows only bytes below {vocab_size}")
     return torch.tensor(list(encoded), dtype=torch.int64)

@@ -49,4 +49,5 @@ def advance(
     slots = torch.arange(grid.shape[0], device=grid.device)
     written = grid[slots, row]
     grid[slots, row] = torch.where((written < 0) & active[:, None], tokens, written)
-    position.copy_(row)
+    # A slot that stops here does not move: what it would feed next may lie beyond its cache.
+    position.add_(countdown != 0)

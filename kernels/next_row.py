@@ -267,16 +267,21 @@ def _next_row_kernel(
         rows_since_end = MAX_DELAY - countdown
         tokens = tl.where(counting & (rows_since_end == delay), EOS, tokens)
         tokens = tl.where(counting & (rows_since_end > delay), PAD, tokens)
-        cell = grid_ptr + (slot.to(tl.int64) * grid_rows + row) * CHANNELS + c
-        written = tl.load(cell, mask=mask, other=0).to(tl.int32)
+        countdown -= counting.to(tl.int32)
+        # A slot that stops here does not move, see `advance`.
+        next_position = position + (countdown != 0).to(tl.int32)
+        cells = grid_ptr + slot.to(tl.int64) * grid_rows * CHANNELS + c
+        here = tl.load(cells + position * CHANNELS, mask=mask, other=0).to(tl.int32)
+        written = tl.load(cells + row * CHANNELS, mask=mask, other=0).to(tl.int32)
         tokens = tl.where((written < 0) & active, tokens, written)
         tl.debug_barrier()  # every warp has read the slot's fields, now they may change
-        tl.store(cell, tokens.to(tl.int64), mask=mask)
-        tl.store(position_ptr + slot, row.to(tl.int64))
-        tl.store(countdown_ptr + slot, (countdown - counting.to(tl.int32)).to(tl.int64))
+        tl.store(cells + row * CHANNELS, tokens.to(tl.int64), mask=mask)
+        tl.store(position_ptr + slot, next_position.to(tl.int64))
+        tl.store(countdown_ptr + slot, countdown.to(tl.int64))
         tl.store(end_row_ptr + slot, row.to(tl.int64), mask=ends)
         tl.store(arrivals_ptr + slot, 0)
 
+        tokens = tl.where(next_position == row, tokens, here)
         place = (c * VOCAB + tokens)[:, None] * WIDTH
         squares = tl.zeros((BLOCK_D,), tl.float32)
         for start in range(0, WIDTH, BLOCK_D):

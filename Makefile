@@ -1,0 +1,28 @@
+# `make demo` and `make test` do all the set-up they need on a machine with Python 3.10 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow clean
+
+demo: $(READY)
+	@$(BIN)/dia-engine say --model synthetic:tiny --max-tokens 360 --seed 7 -o demo.wav \
+		"[S1] Dia is an open text to dialogue model. [S2] And this engine runs it. (laughs)"
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+# What takes minutes or gigabytes: the 1.6B checkpoints on disk.
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow
+
+# The environment is made anew when what it must hold has changed.
+$(READY): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo.wav .pytest_cache

@@ -1,0 +1,138 @@
+"""Runtimes of Dia behind one face: read a script, then make steps, a time stamp after each. All share one set of
+weights in memory."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from engine.config import DiaConfig
+from engine.generation import start_requests
+from engine.model import Dia
+from engine.options import GenerationOptions
+from engine.request import Request
+from engine.weights import transformers_tensors
+
+from .roofline import synchronize
+
+OPTIONS = GenerationOptions()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds from the script to the end of the first step, and of each step after it."""
+
+    first: float
+    steps: list[float]
+
+
+class Ours:
+    """This engine."""
+
+    name = "dia-engine"
+
+    def __init__(self, model: Dia):
+        self.model, self.device = model, model.device
+
+    @torch.no_grad()
+    def run(self, text: torch.Tensor, batch: int, steps: int) -> Timing:
+        """Time `batch` requests for the ids `text` [S] over 1 + `steps` steps."""
+        requests = [Request(text, torch.zeros((0, self.model.config.decoder.num_channels)).long(), seed) for seed in range(batch)]
+        stamps = [time.perf_counter()]
+        state = start_requests(self.model, requests, OPTIONS)
+        for _ in range(1 + steps):
+            self.model.step(state)
+            synchronize(self.device)
+            stamps.append(time.perf_counter())
+        return timing_of(stamps)
+
+
+class Transformers:
+    """transformers' DiaForConditionalGeneration with its own `generate`.
+
+    compiled: with the static cache and torch.compile, as its documentation recommends, else eager.
+    pad_to: pads the script to so many positions, which is how nari-labs/dia feeds it (1024), with the rows with and
+        without text; None leaves the script at its length, as transformers' processor does.
+    """
+
+    def __init__(self, model, compiled: bool = False, pad_to: int | None = None):
+        self.model, self.compiled, self.pad_to, self.device = model, compiled, pad_to, model.device
+        kind = "static cache, compiled" if compiled else "eager"
+        self.name = f"transformers {kind}" + (f", text padded to {pad_to}" if pad_to else "")
+
+    @torch.no_grad()
+    def run(self, text: torch.Tensor, batch: int, steps: int) -> Timing:
+        """As `Ours.run`."""
+        from transformers import StoppingCriteria, StoppingCriteriaList
+
+        decoder, delay = self.model.config.decoder_config, max(self.model.config.delay_pattern)
+        length = self.pad_to or len(text)
+        ids = torch.zeros((batch, length), dtype=torch.long, device=self.device)
+        mask = torch.zeros_like(ids)
+        ids[:, : len(text)], mask[:, : len(text)] = text, 1
+        grid = torch.full((batch, 1 + delay, decoder.num_channels), decoder.pad_token_id, device=self.device)
+        for channel, lag in enumerate(self.model.config.delay_pattern):
+            grid[:, : 1 + lag, channel] = decoder.bos_token_id
+        stamps, device = [time.perf_counter()], self.device
+
+        class Stamp(StoppingCriteria):
+            def __call__(self, input_ids, scores, **kwargs):
+                synchronize(device)
+                stamps.append(time.perf_counter())
+                return torch.full((input_ids.shape[0],), len(stamps) > 1 + steps, device=device)
+
+        self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            decoder_input_ids=grid,
+            decoder_attention_mask=torch.ones(grid.shape[:2], dtype=torch.long, device=device),
+            max_new_tokens=OPTIONS.max_tokens - 1 - delay,
+            guidance_scale=OPTIONS.cfg_scale,
+            temperature=OPTIONS.temperature,
+            top_p=OPTIONS.top_p,
+            top_k=OPTIONS.top_k,
+            do_sample=True,
+            pad_token_id=decoder.pad_token_id,
+            eos_token_id=decoder.eos_token_id,
+            bos_token_id=decoder.bos_token_id,
+            decoder_start_token_id=decoder.bos_token_id,
+            stopping_criteria=StoppingCriteriaList([Stamp()]),
+            **self._cache_settings(),
+        )
+        return timing_of(stamps)
+
+
+    def _cache_settings(self) -> dict:
+        if not self.compiled:
+            return {}
+        from transformers import CompileConfig
+
+        compile_config = CompileConfig()
+        compile_config._compile_all_devices = True  # otherwise it compiles on accelerators only
+        return {"cache_implementation": "static", "compile_config": compile_config}
+
+
+def transformers_model(config: DiaConfig, weights: dict[str, torch.Tensor]):
+    """transformers' model over the memory of our weights; only the norms are copied, in the model's dtype."""
+    from transformers import DiaConfig as TransformersConfig
+    from transformers import DiaForConditionalGeneration
+
+    head = weights["decoder.head.weight"]
+    tensors = transformers_tensors(weights, config)
+    tensors = {name: tensor.to(head.dtype) for name, tensor in tensors.items()}
+    with torch.device("meta"):
+        model = DiaForConditionalGeneration(TransformersConfig.from_dict(config.to_dict()))
+    model.load_state_dict(tensors, assign=True)
+    # Buffers that no checkpoint holds stay on the meta device and are made here.
+    for part, sizes in ((model.model.encoder, config.encoder), (model.model.decoder, config.decoder)):
+        exponent = torch.arange(0, sizes.head_dim, 2, dtype=torch.float32, device=head.device) / sizes.head_dim
+        part.rotary_emb.inv_freq = part.rotary_emb.original_inv_freq = sizes.rope_theta**-exponent
+    decoder = config.decoder
+    model.model.decoder.embeddings.offsets = torch.arange(decoder.num_channels, device=head.device) * decoder.vocab_size
+    return model.eval()
+
+
+def timing_of(stamps: list[float]) -> Timing:
+    """From the start and the end of each step."""
+    spans = [end - start for start, end in zip(stamps, stamps[1:])]
+    return Timing(spans[0], spans[1:])

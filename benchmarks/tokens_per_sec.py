@@ -1,0 +1,157 @@
+"""Steps a second of this engine and of other runtimes of Dia, on the same weights in one run.
+
+    python -m benchmarks.tokens_per_sec --model synthetic:full --dtype bfloat16 --against transformers
+
+A step makes one row of nine codes; 86.13 steps are one second of sound. Timed are whole steps: decoder, guidance,
+filter, draw and bookkeeping. "text" is the time from the script to where the first step can start, "first row" to its
+end.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+from datetime import date
+
+import torch
+
+from engine import Engine
+from engine.text import encode_text
+
+from .nari import Nari, load_nari
+from .peers import Ours, Transformers, transformers_model
+from .roofline import copy_bandwidth, step_bytes
+
+SCRIPT = (
+    "[S1] Dia is an open weights text to dialogue model. [S2] You get full control over scripts and voices. "
+    "[S1] Wow. Amazing. (laughs) [S2] Try it now on Git hub or Hugging Face. [S1] I will, this very evening!"
+)
+PEERS = ("transformers", "transformers-compiled", "nari", "nari-compiled")
+STEPS_PER_SECOND_OF_SOUND = 44100 / 512
+
+
+def main() -> None:
+    options = _arguments()
+    engine = Engine.load(options.model, dtype=options.dtype, device=options.device, load_dac=False)
+    text = encode_text(SCRIPT, engine.config.encoder.max_position_embeddings)
+    runners = [Ours(engine.model), *_peers(options, engine)]
+    bandwidth = copy_bandwidth(engine.device)
+    results = []
+    for runner in runners:
+        print(f"measuring {runner.name} ...", file=sys.stderr)
+        runner.run(text, options.batch, 2)  # first calls allocate, compile and fill caches
+        results.append(_measure(runner, text, options, engine, bandwidth))
+    report = {**_machine(engine), **_setting(options, engine, text, bandwidth), "results": results}
+    print(_table(report))
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=2)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tokens_per_sec", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="synthetic:full", help="hub id, folder or synthetic:... (%(default)s)")
+    parser.add_argument("--dtype", help="default: what suits the device")
+    parser.add_argument("--device", help="default: cuda if there is one")
+    parser.add_argument("--batch", type=int, default=1, help="requests at once (%(default)s)")
+    parser.add_argument("--steps", type=int, default=60, help="timed steps a run (%(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="timed runs (%(default)s)")
+    parser.add_argument("--against", nargs="*", default=[], choices=PEERS, metavar="PEER", help=" ".join(PEERS))
+    parser.add_argument("--reference", metavar="PATH", help="checkout of nari-labs/dia, for the peers nari...")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    options = parser.parse_args()
+    if any(peer.startswith("nari") for peer in options.against) and options.reference is None:
+        parser.error("the peers nari and nari-compiled need --reference PATH, a checkout of nari-labs/dia")
+    return options
+
+
+def _peers(options, engine: Engine) -> list:
+    peers = []
+    if {"transformers", "transformers-compiled"} & set(options.against):
+        model = transformers_model(engine.config, engine.weights)
+        if "transformers" in options.against:
+            padded = engine.config.encoder.max_position_embeddings
+            peers += [Transformers(model), Transformers(model, pad_to=padded)]
+        if "transformers-compiled" in options.against:
+            peers.append(Transformers(model, compiled=True))
+    if {"nari", "nari-compiled"} & set(options.against):
+        reference = load_nari(options.reference, engine.config, engine.weights)
+        peers += [Nari(reference, compiled=False)] if "nari" in options.against else []
+        peers += [Nari(reference, compiled=True)] if "nari-compiled" in options.against else []
+    return peers
+
+
+def _measure(runner, text: torch.Tensor, options, engine: Engine, bandwidth: float) -> dict:
+    timings = [runner.run(text, options.batch, options.steps) for _ in range(options.runs)]
+    steps = sorted(span for timing in timings for span in timing.steps)
+    median = statistics.median(steps)
+    bytes_read = step_bytes(engine.config, engine.dtype, options.batch, options.steps // 2, len(text))
+    return {
+        "name": runner.name,
+        "first_step_seconds": statistics.median(timing.first for timing in timings),
+        "text_seconds": statistics.median(timing.first for timing in timings) - median,
+        "step_milliseconds": 1e3 * median,
+        "step_milliseconds_p10_p90": [1e3 * steps[len(steps) // 10], 1e3 * steps[len(steps) * 9 // 10]],
+        "steps_per_second": 1 / median,
+        "times_real_time": options.batch / median / STEPS_PER_SECOND_OF_SOUND,
+        "roofline_percent": 100 * bytes_read / bandwidth / median,
+    }
+
+
+def _machine(engine: Engine) -> dict:
+    cuda = engine.device.type == "cuda"
+    return {
+        "date": date.today().isoformat(),
+        "device": torch.cuda.get_device_name(engine.device) if cuda else _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _setting(options, engine: Engine, text: torch.Tensor, bandwidth: float) -> dict:
+    return {
+        "model": options.model,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "batch": options.batch,
+        "text_bytes": len(text),
+        "positions": [1, options.steps],
+        "bytes_per_step": step_bytes(engine.config, engine.dtype, options.batch, options.steps // 2, len(text)),
+        "copy_gigabytes_per_second": bandwidth / 1e9,
+    }
+
+
+def _table(report: dict) -> str:
+    lines = [
+        f"{report['model']} in {report['dtype']} on {report['device']}, {report['threads']} threads, "
+        f"torch {report['torch']}, {report['date']}",
+        f"batch {report['batch']}, {report['text_bytes']} bytes of text, rows {report['positions'][0]} to "
+        f"{report['positions'][1]}, {report['bytes_per_step'] / 1e6:,.0f} MB a step, "
+        f"copy {report['copy_gigabytes_per_second']:.1f} GB/s",
+        "",
+        f"{'':40}{'text':>9}{'first row':>11}{'ms/step':>10}{'p10-p90':>16}{'steps/s':>10}{'x real':>8}{'roofline':>10}"
+        f"{'we are':>12}",
+    ]
+    ours = report["results"][0]
+    for row in report["results"]:
+        low, high = row["step_milliseconds_p10_p90"]
+        ratio = row["step_milliseconds"] / ours["step_milliseconds"]
+        lines.append(
+            f"{row['name']:40}{row['text_seconds']:>7.3f} s{row['first_step_seconds']:>9.3f} s{row['step_milliseconds']:>10.2f}"
+            f"{f'{low:.1f}-{high:.1f}':>16}{row['steps_per_second']:>10.2f}{row['times_real_time']:>8.3f}"
+            f"{row['roofline_percent']:>9.0f}%{f'{ratio:.2f}x faster':>12}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The command `dia-engine`: `say` turns a script into a sound file, `info` describes a model."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+# Imports of this package stand inside the functions: --help and Ctrl-C must not wait for torch.
+
+USER_ERRORS = (ValueError, TypeError, OSError)  # FileNotFoundError and PermissionError are OSErrors
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 2 for an error of the user's, 130 after Ctrl-C."""
+    try:
+        options = _parser().parse_args(arguments)
+        options.run(options)
+    except KeyboardInterrupt:
+        print("dia-engine: interrupted, nothing was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except USER_ERRORS as error:
+        print(f"dia-engine: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """One line, like every other error, instead of the whole usage."""
+        self.exit(EXIT_ERROR, f"{self.prog}: error: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="dia-engine", description="Run Dia, the open text-to-dialogue model.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    say = commands.add_parser("say", help="turn a script into a sound file", description="Turn a script into sound.")
+    say.set_defaults(run=_say)
+    say.add_argument("text", nargs="?", help='the script, such as "[S1] Hello. [S2] Hi! (laughs)"; - reads standard input')
+    say.add_argument("-f", "--file", type=Path, help="read the script from a text file")
+    say.add_argument("-o", "--output", default="speech.wav", help="wav, flac, ogg or mp3 (default: %(default)s)")
+    _add_model_arguments(say, default_model="nari-labs/Dia-1.6B-0626")
+    voice = say.add_argument_group("voice")
+    voice.add_argument("--prompt", metavar="SOUND", help="sound file whose voices go on")
+    voice.add_argument("--prompt-text", metavar="TEXT", help="what is said in the prompt")
+    knobs = say.add_argument_group("generation")
+    knobs.add_argument("--seed", type=int, help="same seed, same sound (default: a new one, which is shown)")
+    knobs.add_argument("--max-tokens", type=int, default=3072, help="decoder rows at most (default: %(default)s)")
+    knobs.add_argument("--cfg-scale", type=float, default=3.0, help="guidance by the text (default: %(default)s)")
+    knobs.add_argument("--temperature", type=float, default=1.2, help="0 = likeliest (default: %(default)s)")
+    knobs.add_argument("--top-p", type=float, default=0.95, help="in (0, 1] (default: %(default)s)")
+    knobs.add_argument("--top-k", type=_top_k, default=45, help="candidates, or all (default: %(default)s)")
+    say.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
+
+    info = commands.add_parser("info", help="describe a model", description="Layout, parameters and memory of a model.")
+    info.set_defaults(run=_info)
+    info.add_argument("model", help="hub id, folder, or synthetic:tiny / synthetic:full")
+    info.add_argument("--dtype", default="bfloat16", help="dtype that memory is counted in (default: %(default)s)")
+    info.add_argument("--revision", help="revision of the hub repository")
+    return parser
+
+
+def _add_model_arguments(command: argparse.ArgumentParser, default_model: str) -> None:
+    group = command.add_argument_group("model")
+    group.add_argument("--model", default=default_model, help="hub id, folder or synthetic:... (default: %(default)s)")
+    group.add_argument("--codec", help="codec's hub id, folder or file (default: descript/dac_44khz)")
+    group.add_argument("--revision", help="revision of the hub repository")
+    group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: what suits the device)")
+    group.add_argument("--device", help="such as cuda, cuda:1 or cpu (default: cuda if there is one)")
+
+
+def _top_k(value: str) -> int | None:
+    return None if value == "all" else int(value)
+
+
+_top_k.__name__ = "integer or 'all'"  # what argparse calls the type in its error
+
+
+def _say(options: argparse.Namespace) -> None:
+    script = _script(options)
+    from .audio import check_writable
+    from .engine import Engine
+    from .options import GenerationOptions
+    from .placement import checked_device, checked_dtype
+
+    # All that can be known to be wrong is found before a model is fetched or loaded, which takes long.
+    check_writable(options.output)
+    knobs = GenerationOptions(
+        options.max_tokens, options.cfg_scale, options.temperature, options.top_p, options.top_k
+    )
+    checked_device(options.device)
+    if options.dtype is not None:
+        checked_dtype(options.dtype)
+    seed = _seed(options.seed)
+    _check_against_model(options, script, knobs)
+
+    started = time.perf_counter()
+    engine = Engine.load(
+        options.model, dtype=options.dtype, device=options.device, codec=options.codec, revision=options.revision
+    )
+    loaded = time.perf_counter()
+    audio = engine.generate(
+        script,
+        max_tokens=options.max_tokens,
+        cfg_scale=options.cfg_scale,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        cfg_filter_top_k=options.top_k,
+        audio_prompt=options.prompt,
+        audio_prompt_text=options.prompt_text,
+        seed=seed,
+        verbose=sys.stderr.isatty() and not options.quiet,
+    )
+    spent = time.perf_counter() - loaded
+    if not len(audio):
+        raise ValueError(f"the model ended at once and said nothing (seed {seed}); try another seed or a longer text")
+    engine.save_audio(options.output, audio)
+    if not options.quiet:
+        seconds = len(audio) / engine.sample_rate
+        print(f"{options.output}: {seconds:.2f} s of sound in {spent:.2f} s ({seconds / spent:.2f}x real time)")
+        print(f"seed {seed}, {engine.dtype} on {engine.device}, loaded in {loaded - started:.1f} s".replace("torch.", ""))
+        if options.model.startswith("synthetic:"):
+            print("The weights are random: this is noise, not speech.")
+
+
+def _script(options: argparse.Namespace) -> str:
+    if (options.text is None) == (options.file is None):
+        raise ValueError("give the script once: as TEXT, as - for standard input, or with --file")
+    if options.file is None and options.text != "-":
+        return options.text
+    name = "standard input" if options.file is None else str(options.file)
+    try:
+        if options.file is None:
+            return sys.stdin.buffer.read().decode("utf-8")
+        return options.file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def _seed(given: int | None) -> int:
+    """The given seed, checked; else a new one, which the summary shows so that the sound can be made again."""
+    import secrets
+
+    from .options import check_seed
+
+    return secrets.randbelow(2**31) if given is None else check_seed(given)
+
+
+def _check_against_model(options: argparse.Namespace, script: str, knobs) -> None:
+    """Refuse what this model's limits, or the prompt's file, make impossible."""
+    from .audio import read_audio
+    from .inventory import model_config
+    from .request import encode_script
+
+    config = model_config(options.model, options.revision)
+    encode_script(script, options.prompt_text, options.prompt is not None, config)
+    knobs.rows(config.decoder.max_position_embeddings, 0, config.max_delay)
+    if options.prompt is not None:
+        read_audio(options.prompt)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from .inventory import describe
+
+    print(describe(options.model, options.revision, options.dtype))

@@ -1,0 +1,256 @@
+"""Load a model once, then turn scripts into sound."""
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .audio import check_writable, write_audio
+from .codec import DEFAULT_CODEC, Codec
+from .config import DiaConfig
+from .generation import finished_codes, run_to_end, start_requests
+from .hub import DEFAULT_MODEL, find_model
+from .model import Dia
+from .options import DEFAULT_MAX_TOKENS, GenerationOptions
+from .placement import checked_device, checked_dtype, default_dtype
+from .prompts import encode_prompt, read_prompt
+from .request import make_requests
+from .synthetic import is_synthetic, random_weights, synthetic_codec, synthetic_config
+from .weights import stream_weights
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """A Dia model and its codec, ready to speak.
+
+    Attributes:
+        config: sizes and special ids of the model.
+        model, codec: what computes; codec is None after `load_dac=False`.
+        device, dtype: where and in what the model computes.
+    """
+
+    def __init__(self, config: DiaConfig, weights: dict[str, torch.Tensor], codec: Codec | None = None):
+        """Build from weights named as in `parameter_shapes`; `load`, `from_pretrained` and `from_local` read them."""
+        if codec is not None:
+            _check_codec_fits(config, codec)
+        with torch.no_grad():
+            self.model = Dia(config, weights)
+        self.config, self.weights, self.codec = config, weights, codec
+        self.device, self.dtype = self.model.device, self.model.dtype
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        codec: str | Path | Codec | None = None,
+        load_dac: bool = True,
+        revision: str | None = None,
+    ) -> "Engine":
+        """Load a model from the hub or a local folder, or make one up (`synthetic:tiny`, `synthetic:full`).
+
+        Args:
+            model: hub id or folder, weights in transformers' or nari-labs' layout.
+            dtype: "float32", "bfloat16" or "float16". Default: on a GPU bfloat16, or float16 where the GPU lacks it; on
+                a CPU float32 for a model under 100 million parameters, else bfloat16 if the CPU multiplies it natively.
+            device: default "cuda" if there is one, else "cpu".
+            codec: hub id, folder or file of the audio codec, or a loaded one. Default: `descript/dac_44khz`.
+            load_dac: False leaves the codec out, and `generate` returns codes.
+            revision: of the hub repository.
+
+        Raises:
+            FileNotFoundError: no such model, or a file of it is missing.
+            ValueError: unusable files, or an unknown dtype or device.
+        """
+        device = checked_device(device)
+        dtype = None if dtype is None else checked_dtype(dtype)
+        if is_synthetic(model):
+            config = synthetic_config(model)
+            codec = synthetic_codec(config, model, device) if load_dac and codec is None else codec
+            dtype = dtype or default_dtype(config, device)
+            weights = random_weights(config, dtype=dtype, device=device)
+            return cls(config, weights, _load_codec(codec, device, load_dac))
+        files = find_model(model, revision)
+        return cls._from_files(files.config, files.weights, dtype, device, codec, load_dac)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_name: str = DEFAULT_MODEL,
+        compute_dtype: str | torch.dtype = "float32",
+        device: str | torch.device | None = None,
+        load_dac: bool = True,
+    ) -> "Engine":
+        """`load` with the reference's argument names and its default of float32."""
+        return cls.load(model_name, dtype=compute_dtype, device=device, load_dac=load_dac)
+
+    @classmethod
+    def from_local(
+        cls,
+        config_path: str | Path,
+        checkpoint_path: str | Path,
+        compute_dtype: str | torch.dtype = "float32",
+        device: str | torch.device | None = None,
+        load_dac: bool = True,
+    ) -> "Engine":
+        """Load from a config.json and one checkpoint file (.safetensors, .pth or .bin), as the reference does."""
+        device, dtype = checked_device(device), checked_dtype(compute_dtype)
+        checkpoint = Path(checkpoint_path)
+        if not checkpoint.is_file():
+            raise FileNotFoundError(f"no checkpoint file at {checkpoint}")
+        return cls._from_files(Path(config_path), [checkpoint], dtype, device, None, load_dac)
+
+    @classmethod
+    def _from_files(cls, config_file, weight_files, dtype, device, codec, load_dac) -> "Engine":
+        config = DiaConfig.from_file(config_file)
+        dtype = dtype or default_dtype(config, device)
+        # Checked now, read after the codec: neither a bad file nor a missing codec should cost the time to load it all.
+        weights = stream_weights(weight_files, config, dtype=dtype, device=device)
+        codec = _load_codec(codec, device, load_dac)
+        return cls(config, dict(weights), codec)
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples a second of the sound that `generate` returns.
+
+        Raises:
+            ValueError: the engine was loaded without a codec.
+        """
+        return self._require_codec().sample_rate
+
+    @torch.no_grad()
+    def generate(
+        self,
+        text: str | list[str],
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        cfg_scale: float = 3.0,
+        temperature: float = 1.2,
+        top_p: float = 0.95,
+        use_torch_compile: bool = False,
+        cfg_filter_top_k: int | None = 45,
+        audio_prompt=None,
+        audio_prompt_path=None,
+        use_cfg_filter: bool | None = None,
+        verbose: bool = False,
+        *,
+        audio_prompt_text: str | list[str | None] | None = None,
+        seed: int | list[int] | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Turn a script, or a list of scripts at once, into sound. Names, order and defaults are the reference's.
+
+        An item of a list gives the very sound that it gives alone with the same seed.
+
+        Args:
+            text: the script, with the tags [S1] and [S2] and sounds such as (laughs).
+            max_tokens: decoder rows, prompt frames + 1 + delay included. The default of 3072 stands for the model's own
+                limit where that is smaller.
+            cfg_scale: strength of guidance by the text; 0 means unguided.
+            temperature: 0 takes the likeliest token.
+            top_p: in (0, 1], share of the probability that is drawn from.
+            use_torch_compile: accepted and without effect: this engine has its own compiled step.
+            cfg_filter_top_k: candidates that guidance lets through, None for all.
+            audio_prompt: a voice to go on with: a path, integer codes [P, C], or (waveform, sample rate). For a list of
+                texts a list of them, None where there is none.
+            audio_prompt_path: older name of audio_prompt.
+            use_cfg_filter: accepted and without effect, as in the reference.
+            verbose: show progress, steps/s and x real time on standard error.
+            audio_prompt_text: transcript of the prompt; it is put before the text.
+            seed: in [0, 2^63); the same seed and text give the same sound. A list has one for each text. None draws one
+                from torch's global generator.
+
+        Returns:
+            sound [samples] float32, without the prompt; or codes [T, C] int64 if the engine has no codec. A list of
+            texts gives a list. Empty if the model ends at once.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
+        """
+        options = GenerationOptions(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
+        audio_prompt = _merge_prompt_names(audio_prompt, audio_prompt_path)
+        _note_ignored(use_torch_compile, use_cfg_filter)
+        requests = make_requests(text, audio_prompt, audio_prompt_text, seed, options, self.config, self.codec)
+        state = start_requests(self.model, requests, options)
+        with _progress(verbose, self._frames_per_second / len(requests)) as progress:
+            run_to_end(self.model, state, progress)
+        results = [self._sound(codes) for codes in finished_codes(state, requests)]
+        return results if isinstance(text, (list, tuple)) else results[0]
+
+    def load_audio(self, audio_path: str | Path) -> torch.Tensor:
+        """Encode a sound file as a prompt: codes [P, C] int64 on the CPU."""
+        capacity = self.config.decoder.max_position_embeddings
+        codec = self._require_codec()
+        return encode_prompt(read_prompt(Path(audio_path), self.config, codec, capacity), codec, capacity)
+
+    def save_audio(self, path: str | Path, audio: np.ndarray) -> None:
+        """Write sound [samples] float32 to a file; the extension decides the format. See `audio.write_audio`."""
+        check_writable(path)
+        write_audio(path, audio, self.sample_rate)
+
+    @property
+    def _frames_per_second(self) -> float:
+        return self.codec.sample_rate / self.codec.hop_length if self.codec else 44100 / 512
+
+    def _sound(self, codes: torch.Tensor) -> np.ndarray:
+        if self.codec is None:
+            return codes.numpy()
+        if not len(codes):
+            return np.zeros(0, dtype=np.float32)
+        return self.codec.decode(codes).cpu().numpy()
+
+    def _require_codec(self) -> Codec:
+        if self.codec is None:
+            raise ValueError("this engine has no codec; load it with load_dac=True")
+        return self.codec
+
+
+def _load_codec(codec: str | Path | Codec | None, device: torch.device, load_dac: bool) -> Codec | None:
+    if not load_dac:
+        return None
+    return codec if isinstance(codec, Codec) else Codec.load(codec or DEFAULT_CODEC, device=device)
+
+
+def _check_codec_fits(config: DiaConfig, codec: Codec) -> None:
+    channels, codes = config.decoder.num_channels, config.eos_token_id
+    if codec.num_codebooks != channels or codec.codebook_size < codes:
+        raise ValueError(
+            f"the codec has {codec.num_codebooks} codebooks of {codec.codebook_size}, the model speaks {channels} "
+            f"channels of {codes} codes; name the codec that belongs to the model"
+        )
+
+
+def _merge_prompt_names(audio_prompt, audio_prompt_path):
+    if audio_prompt_path is None:
+        return audio_prompt
+    if audio_prompt is not None:
+        raise ValueError("audio_prompt and audio_prompt_path are two names of one argument; give only audio_prompt")
+    logger.warning("audio_prompt_path is an old name; use audio_prompt")
+    return audio_prompt_path
+
+
+def _note_ignored(use_torch_compile: bool, use_cfg_filter: bool | None) -> None:
+    if use_torch_compile:
+        logger.info("use_torch_compile has no effect: the engine's own step is used")
+    if use_cfg_filter is not None:
+        logger.warning("use_cfg_filter has no effect; cfg_filter_top_k sets the filter")
+
+
+@contextmanager
+def _progress(verbose: bool, real_time: float):
+    """A callback that counts steps on a bar with steps/s and x real time, or None; `real_time` is steps/s at 1x."""
+    if not verbose:
+        yield None
+        return
+    with tqdm(unit=" steps", desc="generate") as bar:
+
+        def count(steps: int) -> None:
+            bar.update(steps)
+            rate = bar.format_dict["rate"] or bar.n / max(bar.format_dict["elapsed"], 1e-9)
+            bar.set_postfix_str(f"{rate / real_time:.2f}x real time", refresh=False)
+
+        yield count

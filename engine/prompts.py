@@ -1,0 +1,110 @@
+"""Audio prompts: what a user hands over, read and checked, then brought to codes.
+
+Two steps, because encoding sound takes seconds: a mistake in the last prompt of a batch is found before the first is
+encoded.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .audio import as_waveform, check_sample_rate, read_audio
+from .codec import Codec
+from .config import DiaConfig
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A prompt that is still to be encoded: waveform [samples] float32 and its rate in Hz."""
+
+    waveform: np.ndarray
+    sample_rate: int
+
+
+def read_prompt(prompt, config: DiaConfig, codec: Codec | None, max_frames: int) -> torch.Tensor | Sound:
+    """Check one audio prompt and read its file.
+
+    Args:
+        prompt: None; a path to a sound file of any rate, mono or stereo; integer codes [P, C]; or a pair
+            (waveform [samples] or [samples, channels] or [channels, samples] float, sample rate in Hz).
+        config: the model's.
+        codec: will encode sound; may be None if the prompt is not sound.
+        max_frames: the most frames that leave room for generated ones.
+
+    Returns:
+        codes [P, C] int64 on the CPU, P = 0 for None; or Sound.
+
+    Raises:
+        FileNotFoundError: no file at the path.
+        TypeError: a prompt of another kind.
+        ValueError: an unreadable, empty or too long prompt, or codes of the wrong shape or range.
+    """
+    if prompt is None:
+        return torch.zeros((0, config.decoder.num_channels), dtype=torch.int64)
+    if isinstance(prompt, (torch.Tensor, np.ndarray)):
+        codes = _checked_codes(torch.as_tensor(prompt), config)
+        _check_length(codes.shape[0], max_frames)
+        return codes
+    if isinstance(prompt, (str, Path)):
+        sound = Sound(*read_audio(prompt))
+    elif isinstance(prompt, tuple) and len(prompt) == 2:
+        check_sample_rate(prompt[1], "the audio prompt's sample rate")
+        sound = Sound(_mono(prompt[0]), prompt[1])
+    else:
+        raise TypeError(
+            f"an audio prompt is a path, integer codes [frames, channels] or a pair (waveform, sample_rate), "
+            f"got {type(prompt).__name__}"
+        )
+    if codec is None:
+        raise ValueError("an audio prompt in the form of sound needs the codec; load the engine with load_dac=True")
+    seconds = len(sound.waveform) / sound.sample_rate
+    _check_length(int(seconds * codec.sample_rate / codec.hop_length), max_frames)
+    return sound
+
+
+def encode_prompt(prompt: torch.Tensor | Sound, codec: Codec | None, max_frames: int) -> torch.Tensor:
+    """Codes [P, C] int64 on the CPU of a prompt from `read_prompt`.
+
+    Raises:
+        ValueError: more than max_frames.
+    """
+    if isinstance(prompt, Sound):
+        prompt = codec.encode(prompt.waveform, prompt.sample_rate).cpu()
+        _check_length(prompt.shape[0], max_frames)
+    return prompt
+
+
+def _checked_codes(codes: torch.Tensor, config: DiaConfig) -> torch.Tensor:
+    channels, limit = config.decoder.num_channels, config.eos_token_id
+    if codes.dtype == torch.bool or codes.is_floating_point() or codes.is_complex():
+        raise TypeError(
+            f"audio prompt codes must be integers, got {codes.dtype}; for a waveform pass (waveform, sample_rate)"
+        )
+    if codes.ndim != 2 or codes.shape[1] != channels:
+        raise ValueError(f"audio prompt codes must have shape [frames, {channels}], got {list(codes.shape)}")
+    if codes.shape[0] == 0:
+        raise ValueError("audio prompt codes must have at least one frame, got none; pass None for no prompt")
+    codes = codes.to(device="cpu", dtype=torch.int64)
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= limit:
+        raise ValueError(f"audio prompt codes must be in [0, {limit}), got {low if low < 0 else high}")
+    return codes
+
+
+def _mono(waveform) -> np.ndarray:
+    """A waveform as [samples] float32: the mean of its channels, which are the shorter axis of two."""
+    if isinstance(waveform, torch.Tensor):
+        waveform = waveform.detach().float().cpu().numpy() if waveform.is_floating_point() else waveform.cpu().numpy()
+    if isinstance(waveform, np.ndarray) and waveform.ndim == 2 and np.issubdtype(waveform.dtype, np.floating):
+        waveform = waveform.mean(axis=int(np.argmin(waveform.shape)))
+    return as_waveform(waveform)
+
+
+def _check_length(frames: int, max_frames: int) -> None:
+    if frames > max_frames:
+        raise ValueError(
+            f"audio prompt has {frames} frames, max_tokens leaves room for {max_frames}; "
+            f"use a shorter prompt or more max_tokens"
+        )

@@ -1,0 +1,187 @@
+"""The command line as a user meets it: a process, its output, its files, its errors."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from engine.cli import main
+from engine.synthetic import random_weights, synthetic_config
+from engine.weights import save_weights
+
+TEXT = "[S1] Hello. [S2] Hi!"
+QUICK = ["--model", "synthetic:tiny", "--max-tokens", "40"]
+
+
+def run(*arguments, stdin: bytes = b"", cwd=None, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "engine", *map(str, arguments)], input=stdin, capture_output=True, cwd=cwd, timeout=120,
+        **kwargs,
+    )  # fmt: skip
+
+
+def test_say_writes_a_file_and_says_what_it_did(tmp_path):
+    done = run("say", TEXT, *QUICK, "--seed", 7, "-o", tmp_path / "out.wav")
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode()
+    assert "out.wav: 0.28 s of sound in" in shown and "x real time" in shown
+    assert "seed 7" in shown and "noise, not speech" in shown
+    assert soundfile.info(tmp_path / "out.wav").frames == 24 * 512
+    assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]
+
+
+def test_the_three_ways_to_give_a_script_and_the_seed_that_holds(tmp_path):
+    script = tmp_path / "script.txt"
+    script.write_text(TEXT)
+    ways = [([TEXT], b""), (["-"], TEXT.encode()), (["--file", script], b"")]
+    sounds = []
+    for number, (way, stdin) in enumerate(ways):
+        path = tmp_path / f"{number}.flac"
+        done = run("say", *way, *QUICK, "--seed", 3, "-q", "-o", path, stdin=stdin)
+        assert done.returncode == 0 and not done.stdout and not done.stderr
+        sounds.append(soundfile.read(path)[0])
+    assert np.array_equal(sounds[0], sounds[1]) and np.array_equal(sounds[0], sounds[2])
+
+
+def test_every_knob_arrives(tmp_path):
+    tone = (0.3 * np.sin(np.arange(9000) * 0.05)).astype(np.float32)
+    soundfile.write(tmp_path / "voice.ogg", tone, 44100)
+    done = run(
+        "say", TEXT, *QUICK, "--seed", 1, "--cfg-scale", 2, "--temperature", 0.8, "--top-p", 0.9, "--top-k", "all",
+        "--prompt", tmp_path / "voice.ogg", "--prompt-text", "[S1] Before.", "--dtype", "float32", "--device", "cpu",
+        "-o", tmp_path / "out.wav", "--max-tokens", "60",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "float32 on cpu" in done.stdout.decode()
+
+
+def test_info(tmp_path):
+    shown = run("info", "synthetic:full").stdout.decode()
+    assert "1,611,160,576" in shown and "decoder MLP" in shown and "3072 rows" in shown
+    config = synthetic_config("synthetic:tiny")
+    save_weights(random_weights(config, dtype=torch.float16, device="cpu"), config, tmp_path / "model")
+    shown = run("info", tmp_path / "model", "--dtype", "float32").stdout.decode()
+    assert "transformers layout" in shown and "float16" in shown and "MB in float32" in shown
+
+
+def test_help_needs_no_torch():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "engine", "say", "--help"], capture_output=True, timeout=60
+    )
+    assert done.returncode == 0 and b"--temperature" in done.stdout
+    assert b" torch\n" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory) -> Path:
+    """A folder of things that go wrong."""
+    folder = tmp_path_factory.mktemp("broken")
+    config = synthetic_config("synthetic:tiny")
+    weights = random_weights(config, dtype=torch.float32, device="cpu")
+    save_weights(weights, config, folder / "truncated")
+    file = folder / "truncated" / "model.safetensors"
+    os.truncate(file, file.stat().st_size // 2)
+    shutil.copytree(folder / "truncated", folder / "no_decoder")
+    (folder / "no_decoder" / "config.json").write_text('{"encoder_config": {}}')
+    (folder / "text.wav").write_text("not a sound")
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    soundfile.write(folder / "empty.wav", np.zeros(0, np.float32), 44100)
+    soundfile.write(folder / "long.wav", np.zeros(44100 * 60, np.float32), 44100)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([""], "text must not be empty"),
+        (["x" * 1025], "text has 1025 bytes"),
+        ([], "give the script once"),
+        ([TEXT, "--file", "a.txt"], "give the script once"),
+        (["--file", "absent.txt"], "absent.txt"),
+        (["--file", "latin.txt"], "latin.txt is not UTF-8 text"),
+        ([TEXT, "--dtype", "int3"], "dtype must be one of float32, float16, bfloat16, got 'int3'"),
+        ([TEXT, "--device", "gpu"], "device 'gpu' cannot be used here"),
+        ([TEXT, "--temperature", "-1"], "temperature must be >= 0, got -1.0"),
+        ([TEXT, "--temperature", "nan"], "temperature must be finite, got nan"),
+        ([TEXT, "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
+        ([TEXT, "--top-p", "1.5"], "top_p must be in (0, 1], got 1.5"),
+        ([TEXT, "--top-k", "0"], "cfg_filter_top_k must be >= 1, or None for all, got 0"),
+        ([TEXT, "--top-k", "some"], "invalid integer or 'all' value: 'some'"),
+        ([TEXT, "--max-tokens", "10"], "max_tokens must be at least 17"),
+        ([TEXT, "--max-tokens", "5000"], "max_tokens must be at most 3072"),
+        ([TEXT, "--seed", "-1"], "seed must be in [0, 2^63), got -1"),
+        ([TEXT, "--prompt", "absent.wav"], "no sound file at absent.wav"),
+        ([TEXT, "--prompt", "text.wav"], "text.wav cannot be read as sound"),
+        ([TEXT, "--prompt", "empty.wav"], "empty.wav: waveform is empty"),
+        ([TEXT, "--prompt", "long.wav"], "audio prompt has 5167 frames, max_tokens leaves room for"),
+        ([TEXT, "--prompt-text", "[S1] Hm."], "there is no audio_prompt"),
+        ([TEXT, "--model", "synthetic:huge"], "no synthetic model 'huge'"),
+        ([TEXT, "--model", "./absent"], "no folder ./absent"),
+        ([TEXT, "--model", "truncated"], "model.safetensors: truncated"),
+        ([TEXT, "--model", "no_decoder"], "decoder_config missing"),
+        ([TEXT, "--codec", "./absent"], "no codec at"),
+        ([TEXT, "-o", "absent/out.wav"], "absent does not exist; create it first"),
+        ([TEXT, "-o", "out.xyz"], "cannot tell the sound format from extension '.xyz'"),
+        ([TEXT, "-o", "truncated.wav/out.wav"], "truncated.wav"),
+        ([TEXT, "--no-such-option"], "unrecognized arguments: --no-such-option"),
+    ],
+)
+def test_a_mistake_is_one_line_and_no_file(broken, arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(broken)
+    model = [] if "--model" in arguments else QUICK[:2]
+    before = sorted(path.name for path in broken.iterdir())
+    try:
+        status = main(["say", *arguments, *model])
+    except SystemExit as exit:  # argparse's own way out
+        status = exit.code
+    shown = capsys.readouterr()
+    lines = shown.err.splitlines()
+    assert status == 2 and len(lines) == 1 and message in lines[0], lines
+    assert not shown.out
+    assert sorted(path.name for path in broken.iterdir()) == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["sing"], ["say", TEXT, "--top-p", "2"], ["info", "./absent"]])
+def test_a_mistake_is_one_line_of_the_process(arguments):
+    done = run(*arguments)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    target = tmp_path / "out.wav"
+    target.write_bytes(b"the old file")
+    # A limit on the size of files is what a full disk looks like to a writer.
+    limited = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192));"
+        "from engine.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "say", TEXT, *QUICK, "-o", target], capture_output=True, timeout=120
+    )
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 2 and len(lines) == 1 and f"could not write {target}" in lines[0], lines
+    assert target.read_bytes() == b"the old file" and list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("delay", [0.1, 1.0, 4.0])
+def test_ctrl_c_leaves_nothing_and_no_traceback(tmp_path, delay):
+    target = tmp_path / "out.wav"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engine", "say", TEXT, "--model", "synthetic:tiny", "-o", target],
+        stderr=subprocess.PIPE,
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert b"Traceback" not in errors and b"interrupted" in errors
+    assert list(tmp_path.iterdir()) == []

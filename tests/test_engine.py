@@ -1,0 +1,232 @@
+"""The face: load, generate, save, as a caller of the reference knows them."""
+
+import inspect
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import engine as package
+from engine import Dia, Engine
+from engine.codec import Codec
+from engine.hub import DEFAULT_MODEL
+from engine.weights import save_weights
+
+TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
+SHORT = {"max_tokens": 40}
+
+
+@pytest.fixture(scope="module")
+def speaker() -> Engine:
+    return Engine.load("synthetic:tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def mute() -> Engine:
+    return Engine.load("synthetic:tiny", device="cpu", load_dac=False)
+
+
+def test_signature_is_the_references():
+    parameters = inspect.signature(Engine.generate).parameters
+    positional = {
+        name: item.default for name, item in parameters.items() if item.kind is item.POSITIONAL_OR_KEYWORD
+    }
+    assert positional == {
+        "self": inspect.Parameter.empty,
+        "text": inspect.Parameter.empty,
+        "max_tokens": 3072,
+        "cfg_scale": 3.0,
+        "temperature": 1.2,
+        "top_p": 0.95,
+        "use_torch_compile": False,
+        "cfg_filter_top_k": 45,
+        "audio_prompt": None,
+        "audio_prompt_path": None,
+        "use_cfg_filter": None,
+        "verbose": False,
+    }
+    assert Dia is Engine and set(package.__all__) == {"Dia", "Engine"}
+    assert inspect.signature(Engine.load).parameters["model"].default == DEFAULT_MODEL
+
+
+def test_sound_and_codes(speaker, mute):
+    sound = speaker.generate(TEXT, seed=1, **SHORT)
+    assert sound.dtype == np.float32 and sound.ndim == 1
+    codes = mute.generate(TEXT, seed=1, **SHORT)
+    assert codes.dtype == np.int64 and codes.shape == (40 - 15 - 1, 9)
+    assert codes.min() >= 0 and codes.max() < 1024
+    assert len(sound) == len(codes) * speaker.codec.hop_length
+    assert np.array_equal(sound, speaker.codec.decode(torch.from_numpy(codes)).numpy())
+
+
+def test_a_list_gives_a_list_and_each_item_equals_itself_alone(mute):
+    texts = [TEXT, "[S2] A longer second script, so that lengths differ.", "[S1] x"]
+    prompts = [None, torch.randint(1024, (7, 9)), torch.randint(1024, (2, 9))]
+    together = mute.generate(texts, audio_prompt=prompts, seed=5, **SHORT)
+    for text, prompt, codes in zip(texts, prompts, together):
+        assert np.array_equal(codes, mute.generate(text, audio_prompt=prompt, seed=5, **SHORT))
+    assert isinstance(mute.generate([TEXT], **SHORT), list)
+
+
+def test_seed(mute):
+    first = mute.generate(TEXT, seed=5, **SHORT)
+    assert np.array_equal(first, mute.generate(TEXT, seed=5, **SHORT))
+    assert not np.array_equal(first, mute.generate(TEXT, seed=6, **SHORT))
+    both = mute.generate([TEXT, TEXT], seed=[6, 5], **SHORT)
+    assert np.array_equal(first, both[1]) and not np.array_equal(both[0], both[1])
+
+    torch.manual_seed(3)
+    drawn = [mute.generate(TEXT, **SHORT) for _ in range(2)]
+    torch.manual_seed(3)
+    again = [mute.generate(TEXT, **SHORT) for _ in range(2)]
+    assert np.array_equal(drawn, again) and not np.array_equal(drawn[0], drawn[1])
+
+
+def test_prompt_in_every_form(speaker, tmp_path):
+    rate = speaker.sample_rate
+    tone = (0.3 * np.sin(np.arange(rate // 5) * 0.05)).astype(np.float32)
+    soundfile.write(tmp_path / "tone.wav", tone, rate, subtype="FLOAT")
+    soundfile.write(tmp_path / "stereo.flac", np.stack([tone, tone], axis=1), rate, subtype="PCM_24")
+    codes = speaker.codec.encode(tone, rate)
+    knobs = {"seed": 2, "temperature": 0, "max_tokens": 60}
+    wanted = speaker.generate(TEXT, audio_prompt=codes, **knobs)
+    assert torch.equal(speaker.load_audio(tmp_path / "tone.wav"), codes)
+    forms = [str(tmp_path / "tone.wav"), tmp_path / "tone.wav", (tone, rate), (np.stack([tone, tone]), rate)]
+    for prompt in (*forms, (torch.from_numpy(tone), rate), codes.to(torch.int32), codes.numpy()):
+        assert np.array_equal(speaker.generate(TEXT, audio_prompt=prompt, **knobs), wanted)
+    assert np.array_equal(speaker.generate(TEXT, audio_prompt_path=forms[0], **knobs), wanted)
+    frames = 60 - 15 - 1 - len(codes)
+    assert len(wanted) == frames * speaker.codec.hop_length, "the prompt is not part of the sound"
+    assert len(speaker.generate(TEXT, audio_prompt=str(tmp_path / "stereo.flac"), **knobs))
+    assert len(speaker.generate(TEXT, audio_prompt=(tone, 22_050), **knobs)), "any rate"
+
+
+def test_transcript_goes_before_the_text(mute):
+    prompt = torch.randint(1024, (4, 9))
+    knobs = {"audio_prompt": prompt, "seed": 1, **SHORT}
+    joined = mute.generate("[S1] What was said. [S2] More.", **knobs)
+    assert np.array_equal(mute.generate("[S2] More.", audio_prompt_text="[S1] What was said.", **knobs), joined)
+    assert not np.array_equal(mute.generate("[S2] More.", **knobs), joined)
+
+
+def test_verbose_shows_speed_on_standard_error(mute, capsys):
+    mute.generate(TEXT, verbose=True, **SHORT)
+    shown = capsys.readouterr()
+    assert "steps/s" in shown.err and "x real time" in shown.err and not shown.out
+
+
+def test_names_of_the_reference_that_do_nothing_here(mute, caplog):
+    with caplog.at_level(logging.INFO):
+        mute.generate(TEXT, use_torch_compile=True, use_cfg_filter=True, **SHORT)
+    assert "use_torch_compile has no effect" in caplog.text and "use_cfg_filter has no effect" in caplog.text
+
+
+def test_load_from_a_folder_and_from_files(mute, speaker, tmp_path):
+    folder = tmp_path / "model"
+    from engine.synthetic import random_weights, synthetic_config
+
+    config = synthetic_config("synthetic:tiny")
+    save_weights(random_weights(config, dtype=torch.float32, device="cpu"), config, folder)
+    wanted = mute.generate(TEXT, seed=1, **SHORT)
+    loaders = [
+        lambda: Engine.load(folder, load_dac=False),
+        lambda: Engine.from_pretrained(str(folder), compute_dtype="float32", device=torch.device("cpu"), load_dac=False),
+        lambda: Dia.from_local(
+            str(folder / "config.json"), str(folder / "model.safetensors"), compute_dtype="float32", load_dac=False
+        ),
+    ]
+    for load in loaders:
+        assert np.array_equal(load().generate(TEXT, seed=1, **SHORT), wanted)
+    loaded = Engine.load(folder, codec=speaker.codec)
+    assert np.array_equal(loaded.generate(TEXT, seed=1, **SHORT), speaker.generate(TEXT, seed=1, **SHORT))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.bfloat16])
+def test_dtypes(dtype):
+    engine = Engine.load("synthetic:tiny", dtype=dtype, load_dac=False)
+    assert str(engine.dtype).endswith(str(dtype).removeprefix("torch."))
+    assert engine.generate(TEXT, seed=1, **SHORT).shape == (24, 9)
+
+
+def test_save(speaker, tmp_path):
+    sound = speaker.generate(TEXT, seed=1, **SHORT)
+    for extension in ("wav", "flac", "ogg", "mp3"):
+        speaker.save_audio(str(tmp_path / f"out.{extension}"), sound)
+        written = soundfile.info(tmp_path / f"out.{extension}")
+        assert written.samplerate == 44100 and written.channels == 1
+        assert abs(written.frames - len(sound)) < 3000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"text": ""}, ValueError, "text must not be empty"),
+        ({"text": "x" * 1025}, ValueError, "text has 1025 bytes .* at most 1024"),
+        ({"text": 3}, TypeError, "text must be a string, got int"),
+        ({"text": []}, ValueError, "at least one script"),
+        ({"text": [TEXT, None]}, TypeError, "text must be a string, got NoneType"),
+        ({"temperature": -1}, ValueError, "temperature must be >= 0, got -1"),
+        ({"top_p": 0.0}, ValueError, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"cfg_filter_top_k": 0}, ValueError, "cfg_filter_top_k must be >= 1"),
+        ({"max_tokens": 16}, ValueError, "max_tokens must be at least 17"),
+        ({"max_tokens": 4000}, ValueError, "max_tokens must be at most 3072"),
+        ({"seed": -5}, ValueError, "seed must be in"),
+        ({"seed": [1, 2]}, ValueError, "seed has 2 entries for 1 texts"),
+        ({"audio_prompt": "absent.wav"}, FileNotFoundError, "no sound file at absent.wav"),
+        ({"audio_prompt": 3.0}, TypeError, "an audio prompt is a path"),
+        ({"audio_prompt": torch.zeros(4, 9)}, TypeError, "codes must be integers, got torch.float32"),
+        ({"audio_prompt": torch.zeros(4, 8, dtype=torch.int64)}, ValueError, r"\[frames, 9\], got \[4, 8\]"),
+        ({"audio_prompt": torch.zeros(0, 9, dtype=torch.int64)}, ValueError, "at least one frame"),
+        ({"audio_prompt": torch.full((4, 9), 1024)}, ValueError, r"in \[0, 1024\), got 1024"),
+        ({"audio_prompt": torch.full((4, 9), -1)}, ValueError, r"in \[0, 1024\), got -1"),
+        ({"audio_prompt": torch.zeros(30, 9, dtype=torch.int64)}, ValueError, "30 frames, max_tokens leaves room for 23"),
+        ({"audio_prompt": (np.zeros(0, np.float32), 44100)}, ValueError, "waveform is empty"),
+        ({"audio_prompt": (np.zeros(9, np.float32), 0)}, ValueError, "sample rate must be"),
+        ({"audio_prompt": (np.zeros(90_000, np.float32), 44100)}, ValueError, "leaves room for 23"),
+        ({"text": [TEXT, TEXT], "audio_prompt": [None]}, ValueError, "audio_prompt has 1 entries for 2 texts"),
+        ({"text": [TEXT, TEXT], "audio_prompt": "one.wav"}, ValueError, "audio_prompt must be a list of 2"),
+        ({"audio_prompt_text": "[S1] Hi."}, ValueError, "there is no audio_prompt"),
+        ({"audio_prompt": "a.wav", "audio_prompt_path": "b.wav"}, ValueError, "two names of one argument"),
+        ({"no_such_knob": 1}, TypeError, "no_such_knob"),
+    ],
+)
+def test_mistakes_are_named(speaker, arguments, error, message):
+    arguments = {"text": TEXT, **SHORT, **arguments}
+    with pytest.raises(error, match=message):
+        speaker.generate(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "int3"}, "dtype must be one of float32, float16, bfloat16, got 'int3'"),
+        ({"dtype": torch.int8}, "dtype must be one of"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used here"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+        ({"device": "meta"}, "holds no numbers"),
+        ({"model": "synthetic:huge"}, "no synthetic model 'huge'; there are synthetic:tiny"),
+    ],
+)
+def test_load_mistakes_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Engine.load(**{"model": "synthetic:tiny", **arguments})
+
+
+def test_without_a_codec_sound_is_refused(mute, tmp_path):
+    for use in (
+        lambda: mute.sample_rate,
+        lambda: mute.save_audio(tmp_path / "x.wav", np.zeros(9, np.float32)),
+        lambda: mute.generate(TEXT, audio_prompt=(np.zeros(900, np.float32), 44100), **SHORT),
+    ):
+        with pytest.raises(ValueError, match="load_dac=True"):
+            use()
+
+
+def test_a_codec_that_does_not_fit_is_refused(speaker):
+    from dataclasses import replace
+
+    other = Codec.from_config(replace(speaker.codec.config, n_codebooks=4))
+    with pytest.raises(ValueError, match="4 codebooks of 1024, the model speaks 9 channels"):
+        Engine.load("synthetic:tiny", codec=other)
