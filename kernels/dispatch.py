@@ -19,7 +19,10 @@ try:
     import triton
     import triton.language as tl
     from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-except ImportError:
+
+    WHY_NO_TRITON = None
+except ImportError as error:
+    WHY_NO_TRITON = str(error)
 
     class _Absent:
         """Stands for Triton where it cannot be installed: kernels can be defined there, not launched."""
@@ -77,7 +80,15 @@ def launches_to(handler: Callable[[Launch], None], architecture: int) -> Iterato
 
 
 def uses_triton(tensor: torch.Tensor) -> bool:
-    return tensor.is_cuda or _detour.get() is not None
+    """Whether an operation on this tensor is a kernel's or the twin's.
+
+    Raises:
+        RuntimeError: it is a kernel's, and there is no Triton that has what the kernels need.
+    """
+    kernel = tensor.is_cuda or _detour.get() is not None
+    if kernel and WHY_NO_TRITON:
+        raise RuntimeError(f"a GPU needs Triton 3.4 or newer, which comes with torch 2.8: {WHY_NO_TRITON}")
+    return kernel
 
 
 def architecture(device: torch.device) -> int:
