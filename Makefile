@@ -2,26 +2,31 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PY := $(BIN)/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow clean
+.PHONY: demo test test-slow gpu clean
 
 demo: $(READY)
 	@$(BIN)/dia-engine say --model synthetic:tiny --max-tokens 360 --seed 7 -o demo.wav \
 		"[S1] Dia is an open text to dialogue model. [S2] And this engine runs it. (laughs)"
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PY) -m pytest -q -m "not slow"
 
 # What takes minutes or gigabytes: the 1.6B checkpoints on disk.
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow
+	$(PY) -m pytest -q -m slow
+
+# Needs a CUDA device. In an environment of one's own: make gpu READY= PY=python3
+gpu: $(READY)
+	$(PY) -m benchmarks.gpu $(if $(REFERENCE),--reference $(REFERENCE))
 
 # The environment is made anew when what it must hold has changed.
 $(READY): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt pip setuptools wheel
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
+	$(PY) -m pip install -q -c constraints.txt pip setuptools wheel
+	PYTHONWARNINGS="ignore:Editable installation" $(PY) -m pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
 	@touch $@
 
 clean:

@@ -1,0 +1,198 @@
+"""Each kernel of the decode step at Dia's true sizes, against its torch twin and its own roofline.
+
+    pytest benchmarks --benchmark-only
+
+On a GPU both run, captured in a graph of many calls over rotating copies of the weights, so that neither the launch nor
+the L2 cache is what is measured; a kernel is compared with its twin before it is timed. On a CPU the twin is all there is.
+The columns are microseconds for all CALLS of a round; us_per_call, gigabytes_per_second and roofline_percent are in the
+extra information (`--benchmark-json FILE`) and printed at the end.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from benchmarks.roofline import copy_bandwidth, synchronize
+from engine.config import DiaConfig
+from engine.generation import start_requests
+from engine.graph import Stepper
+from engine.kernels import attention, gated_linear, next_row, norm_linear, qkv, residual_linear
+from engine.model import Dia
+from engine.options import GenerationOptions
+from engine.request import Request
+from engine.synthetic import random_weights
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+DTYPE = torch.bfloat16
+CALLS = 64 if ON_GPU else 1
+ROTATED_BYTES = 512 * 2**20
+POSITION, TEXT = 512, 200
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel: `run` and `twin` take a weight (or None) and return the tensors that they wrote."""
+
+    run: Callable
+    twin: Callable
+    weight: torch.Tensor | None
+    bytes_read: int
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Case]:
+    """The kernels of one layer, over a state in the middle of a request."""
+    full = DiaConfig()
+    config = replace(
+        full, encoder=replace(full.encoder, num_hidden_layers=1), decoder=replace(full.decoder, num_hidden_layers=1)
+    )
+    with torch.no_grad():
+        model = Dia(config, random_weights(config, dtype=DTYPE, device=DEVICE))
+        prompt = torch.randint(1024, (POSITION, 9))
+        request = Request(torch.randint(1, 200, (TEXT,)), prompt, seed=1)
+        state = start_requests(Stepper(model, graph=False), [request], GenerationOptions())
+        model.step(state)
+        return _cases(model, state)
+
+
+def _cases(model: Dia, state) -> dict[str, Case]:
+    layer, buffers, residual, rope = model.layers[0], state.buffers, state.residual, model.rope
+    keys, values = state.self_cache.layer(0)
+    cross_keys, cross_values = state.cross_cache.layer(0)
+    eps, norm = layer.self_norm.eps, layer.self_norm.weight
+
+    def projection(run, twin, weight):
+        return Case(run, twin, weight, weight.nbytes)
+
+    def adds(inputs, without_text=None):
+        def run(weight):
+            residual_linear.residual_linear(inputs, weight, residual, norm, without_text)
+            return residual.x
+
+        return run, lambda weight: residual_linear.residual_linear_ref(inputs, weight, residual, without_text)
+
+    def qkv_run(function):
+        def run(weight):
+            function(residual, weight, eps, rope, state.position, buffers.query, keys, values)
+            return buffers.query.clone()
+
+        return run
+
+    def normed(out, rows):
+        def run(weight):
+            norm_linear.norm_linear(rows, weight, eps, out=out)
+            return out
+
+        return run, lambda weight: norm_linear.norm_linear_ref(rows, weight, eps)
+
+    def gated(weight):
+        gated_linear.gated_linear(residual, weight, eps, out=buffers.hidden)
+        return buffers.hidden
+
+    def attends(query, keys, values, last, scratch, out):
+        def run(_):
+            attention.decode_attention(query, keys, values, last, scratch, out=out)
+            return out
+
+        return run, lambda _: attention.decode_attention_ref(query, keys, values, last).flatten(1)
+
+    def row(function):
+        def run(_):
+            state.position.fill_(POSITION)
+            function(buffers.logits, state, model.embedding, norm)
+            return state.grid[:, POSITION + 1].float()
+
+        return run
+
+    self_bytes = 2 * keys[:, :, : POSITION + 1].nbytes
+    cross_bytes = 2 * cross_keys[:, :, :TEXT].nbytes
+    head = buffers.logits.flatten(1)
+    return {
+        "qkv, rope, cache": projection(qkv_run(qkv.project_qkv), qkv_run(qkv.project_qkv_ref), layer.self_attn.qkv),
+        "self-attention": Case(
+            *attends(buffers.query, keys, values, state.position, buffers.attention, buffers.mixed), None, self_bytes
+        ),
+        "o, residual": projection(*adds(buffers.mixed), layer.self_attn.o),
+        "cross q": projection(*normed(buffers.cross_query.flatten(1), state.with_text), layer.cross_attn.q),
+        "cross-attention": Case(
+            *attends(
+                buffers.cross_query, cross_keys, cross_values, state.last_text, buffers.cross_attention,
+                buffers.cross_mixed,
+            ),
+            None,
+            cross_bytes,
+        ),
+        "cross o, residual": projection(*adds(buffers.cross_mixed, layer.without_text), layer.cross_attn.o),
+        "gate, up": projection(
+            gated, lambda weight: gated_linear.gated_linear_ref(residual, weight, eps), layer.mlp.gate_up
+        ),
+        "down, residual": projection(*adds(buffers.hidden), layer.mlp.down),
+        "head": projection(*normed(head, residual), model.head),
+        "next row": Case(row(next_row.next_row), row(next_row.next_row_ref), None, buffers.logits.nbytes),
+    }  # fmt: skip
+
+
+NAMES = [
+    "qkv, rope, cache", "self-attention", "o, residual", "cross q", "cross-attention", "cross o, residual", "gate, up",
+    "down, residual", "head", "next row",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("provider", ["kernel", "twin"] if ON_GPU else ["twin"])
+def test_kernel(cases, benchmark, name, provider):
+    case = cases[name]
+    with torch.no_grad():
+        if provider == "kernel":
+            _verify(case)
+        one = case.run if provider == "kernel" or not ON_GPU else case.twin
+        benchmark.pedantic(_round(one, case.weight), rounds=10, warmup_rounds=2)
+    seconds = benchmark.stats.stats.median / CALLS
+    benchmark.extra_info["us_per_call"] = 1e6 * seconds
+    benchmark.extra_info["gigabytes_per_second"] = case.bytes_read / seconds / 1e9
+    benchmark.extra_info["roofline_percent"] = 100 * case.bytes_read / seconds / _bandwidth()
+
+
+def _verify(case: Case) -> None:
+    """Before timing: the kernel's result is the twin's, up to the rounding of the dtype."""
+    twin = case.twin(case.weight).float().clone()
+    kernel = case.run(case.weight).float()
+    error = (kernel - twin).norm() / twin.norm()
+    if not error <= 4 * torch.finfo(DTYPE).eps:
+        raise AssertionError(f"the kernel is off its twin by {error:.2%}")
+
+
+def _round(one: Callable, weight: torch.Tensor | None) -> Callable[[], None]:
+    """CALLS calls over as many copies of the weight as do not fit a cache; captured in a graph on a GPU."""
+    count = 1 if weight is None else max(1, ROTATED_BYTES // weight.nbytes)
+    copies = [weight] if count == 1 else [weight.clone() for _ in range(count)]
+
+    def calls():
+        for index in range(CALLS):
+            one(copies[index % len(copies)])
+
+    if not ON_GPU:
+        return calls
+    calls()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        calls()
+
+    def replay():
+        graph.replay()
+        synchronize(DEVICE)
+
+    return replay
+
+
+_measured: list[float] = []
+
+
+def _bandwidth() -> float:
+    if not _measured:
+        _measured.append(copy_bandwidth(DEVICE))
+    return _measured[0]
