@@ -1,7 +1,7 @@
 """Every kernel equals its torch twin, alone and as a whole step.
 
-Without a GPU the kernels run in Triton's interpreter, in float32: its bfloat16 dot is wrong. The tests marked `gpu` add what
-only a GPU can show.
+Without a GPU the kernels run in Triton's interpreter, in float32: its bfloat16 dot is wrong. The tests marked `gpu` add
+what only a GPU can show.
 """
 
 import contextlib
@@ -555,9 +555,9 @@ def test_a_slot_in_a_batch_has_the_bits_it_has_alone(batch, dtype):
 
 def copy_slot(source, slot, target):
     """Make the only slot of `target` a copy of one of `source`'s."""
-    for name in ("grid", "position", "countdown", "end_row", "max_tokens", "cfg_scale", "temperature", "top_p", "top_k"):
+    flags = ("grid", "position", "countdown", "end_row", "last_text")
+    for name in (*flags, "max_tokens", "cfg_scale", "temperature", "top_p", "top_k", "seed"):
         getattr(target, name)[0] = getattr(source, name)[slot]
-    target.seed[0], target.last_text[0] = source.seed[slot], source.last_text[slot]
     pair = slice(2 * slot, 2 * slot + 2)
     for name in ("keys", "values"):
         getattr(target.self_cache, name).copy_(getattr(source.self_cache, name)[:, pair])
