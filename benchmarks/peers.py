@@ -8,7 +8,7 @@ import torch
 
 from engine.config import DiaConfig
 from engine.generation import start_requests
-from engine.model import Dia
+from engine.graph import Stepper
 from engine.options import GenerationOptions
 from engine.request import Request
 from engine.weights import transformers_tensors
@@ -27,24 +27,31 @@ class Timing:
 
 
 class Ours:
-    """This engine."""
+    """This engine. Where steps are captured in a graph, a time stamp follows each launch of several steps."""
 
     name = "dia-engine"
 
-    def __init__(self, model: Dia):
-        self.model, self.device = model, model.device
+    def __init__(self, stepper: Stepper):
+        self.stepper, self.device = stepper, stepper.model.device
 
     @torch.no_grad()
     def run(self, text: torch.Tensor, batch: int, steps: int) -> Timing:
         """Time `batch` requests for the ids `text` [S] over 1 + `steps` steps."""
-        requests = [Request(text, torch.zeros((0, self.model.config.decoder.num_channels)).long(), seed) for seed in range(batch)]
-        stamps = [time.perf_counter()]
-        state = start_requests(self.model, requests, OPTIONS)
-        for _ in range(1 + steps):
-            self.model.step(state)
-            synchronize(self.device)
+        config = self.stepper.model.config
+        no_prompt = torch.zeros((0, config.decoder.num_channels), dtype=torch.int64)
+        requests = [Request(text, no_prompt, seed) for seed in range(batch)]
+        options = GenerationOptions(max_tokens=max(2 + steps, config.max_delay + 2))
+        stamps, made = [time.perf_counter()], []
+
+        def stamp(count: int) -> None:
             stamps.append(time.perf_counter())
-        return timing_of(stamps)
+            made.append(count)
+
+        state = start_requests(self.stepper, requests, options)
+        self.stepper.run(state, stamp)
+        synchronize(self.device)
+        spans = timing_of(stamps)
+        return Timing(spans.first, [span / count for span, count in zip(spans.steps, made[1:])][:steps])
 
 
 class Transformers:

@@ -17,6 +17,7 @@ from datetime import date
 import torch
 
 from engine import Engine
+from engine.graph import Stepper
 from engine.text import encode_text
 
 from .nari import Nari, load_nari
@@ -35,7 +36,7 @@ def main() -> None:
     options = _arguments()
     engine = Engine.load(options.model, dtype=options.dtype, device=options.device, load_dac=False)
     text = encode_text(SCRIPT, engine.config.encoder.max_position_embeddings)
-    runners = [Ours(engine.model), *_peers(options, engine)]
+    runners = [Ours(Stepper(engine.model)), *_peers(options, engine)]
     bandwidth = copy_bandwidth(engine.device)
     results = []
     for runner in runners:

@@ -21,6 +21,10 @@ class KVCache:
         shape = (layers, rows, heads, positions, head_dim)
         return cls(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)))
 
+    def first(self, rows: int) -> "KVCache":
+        """The same memory, the first rows of every layer."""
+        return KVCache(self.keys[:, :rows], self.values[:, :rows])
+
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of one layer's keys and values, [R, G, T, Dh]."""
         return self.keys[index], self.values[index]

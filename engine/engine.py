@@ -11,7 +11,8 @@ from tqdm import tqdm
 from .audio import check_writable, write_audio
 from .codec import DEFAULT_CODEC, Codec
 from .config import DiaConfig
-from .generation import finished_codes, run_to_end, start_requests
+from .generation import finished_codes, start_requests
+from .graph import Stepper
 from .hub import DEFAULT_MODEL, find_model
 from .model import Dia
 from .options import DEFAULT_MAX_TOKENS, GenerationOptions
@@ -33,7 +34,9 @@ class Engine:
         device, dtype: where and in what the model computes.
     """
 
-    def __init__(self, config: DiaConfig, weights: dict[str, torch.Tensor], codec: Codec | None = None):
+    def __init__(
+        self, config: DiaConfig, weights: dict[str, torch.Tensor], codec: Codec | None = None, *, graph: bool = True
+    ):
         """Build from weights named as in `parameter_shapes`; `load`, `from_pretrained` and `from_local` read them."""
         if codec is not None:
             _check_codec_fits(config, codec)
@@ -41,6 +44,7 @@ class Engine:
             self.model = Dia(config, weights)
         self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype
+        self._stepper = Stepper(self.model, graph)
 
     @classmethod
     def load(
@@ -52,6 +56,7 @@ class Engine:
         codec: str | Path | Codec | None = None,
         load_dac: bool = True,
         revision: str | None = None,
+        graph: bool = True,
     ) -> "Engine":
         """Load a model from the hub or a local folder, or make one up (`synthetic:tiny`, `synthetic:full`).
 
@@ -63,6 +68,8 @@ class Engine:
             codec: hub id, folder or file of the audio codec, or a loaded one. Default: `descript/dac_44khz`.
             load_dac: False leaves the codec out, and `generate` returns codes.
             revision: of the hub repository.
+            graph: False runs the step's kernels one by one, instead of many steps captured in a CUDA graph. The sound
+                is the same; on a CPU there is no graph.
 
         Raises:
             FileNotFoundError: no such model, or a file of it is missing.
@@ -75,9 +82,9 @@ class Engine:
             codec = synthetic_codec(config, model, device) if load_dac and codec is None else codec
             dtype = dtype or default_dtype(config, device)
             weights = random_weights(config, dtype=dtype, device=device)
-            return cls(config, weights, _load_codec(codec, device, load_dac))
+            return cls(config, weights, _load_codec(codec, device, load_dac), graph=graph)
         files = find_model(model, revision)
-        return cls._from_files(files.config, files.weights, dtype, device, codec, load_dac)
+        return cls._from_files(files.config, files.weights, dtype, device, codec, load_dac, graph)
 
     @classmethod
     def from_pretrained(
@@ -104,16 +111,16 @@ class Engine:
         checkpoint = Path(checkpoint_path)
         if not checkpoint.is_file():
             raise FileNotFoundError(f"no checkpoint file at {checkpoint}")
-        return cls._from_files(Path(config_path), [checkpoint], dtype, device, None, load_dac)
+        return cls._from_files(Path(config_path), [checkpoint], dtype, device, None, load_dac, graph=True)
 
     @classmethod
-    def _from_files(cls, config_file, weight_files, dtype, device, codec, load_dac) -> "Engine":
+    def _from_files(cls, config_file, weight_files, dtype, device, codec, load_dac, graph) -> "Engine":
         config = DiaConfig.from_file(config_file)
         dtype = dtype or default_dtype(config, device)
         # Checked now, read after the codec: neither a bad file nor a missing codec should cost the time to load it all.
         weights = stream_weights(weight_files, config, dtype=dtype, device=device)
         codec = _load_codec(codec, device, load_dac)
-        return cls(config, dict(weights), codec)
+        return cls(config, dict(weights), codec, graph=graph)
 
     @property
     def sample_rate(self) -> int:
@@ -175,10 +182,11 @@ class Engine:
         audio_prompt = _merge_prompt_names(audio_prompt, audio_prompt_path)
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = make_requests(text, audio_prompt, audio_prompt_text, seed, options, self.config, self.codec)
-        state = start_requests(self.model, requests, options)
-        with _progress(verbose, self._frames_per_second / len(requests)) as progress:
-            run_to_end(self.model, state, progress)
-        results = [self._sound(codes) for codes in finished_codes(state, requests)]
+        with self._stepper.lock, _progress(verbose, self._frames_per_second / len(requests)) as progress:
+            state = start_requests(self._stepper, requests, options)
+            self._stepper.run(state, progress)
+            codes = finished_codes(state, requests)
+        results = [self._sound(each) for each in codes]
         return results if isinstance(text, (list, tuple)) else results[0]
 
     def load_audio(self, audio_path: str | Path) -> torch.Tensor:

@@ -1,43 +1,28 @@
-"""The loop around the decode step: requests in, codes out."""
-
-from collections.abc import Callable
+"""Requests into the slots of a state, and codes out of them."""
 
 import torch
 
 from .delay import undelay
-from .model import Dia
+from .graph import Stepper
 from .options import GenerationOptions
 from .request import Request
 from .state import DecodeState
 
-# Steps between looks at the stop flag. On a GPU a look waits for the device; on a CPU it costs nothing.
-STEPS_PER_LOOK = {"cpu": 1}
-STEPS_PER_LOOK_DEFAULT = 8
 
-
-def start_requests(model: Dia, requests: list[Request], options: GenerationOptions) -> DecodeState:
-    """A state with one running slot a request, its text and prompt read: the next step draws the first row."""
+def start_requests(stepper: Stepper, requests: list[Request], options: GenerationOptions) -> DecodeState:
+    """A state in which slot i runs request i, text and prompt read: the next step draws the first row."""
+    model = stepper.model
     config = model.config
     rows = max(
         options.rows(config.decoder.max_position_embeddings, request.prompt.shape[0], config.max_delay)
         for request in requests
     )
     longest = max(request.text.shape[0] for request in requests)
-    state = DecodeState.allocate(config, len(requests), rows, longest, model.dtype, model.device)
+    state = stepper.state_for(len(requests), rows, longest)
     for slot, request in enumerate(requests):
         state.start(slot, request.text.shape[0], request.prompt, options, request.seed)
         model.prefill(state, slot, request.text.to(model.device))
     return state
-
-
-def run_to_end(model: Dia, state: DecodeState, progress: Callable[[int], None] | None = None) -> None:
-    """Step until every slot has stopped; `progress` is told how many steps were made since its last call."""
-    steps = STEPS_PER_LOOK.get(model.device.type, STEPS_PER_LOOK_DEFAULT)
-    while not state.stopped():
-        for _ in range(steps):
-            model.step(state)
-        if progress is not None:
-            progress(steps)
 
 
 def finished_codes(state: DecodeState, requests: list[Request]) -> list[torch.Tensor]:

@@ -36,7 +36,7 @@ class Mlp:
         self.gate_up, self.down = weights[f"{name}.gate_up.weight"], weights[f"{name}.down.weight"]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = sequence_linear(x, self.gate_up).float().chunk(2, dim=-1)
+        gate, up = sequence_linear(x, self.gate_up).chunk(2, dim=-1)
         return sequence_linear(F.silu(gate) * up, self.down)
 
 

@@ -1,6 +1,6 @@
 """All that a decode step reads and writes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,6 +11,11 @@ from .kernels.advance import RUNNING
 from .kernels.attention import AttentionScratch
 from .kernels.norm import Residual
 from .options import GenerationOptions
+
+PER_SLOT = (
+    "grid", "position", "countdown", "end_row", "max_tokens", "cfg_scale", "temperature", "top_p", "top_k", "seed",
+    "last_text",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,21 @@ class StepBuffers:
             cross_attention=AttentionScratch.allocate(
                 slots, sizes.cross_num_key_value_heads, cross_heads, cross_head_dim, device
             ),
+        )
+
+    def first(self, slots: int) -> "StepBuffers":
+        """The same memory, for the first slots."""
+        rows = 2 * slots
+        return replace(
+            self,
+            query=self.query[:rows],
+            mixed=self.mixed[:rows],
+            cross_query=self.cross_query[:slots],
+            cross_mixed=self.cross_mixed[:slots],
+            hidden=self.hidden[:rows],
+            logits=self.logits[:rows],
+            tokens=self.tokens[:slots],
+            channels_done=self.channels_done[:slots],
         )
 
 
@@ -149,6 +169,25 @@ class DecodeState:
         self.top_k[slot] = vocab if options.top_k is None else min(options.top_k, vocab)
         self.seed[slot] = seed
         self.last_text[slot] = text_length - 1
+
+    def first(self, slots: int) -> "DecodeState":
+        """The same memory, the first slots of it."""
+        residual = self.residual.rows(slice(0, 2 * slots))
+        return replace(
+            self,
+            **{name: getattr(self, name)[:slots] for name in PER_SLOT},
+            self_cache=self.self_cache.first(2 * slots),
+            cross_cache=self.cross_cache.first(slots),
+            residual=residual,
+            with_text=residual.rows(slice(1, None, 2)),
+            buffers=self.buffers.first(slots),
+        )
+
+    def stop(self) -> None:
+        """Stop every slot, and forget its rows: what a stopped slot attends to costs time."""
+        self.countdown.zero_()
+        self.position.zero_()
+        self.last_text.zero_()
 
     def stopped(self) -> bool:
         """Whether every slot has stopped. Waits for the device."""

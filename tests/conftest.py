@@ -7,6 +7,9 @@ if not torch.cuda.is_available():
     # The kernels then run in Triton's interpreter, which Triton has to know before anyone imports it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# The models of the tests are so small that a second thread only waits for the first.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def repeatable():

@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.generation import start_requests
+from engine.graph import Stepper
 from engine.kernels.advance import RUNNING, advance
 from engine.model import Dia
 from engine.options import GenerationOptions
@@ -39,8 +40,8 @@ def threads(request):
 def test_a_row_has_the_same_bits_in_any_batch(model, batch, threads):
     options = GenerationOptions(max_tokens=80)
     requests = [make_request(index % 4) for index in range(batch)]
-    together = start_requests(model, requests, options)
-    alone = [start_requests(model, [request], options) for request in requests]
+    together = start_requests(Stepper(model), requests, options)
+    alone = [start_requests(Stepper(model), [request], options) for request in requests]
     for _ in range(12):
         logits = model.logits(together)
         for slot, state in enumerate(alone):
@@ -53,7 +54,7 @@ def test_a_row_has_the_same_bits_in_any_batch(model, batch, threads):
 
 def test_what_lies_beyond_the_valid_rows_is_not_read(model):
     options = GenerationOptions(max_tokens=40)
-    clean, poisoned = (start_requests(model, [make_request(1)], options) for _ in range(2))
+    clean, poisoned = (start_requests(Stepper(model), [make_request(1)], options) for _ in range(2))
     valid, text = int(poisoned.position[0]) + 1, int(poisoned.last_text[0]) + 1
     for cache, length in ((poisoned.self_cache, valid), (poisoned.cross_cache, text)):
         cache.keys[:, :, :, length:] = float("nan")
@@ -86,7 +87,7 @@ class Watch(TorchDispatchMode):
 
 
 def test_a_step_allocates_alike_at_every_position_and_never_waits(model):
-    state = start_requests(model, [make_request(0)], GenerationOptions(max_tokens=400))
+    state = start_requests(Stepper(model), [make_request(0)], GenerationOptions(max_tokens=400))
     allocated = []
     for _ in range(300):
         with Watch() as watch:
