@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .dispatch import begin, launch, tl, triton, uses_triton
+from .dispatch import begin, launch, require_contiguous, tl, triton, uses_triton
 
 BLOCK_T = 32  # cache positions of one turn
 
@@ -86,6 +86,7 @@ def decode_attention(
     if not uses_triton(query):
         out.view_as(query).copy_(decode_attention_ref(query, keys, values, last))
         return
+    require_contiguous(query=query, keys=keys, values=values, out=out)
     ratio = heads // groups
     block_d = max(16, triton.next_power_of_2(head_dim))
     launch(

@@ -91,6 +91,17 @@ def uses_triton(tensor: torch.Tensor) -> bool:
     return kernel
 
 
+def require_contiguous(**tensors: torch.Tensor) -> None:
+    """Kernels compute addresses from shapes.
+
+    Raises:
+        ValueError: a tensor with other strides; the message names it.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()} for shape {list(tensor.shape)}")
+
+
 def architecture(device: torch.device) -> int:
     """Compute capability of a device, major * 10 + minor."""
     detour = _detour.get()

@@ -9,7 +9,7 @@ enough mass at or above it (a count, or a probability). Keys are the floats' bit
 import torch
 
 from .advance import RUNNING, advance
-from .dispatch import begin, launch, tl, triton, uses_triton
+from .dispatch import begin, launch, require_contiguous, tl, triton, uses_triton
 from .norm import headroom
 from .sample import sample_tokens
 
@@ -66,6 +66,7 @@ def next_row(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: torc
     if not uses_triton(logits):
         next_row_ref(logits, state, table, norm_weight)
         return
+    require_contiguous(logits=logits, grid=state.grid, table=table)
     config, residual = state.config, state.residual
     width = table.shape[1]
     launch(

@@ -477,6 +477,12 @@ def test_bad_shapes_are_refused():
         residual_linear.residual_linear(torch.empty(2, 24), weight, residual, residual.x[0])
 
 
+def test_other_strides_are_refused():
+    residual, weight = random_residual(2, 32), matrix(32, 16).T
+    with kernels(), pytest.raises(ValueError, match="weight must be contiguous"):
+        norm_linear.norm_linear(residual, weight, EPS, torch.empty(2, 16, device=DEVICE))
+
+
 def test_float16_residual_has_headroom():
     """Products of x and the norm's weight up to 4e6 survive in float16, and the normed product is right."""
     residual = Residual.allocate(2, 64, torch.float16, DEVICE)
