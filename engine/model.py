@@ -94,7 +94,7 @@ class Dia:
             layer.next_norm = next_norm
 
     def prefill(self, state: DecodeState, slot: int, text: torch.Tensor) -> None:
-        """Fill a started slot's caches (its text, the prompt rows before its position) and its residual (the row there).
+        """Fill a started slot's caches, from its text and the prompt rows before its position, and its residual.
 
         Args:
             state: on which `start` was called for the slot.
