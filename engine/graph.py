@@ -117,7 +117,8 @@ def _captured(model: Dia, state: DecodeState, pool) -> torch.cuda.CUDAGraph:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        with torch.cuda.graph(graph, pool=pool):
+        # Other threads may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             for _ in range(STEPS_PER_GRAPH):
                 model.step(state)
     finally:
