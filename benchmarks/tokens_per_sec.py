@@ -157,7 +157,8 @@ def _table(report: dict) -> str:
         ratio = row["step_milliseconds"] / ours["step_milliseconds"]
         memory = "-" if row["working_bytes"] is None else f"{row['working_bytes'] / 1e6:,.0f} MB"
         lines.append(
-            f"{row['name']:40}{row['text_seconds']:>7.3f} s{row['first_step_seconds']:>9.3f} s{row['step_milliseconds']:>10.2f}"
+            f"{row['name']:40}{row['text_seconds']:>7.3f} s{row['first_step_seconds']:>9.3f} s"
+            f"{row['step_milliseconds']:>10.2f}"
             f"{f'{low:.1f}-{high:.1f}':>16}{row['steps_per_second']:>10.2f}{row['times_real_time']:>8.3f}"
             f"{row['roofline_percent']:>9.0f}%{memory:>10}{f'{ratio:.2f}x faster':>14}"
         )

@@ -1,8 +1,8 @@
 """Many steps in one go: decode steps captured in CUDA graphs, and the loop that replays them until a batch has ended.
 
-A step costs a GPU less time than Python needs to launch its kernels, so several steps are captured as one graph. A graph
-holds addresses: it belongs to one set of slots, whose tensors stay where they are. Smaller batches use the first slots of
-the same tensors, with a graph of their own.
+A step costs a GPU less time than Python needs to launch its kernels, so several steps are captured as one graph. A
+graph holds addresses: it belongs to one set of slots, whose tensors stay where they are. Smaller batches use the first
+slots of the same tensors, with a graph of their own.
 """
 
 import gc

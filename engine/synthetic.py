@@ -45,8 +45,8 @@ def synthetic_config(model: str) -> DiaConfig:
 def random_weights(config: DiaConfig, *, dtype: torch.dtype, device, seed: int = 0) -> dict[str, torch.Tensor]:
     """Weights named as in `parameter_shapes`: the same values for the same seed, rounded to `dtype`.
 
-    Uniform, with the deviation 1/sqrt(fan in) that keeps the residual stream of unit size, and queries and keys so small
-    that attention (which Dia does not scale) has logits of unit deviation.
+    Uniform, with the deviation 1/sqrt(fan in) that keeps the residual stream of unit size, and queries and keys so
+    small that attention (which Dia does not scale) has logits of unit deviation.
     """
     weights = {}
     for index, (name, shape) in enumerate(parameter_shapes(config).items()):

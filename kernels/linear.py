@@ -8,9 +8,9 @@ rows. A sequence belongs to one request, so there any product will do.
 import torch
 import torch.nn.functional as F
 
-# Rows of one product in a step. Within these a CPU gives a row the same bits for every even number of rows, measured with
-# torch 2.13, MKL and oneDNN on x86 over sizes from 24 to 16384: float32 changes its bits at 4 rows or at 64, depending
-# on the shape, half precision at 64; all of them for a single row.
+# Rows of one product in a step. Within these a CPU gives a row the same bits for every even number of rows, measured
+# with torch 2.13, MKL and oneDNN on x86 over sizes from 24 to 16384: float32 changes its bits at 4 rows or at 64,
+# depending on the shape, half precision at 64; all of them for a single row.
 STEADY_ROWS = {torch.float32: 2}
 STEADY_ROWS_HALF = 32
 
