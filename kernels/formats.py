@@ -49,6 +49,16 @@ class Int8Weight:
             absmax[rows] = largest
         return cls(values, absmax, dtype)
 
+    @staticmethod
+    def fits(columns: int) -> bool:
+        """Whether rows of so many weights can be held."""
+        return True
+
+    @staticmethod
+    def bytes_of(rows: int, columns: int) -> int:
+        """`nbytes` of a matrix [rows, columns]."""
+        return rows * columns + 4 * rows
+
     @property
     def shape(self) -> torch.Size:
         return self.values.shape
@@ -104,7 +114,7 @@ class NF4Weight:
             ValueError: K is no multiple of 64, so that blocks would reach over the ends of rows.
         """
         rows, columns = matrix.shape
-        check_width(columns)
+        _check_width(columns)
         packed = torch.empty((rows, columns // 2), dtype=torch.uint8, device=matrix.device)
         absmax = torch.empty((rows, columns // BLOCK), dtype=torch.float32, device=matrix.device)
         levels = torch.tensor(LEVELS, device=matrix.device)
@@ -119,9 +129,13 @@ class NF4Weight:
 
     @classmethod
     def from_neighbours(cls, packed: torch.Tensor, absmax: torch.Tensor, shape, dtype: torch.dtype) -> "NF4Weight":
-        """From bitsandbytes' bytes [N K / 2], in which the high half comes first, and its scales [N K / 64] float32."""
+        """From bitsandbytes' bytes [N K / 2], in which the high half comes first, and its scales [N K / 64] float32.
+
+        Raises:
+            ValueError: as `quantize`.
+        """
         rows, columns = shape
-        check_width(columns)
+        _check_width(columns)
         pairs = packed.view(rows, columns // BLOCK, BLOCK // 2)
         nibbles = torch.stack((pairs >> 4, pairs & 15), dim=-1).flatten(2)
         return cls(_pack(nibbles), absmax.view(rows, columns // BLOCK), dtype)
@@ -130,6 +144,16 @@ class NF4Weight:
         """The bytes as bitsandbytes has them, [N K / 2, 1] uint8."""
         nibbles = _unpack(self.packed).unflatten(-1, (-1, 2))
         return (nibbles[..., 0] << 4 | nibbles[..., 1]).view(-1, 1)
+
+    @staticmethod
+    def fits(columns: int) -> bool:
+        """Whether rows of so many weights can be held."""
+        return columns % BLOCK == 0
+
+    @staticmethod
+    def bytes_of(rows: int, columns: int) -> int:
+        """`nbytes` of a matrix [rows, columns]."""
+        return rows * columns // 2 + 4 * rows * columns // BLOCK
 
     @property
     def shape(self) -> torch.Size:
@@ -169,13 +193,8 @@ FORMATS = {"int8": Int8Weight, "nf4": NF4Weight}
 Weight = torch.Tensor | Int8Weight | NF4Weight
 
 
-def check_width(columns: int) -> None:
-    """Refuse a row that blocks do not fill.
-
-    Raises:
-        ValueError: `columns` is no multiple of 64.
-    """
-    if columns % BLOCK:
+def _check_width(columns: int) -> None:
+    if not NF4Weight.fits(columns):
         raise ValueError(f"NF4 needs rows of a multiple of {BLOCK} weights, got {columns}")
 
 
