@@ -22,7 +22,7 @@ setup(
     ],
     extras_require={
         "codec": ["descript-audio-codec>=1.0"],
-        "test": ["pytest>=7", "pytest-benchmark>=4", "transformers>=4.53", "bitsandbytes>=0.45"],
+        "test": ["pytest>=7", "pytest-benchmark>=4", "transformers>=4.53", "bitsandbytes>=0.45", "accelerate"],
     },
     entry_points={"console_scripts": ["dia-engine=engine.cli:main"]},
 )

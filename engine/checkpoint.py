@@ -12,7 +12,13 @@ from safetensors import SafetensorError, safe_open
 # Pages of a mapped file count as our memory once they were read, so a mapping is dropped before it has grown by this.
 MAPPED_BYTES = 256 * 2**20
 
-_SAFETENSORS_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+_SAFETENSORS_DTYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 _LFS_POINTER = b"version https://git-lfs"
 
 

@@ -1,4 +1,4 @@
-"""The command `dia-engine`: `say` turns a script into a sound file, `info` describes a model."""
+"""The command `dia-engine`: `say` turns a script into a sound file, `info` describes a model, `quantize` shrinks one."""
 
 import argparse
 import sys
@@ -58,7 +58,18 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     info.add_argument("model", help="hub id, folder, or synthetic:tiny / synthetic:full")
     info.add_argument("--dtype", default="bfloat16", help="dtype that memory is counted in (default: %(default)s)")
+    info.add_argument("--quant", help="count the memory of a quantised model: int8 or nf4")
     info.add_argument("--revision", help="revision of the hub repository")
+
+    quantize = commands.add_parser(
+        "quantize", help="write a quantised copy of a model", description="Write a model in 8 or 4 bits to a new folder."
+    )
+    quantize.set_defaults(run=_quantize)
+    quantize.add_argument("model", help="hub id, folder, or synthetic:tiny / synthetic:full")
+    quantize.add_argument("folder", type=Path, metavar="OUT", help="folder to create")
+    quantize.add_argument("--quant", required=True, help="int8 or nf4")
+    quantize.add_argument("--dtype", default="bfloat16", help="of what is not quantised (default: %(default)s)")
+    quantize.add_argument("--revision", help="revision of the hub repository")
     return parser
 
 
@@ -67,6 +78,7 @@ def _add_model_arguments(command: argparse.ArgumentParser, default_model: str) -
     group.add_argument("--model", default=default_model, help="hub id, folder or synthetic:... (default: %(default)s)")
     group.add_argument("--codec", help="codec's hub id, folder or file (default: descript/dac_44khz)")
     group.add_argument("--revision", help="revision of the hub repository")
+    group.add_argument("--quant", help="int8 or nf4: quantise the weights while loading")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: what suits the device)")
     group.add_argument("--device", help="such as cuda, cuda:1 or cpu (default: cuda if there is one)")
 
@@ -84,6 +96,7 @@ def _say(options: argparse.Namespace) -> None:
     from .engine import Engine
     from .options import GenerationOptions
     from .placement import checked_device, checked_dtype
+    from .quant import checked_recipe
 
     # All that can be known to be wrong is found before a model is fetched or loaded, which takes long.
     check_writable(options.output)
@@ -93,12 +106,19 @@ def _say(options: argparse.Namespace) -> None:
     checked_device(options.device)
     if options.dtype is not None:
         checked_dtype(options.dtype)
+    if options.quant is not None:
+        checked_recipe(options.quant)
     seed = _seed(options.seed)
     _check_against_model(options, script, knobs)
 
     started = time.perf_counter()
     engine = Engine.load(
-        options.model, dtype=options.dtype, device=options.device, codec=options.codec, revision=options.revision
+        options.model,
+        quant=options.quant,
+        dtype=options.dtype,
+        device=options.device,
+        codec=options.codec,
+        revision=options.revision,
     )
     loaded = time.perf_counter()
     audio = engine.generate(
@@ -165,4 +185,13 @@ def _check_against_model(options: argparse.Namespace, script: str, knobs) -> Non
 def _info(options: argparse.Namespace) -> None:
     from .inventory import describe
 
-    print(describe(options.model, options.revision, options.dtype))
+    print(describe(options.model, options.revision, options.dtype, options.quant))
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    from .quantize import quantize_model
+
+    size = quantize_model(
+        options.model, options.folder, options.quant, dtype=options.dtype, revision=options.revision
+    )
+    print(f"{options.folder}: {size / 1e6:,.0f} MB of weights, {options.quant}")

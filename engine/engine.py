@@ -1,6 +1,7 @@
 """Load a model once, then turn scripts into sound."""
 
 import logging
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from .config import DiaConfig
 from .generation import finished_codes, start_requests
 from .graph import Stepper
 from .hub import DEFAULT_MODEL, find_model
+from .kernels.formats import Weight
+from .kernels.int8_cpu import PackedInt8Weight, fastest
 from .model import Dia
 from .options import DEFAULT_MAX_TOKENS, GenerationOptions
 from .placement import checked_device, checked_dtype, default_dtype
 from .prompts import encode_prompt, read_prompt
+from .quant import Recipe, checked_recipe
 from .request import make_requests
-from .synthetic import is_synthetic, random_weights, synthetic_codec, synthetic_config
+from .synthetic import is_synthetic, stream_random_weights, synthetic_codec, synthetic_config
 from .weights import stream_weights
 
 logger = logging.getLogger(__name__)
@@ -35,7 +39,12 @@ class Engine:
     """
 
     def __init__(
-        self, config: DiaConfig, weights: dict[str, torch.Tensor], codec: Codec | None = None, *, graph: bool = True
+        self,
+        config: DiaConfig,
+        weights: Mapping[str, Weight | PackedInt8Weight],
+        codec: Codec | None = None,
+        *,
+        graph: bool = True,
     ):
         """Build from weights named as in `parameter_shapes`; `load`, `from_pretrained` and `from_local` read them."""
         if codec is not None:
@@ -51,6 +60,7 @@ class Engine:
         cls,
         model: str | Path = DEFAULT_MODEL,
         *,
+        quant: str | Mapping[str, str] | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         codec: str | Path | Codec | None = None,
@@ -62,6 +72,8 @@ class Engine:
 
         Args:
             model: hub id or folder, weights in transformers' or nari-labs' layout.
+            quant: "int8", "nf4" (also "4bit") or a recipe of one's own, see `quant.checked_recipe`: quantises while
+                loading. None leaves the weights as they are stored; a quantised checkpoint needs no more than that.
             dtype: "float32", "bfloat16" or "float16". Default: on a GPU bfloat16, or float16 where the GPU lacks it; on
                 a CPU float32 for a model under 100 million parameters, else bfloat16 if the CPU multiplies it natively.
             device: default "cuda" if there is one, else "cpu".
@@ -73,18 +85,19 @@ class Engine:
 
         Raises:
             FileNotFoundError: no such model, or a file of it is missing.
-            ValueError: unusable files, or an unknown dtype or device.
+            ValueError: unusable files, an unknown dtype, device or quant, or files that are quantised otherwise.
         """
+        recipe = None if quant is None else checked_recipe(quant)
         device = checked_device(device)
         dtype = None if dtype is None else checked_dtype(dtype)
         if is_synthetic(model):
             config = synthetic_config(model)
             codec = synthetic_codec(config, model, device) if load_dac and codec is None else codec
             dtype = dtype or default_dtype(config, device)
-            weights = random_weights(config, dtype=dtype, device=device)
-            return cls(config, weights, _load_codec(codec, device, load_dac), graph=graph)
+            stream = stream_random_weights(config, dtype=dtype, device=device, recipe=recipe)
+            return cls(config, _ready(stream), _load_codec(codec, device, load_dac), graph=graph)
         files = find_model(model, revision)
-        return cls._from_files(files.config, files.weights, dtype, device, codec, load_dac, graph)
+        return cls._from_files(files.config, files.weights, dtype, device, codec, load_dac, graph, recipe)
 
     @classmethod
     def from_pretrained(
@@ -114,13 +127,15 @@ class Engine:
         return cls._from_files(Path(config_path), [checkpoint], dtype, device, None, load_dac, graph=True)
 
     @classmethod
-    def _from_files(cls, config_file, weight_files, dtype, device, codec, load_dac, graph) -> "Engine":
+    def _from_files(
+        cls, config_file, weight_files, dtype, device, codec, load_dac, graph, recipe: Recipe | None = None
+    ) -> "Engine":
         config = DiaConfig.from_file(config_file)
         dtype = dtype or default_dtype(config, device)
         # Checked now, read after the codec: neither a bad file nor a missing codec should cost the time to load it all.
-        weights = stream_weights(weight_files, config, dtype=dtype, device=device)
+        stream = stream_weights(weight_files, config, dtype=dtype, device=device, recipe=recipe)
         codec = _load_codec(codec, device, load_dac)
-        return cls(config, dict(weights), codec, graph=graph)
+        return cls(config, _ready(stream), codec, graph=graph)
 
     @property
     def sample_rate(self) -> int:
@@ -220,6 +235,11 @@ class Engine:
         if self.codec is None:
             raise ValueError("this engine has no codec; load it with load_dac=True")
         return self.codec
+
+
+def _ready(stream: Iterable[tuple[str, Weight]]) -> dict[str, Weight | PackedInt8Weight]:
+    """The weights of a stream, each made ready for its device before the next is read."""
+    return {name: fastest(weight) for name, weight in stream}
 
 
 def _load_codec(codec: str | Path | Codec | None, device: torch.device, load_dac: bool) -> Codec | None:

@@ -3,12 +3,16 @@
 import math
 from pathlib import Path
 
+import torch
+
 from .config import DiaConfig
 from .hub import find_config, find_model
+from .kernels.formats import FORMATS
 from .model import parameter_shapes
 from .placement import checked_dtype
+from .quant import checked_recipe, chosen_formats
 from .synthetic import is_synthetic, synthetic_config
-from .weights import describe_files
+from .weights import check_formats, describe_files, stored_formats
 
 # part -> what its weights' names hold; the first that fits counts.
 PARTS = {
@@ -27,13 +31,16 @@ def model_config(model: str | Path, revision: str | None = None) -> DiaConfig:
     return synthetic_config(model) if is_synthetic(model) else DiaConfig.from_file(find_config(model, revision))
 
 
-def parameters_by_part(config: DiaConfig) -> dict[str, tuple[int, int]]:
-    """Part -> (parameters in the model's dtype, parameters in float32)."""
-    counts = {part: [0, 0] for part in PARTS}
-    for name, shape in parameter_shapes(config).items():
-        part = next(part for part, piece in PARTS.items() if piece in name)
-        counts[part][name.endswith("norm.weight")] += math.prod(shape)
-    return {part: (plain, float32) for part, (plain, float32) in counts.items()}
+def part_of(name: str) -> str:
+    """The part that a weight belongs to."""
+    return next(part for part, piece in PARTS.items() if piece in name)
+
+
+def weight_bytes(name: str, shape: tuple[int, ...], dtype: torch.dtype, format: str | None = None) -> int:
+    """Bytes of a weight, quantised or in `dtype`; norms are float32."""
+    if format is not None:
+        return FORMATS[format].bytes_of(*shape)
+    return math.prod(shape) * (4 if name.endswith("norm.weight") else dtype.itemsize)
 
 
 def cache_bytes(config: DiaConfig, itemsize: int) -> int:
@@ -45,18 +52,27 @@ def cache_bytes(config: DiaConfig, itemsize: int) -> int:
     return 2 * itemsize * decoder.num_hidden_layers * rows
 
 
-def describe(model: str | Path, revision: str | None, dtype: str) -> str:
-    """The text of `dia-engine info`: layout, parameters, and memory by part in `dtype`.
+def describe(model: str | Path, revision: str | None, dtype: str, quant: str | None = None) -> str:
+    """The text of `dia-engine info`: layout, parameters, and memory by part, quantised or in `dtype`.
 
     Raises:
         FileNotFoundError, ValueError: as `Engine.load`, weights that do not fit the config included.
     """
     chosen = checked_dtype(dtype)
     config = model_config(model, revision)
+    recipe = None if quant is None else checked_recipe(quant)
+    formats = {} if recipe is None else chosen_formats(recipe, config)
     layout = "made up at load, random"
     if not is_synthetic(model):
-        layout = describe_files(find_model(model, revision).weights, config)
-    return "\n".join((f"model       {model}", f"weights     {layout}", *_sizes(config), "", *_table(config, chosen)))
+        files = find_model(model, revision).weights
+        layout, stored = describe_files(files, config), stored_formats(files, config)
+        if recipe is not None and stored:
+            check_formats(str(model), stored, formats)
+        formats = stored or formats
+    lines = [f"model       {model}", f"weights     {layout}", *_sizes(config)]
+    if recipe is not None:
+        lines.append(f"quantised   {', '.join(f'{pattern} in {format}' for pattern, format in recipe.items())}")
+    return "\n".join((*lines, "", *_table(config, chosen, formats)))
 
 
 def _sizes(config: DiaConfig) -> list[str]:
@@ -71,14 +87,18 @@ def _sizes(config: DiaConfig) -> list[str]:
     ]
 
 
-def _table(config: DiaConfig, dtype) -> list[str]:
-    rows = {
-        part: (plain + float32, plain * dtype.itemsize + float32 * 4)
-        for part, (plain, float32) in parameters_by_part(config).items()
-    }
-    rows["total"] = tuple(map(sum, zip(*rows.values())))
-    lines = [f"{'part':24}{'parameters':>16}{'MB in ' + str(dtype).removeprefix('torch.'):>18}"]
-    lines += [f"{part:24}{count:>16,}{size / 1e6:>18,.1f}" for part, (count, size) in rows.items()]
+def _table(config: DiaConfig, dtype: torch.dtype, formats: dict[str, str]) -> list[str]:
+    plain = str(dtype).removeprefix("torch.")
+    rows = {part: [0, 0, set()] for part in PARTS}
+    for name, shape in parameter_shapes(config).items():
+        row, format = rows[part_of(name)], formats.get(name)
+        row[0] += math.prod(shape)
+        row[1] += weight_bytes(name, shape, dtype, format)
+        row[2].add(format or ("float32" if name.endswith("norm.weight") else plain))
+    rows["total"] = [sum(row[0] for row in rows.values()), sum(row[1] for row in rows.values()), set()]
+    lines = [f"{'part':24}{'parameters':>16}{'MB':>12}   in"]
+    for part, (count, size, kinds) in rows.items():
+        lines.append(f"{part:24}{count:>16,}{size / 1e6:>12,.1f}   {', '.join(sorted(kinds))}".rstrip())
     caches = cache_bytes(config, dtype.itemsize)
-    lines.append(f"{'caches of one request':24}{'':>16}{caches / 1e6:>18,.1f}   (at most)")
+    lines.append(f"{'caches of one request':24}{'':>16}{caches / 1e6:>12,.1f}   {plain}, at most")
     return lines

@@ -2,12 +2,15 @@
 measure it at Dia's true size. They make noise, not speech."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 
 from .codec import Codec, CodecConfig
 from .config import DecoderConfig, DiaConfig, EncoderConfig
+from .kernels.formats import FORMATS, Weight
 from .model import parameter_shapes
+from .quant import Recipe, chosen_formats
 
 PREFIX = "synthetic:"
 CONFIGS = {
@@ -43,21 +46,28 @@ def synthetic_config(model: str) -> DiaConfig:
 
 
 def random_weights(config: DiaConfig, *, dtype: torch.dtype, device, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights named as in `parameter_shapes`: the same values for the same seed, rounded to `dtype`.
+    """Weights named as in `parameter_shapes`: the same values for the same seed, rounded to `dtype`."""
+    return dict(stream_random_weights(config, dtype=dtype, device=device, seed=seed))
+
+
+def stream_random_weights(
+    config: DiaConfig, *, dtype: torch.dtype, device, seed: int = 0, recipe: Recipe | None = None
+) -> Iterator[tuple[str, Weight]]:
+    """The items of `random_weights` one by one, those that the recipe names quantised.
 
     Uniform, with the deviation 1/sqrt(fan in) that keeps the residual stream of unit size, and queries and keys so
     small that attention (which Dia does not scale) has logits of unit deviation.
     """
-    weights = {}
+    formats = chosen_formats(recipe, config) if recipe else {}
     for index, (name, shape) in enumerate(parameter_shapes(config).items()):
         if name.endswith("norm.weight"):
-            weights[name] = torch.ones(shape, dtype=torch.float32, device=device)
+            yield name, torch.ones(shape, dtype=torch.float32, device=device)
             continue
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         bound = math.sqrt(3.0) * _deviation(name, shape, config)
         values = torch.empty(shape).uniform_(-bound, bound, generator=generator)
-        weights[name] = values.to(device=device, dtype=dtype)
-    return weights
+        values = values.to(device)
+        yield name, FORMATS[formats[name]].quantize(values, dtype) if name in formats else values.to(dtype)
 
 
 def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:

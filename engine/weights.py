@@ -12,8 +12,11 @@ from safetensors.torch import save_file
 
 from .checkpoint import Checkpoint, Header
 from .config import DiaConfig
+from .kernels.formats import FORMATS, Weight
 from .layouts import HARMLESS_NAMES, NARI, TRANSFORMERS, Layout, Piece, tensor_table
 from .model import parameter_shapes
+from .quant import Recipe, chosen_formats, is_matrix
+from .stored import StoredWeights, as_stored
 
 WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -21,8 +24,13 @@ _LISTED = 10
 
 
 def load_weights(
-    files: Sequence[Path], config: DiaConfig, *, dtype: torch.dtype, device: torch.device | str
-) -> dict[str, torch.Tensor]:
+    files: Sequence[Path],
+    config: DiaConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    recipe: Recipe | None = None,
+) -> dict[str, Weight]:
     """Read a checkpoint of either layout.
 
     Args:
@@ -30,6 +38,7 @@ def load_weights(
         config: the model that they must fit.
         dtype: float16, bfloat16 or float32; names that end in `norm.weight` are float32 in any case.
         device: where the weights go.
+        recipe: what to quantise, each weight from the numbers in the file. What the files hold quantised stays so.
 
     Returns:
         The weights by the names and in the shapes and order of `parameter_shapes(config)`.
@@ -40,21 +49,32 @@ def load_weights(
     Raises:
         FileNotFoundError: a file is absent.
         ValueError: a file is damaged or holds more than tensors, or names, shapes or dtypes do not fit the config
-            (all of them listed, before any data is read), or `dtype` is none of the three.
+            (all of them listed, before any data is read), or `dtype` is none of the three, or the files hold
+            quantised weights of other formats than the recipe asks for.
     """
-    return dict(stream_weights(files, config, dtype=dtype, device=device))
+    return dict(stream_weights(files, config, dtype=dtype, device=device, recipe=recipe))
 
 
 def stream_weights(
-    files: Sequence[Path], config: DiaConfig, *, dtype: torch.dtype, device: torch.device | str
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The items of `load_weights` one by one, each complete and owned by the caller, so that it can be quantised
-    before the next is read. Everything is checked before this returns; arguments and errors as there."""
+    files: Sequence[Path],
+    config: DiaConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    recipe: Recipe | None = None,
+) -> Iterator[tuple[str, Weight]]:
+    """The items of `load_weights` one by one, each complete and owned by the caller. Everything is checked before this
+    returns; arguments and errors as there."""
     if dtype not in WEIGHT_DTYPES:
         raise ValueError(f"dtype must be float16, bfloat16 or float32, got {dtype}")
-    checkpoint = Checkpoint(files)
+    formats = chosen_formats(recipe, config) if recipe else {}
+    checkpoint = StoredWeights(Checkpoint(files))
     _, table = _fitting_layout(checkpoint, config)
-    return _stream(checkpoint, table, config, dtype, device)
+    stored = _stored_formats(checkpoint, table)
+    if recipe is not None and stored:
+        check_formats(checkpoint.title, stored, formats)
+        formats = {}
+    return _stream(checkpoint, table, config, stored, formats, dtype, device)
 
 
 def describe_files(files: Sequence[Path], config: DiaConfig) -> str:
@@ -63,26 +83,52 @@ def describe_files(files: Sequence[Path], config: DiaConfig) -> str:
     Raises:
         FileNotFoundError, ValueError: as `load_weights`.
     """
-    checkpoint = Checkpoint(files)
+    checkpoint = StoredWeights(Checkpoint(files))
     layout, _ = _fitting_layout(checkpoint, config)
     stored = {header.dtype for header in checkpoint.headers.values()}
-    dtypes = " and ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_DTYPES if dtype in stored)
+    dtypes = " and ".join(str(dtype).removeprefix("torch.") for dtype in (*FORMATS, *WEIGHT_DTYPES) if dtype in stored)
     return f"{layout.title} layout, {dtypes}, {len(files)} file{'s' if len(files) > 1 else ''}"
 
 
+def stored_formats(files: Sequence[Path], config: DiaConfig) -> dict[str, str]:
+    """Name of each weight that a checkpoint holds quantised -> its format, from the files' headers.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_weights`.
+    """
+    checkpoint = StoredWeights(Checkpoint(files))
+    _, table = _fitting_layout(checkpoint, config)
+    return _stored_formats(checkpoint, table)
+
+
+def check_formats(title: str, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Refuse to quantise what is quantised in other formats than those wanted, both by name of the weight.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if stored != wanted:
+        held = " and ".join(sorted(set(stored.values())))
+        raise ValueError(
+            f"{title} is quantised already, in {held}; load it without quant, or quantise the original anew"
+        )
+
+
 def save_weights(
-    weights: Mapping[str, torch.Tensor],
+    weights: Mapping[str, Weight],
     config: DiaConfig,
     folder: str | Path,
     *,
+    quantized: Mapping[str, object] | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write config.json and safetensors in transformers' layout; all of it appears at `folder` at once, or nothing.
 
     Args:
-        weights: every tensor of `parameter_shapes(config)`, floating point, on any device.
+        weights: every tensor of `parameter_shapes(config)`, floating point or quantised, on any device.
         config: of this model.
         folder: to be created; an empty one may exist.
+        quantized: what config.json is to say of the quantisation.
         max_shard_bytes: above it the weights are split, with an index; a larger tensor gets a file of its own.
 
     Raises:
@@ -92,39 +138,72 @@ def save_weights(
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}")
     _check_targets(weights, config)
-    tensors = {name: tensor.contiguous() for name, tensor in transformers_tensors(weights, config).items()}
-    dtype = str(weights["decoder.head.weight"].dtype).removeprefix("torch.")
+    stored = as_stored(transformers_tensors(weights, config))
+    tensors = {name: tensor.contiguous() for name, tensor in stored.items()}
+    description = {"torch_dtype": str(weights["decoder.head.weight"].dtype).removeprefix("torch.")}
+    if quantized is not None:
+        description["quantization_config"] = {"quant_method": "dia-engine", **quantized}
     with _folder_at_once(Path(folder)) as partial:
-        _write_json(partial / "config.json", {**config.to_dict(), "torch_dtype": dtype})
+        _write_json(partial / "config.json", {**config.to_dict(), **description})
         _write_shards(partial, _split(tensors, max_shard_bytes))
 
 
-def transformers_tensors(weights: Mapping[str, torch.Tensor], config: DiaConfig) -> dict[str, torch.Tensor]:
+def transformers_tensors(weights: Mapping[str, Weight], config: DiaConfig) -> dict[str, Weight]:
     """Our weights by the names of transformers' model: views of the same memory, nothing is copied."""
     tensors = {}
     for name, pieces in tensor_table(config, TRANSFORMERS).items():
-        parts = weights[name].detach().split([piece.rows for piece in pieces])
+        parts = weights[name].split([piece.rows for piece in pieces])
         tensors |= {piece.name: part for piece, part in zip(pieces, parts)}
     return tensors
 
 
 def _stream(
-    checkpoint: Checkpoint,
+    checkpoint: StoredWeights,
     table: dict[str, list[Piece]],
     config: DiaConfig,
+    stored: Mapping[str, str],
+    formats: Mapping[str, str],
     dtype: torch.dtype,
     device: torch.device | str,
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Iterator[tuple[str, Weight]]:
     for name, shape in parameter_shapes(config).items():
-        wanted = torch.float32 if name.endswith("norm.weight") else dtype
-        # The helper's frame ends before the caller goes on, so that nothing here keeps a weight or a mapping alive.
-        yield name, _assembled(checkpoint, table[name], torch.empty(shape, dtype=wanted, device=device))
+        # The helpers' frames end before the caller goes on, so that nothing here keeps a weight or a mapping alive.
+        if name in stored:
+            yield name, _joined(checkpoint, table[name], FORMATS[stored[name]], dtype, device)
+        elif name in formats:
+            target = torch.empty(shape, dtype=torch.float32, device=device)
+            yield name, FORMATS[formats[name]].quantize(_assembled(checkpoint, table[name], target), dtype)
+        else:
+            wanted = torch.float32 if name.endswith("norm.weight") else dtype
+            yield name, _assembled(checkpoint, table[name], torch.empty(shape, dtype=wanted, device=device))
 
 
-def _assembled(checkpoint: Checkpoint, pieces: list[Piece], target: torch.Tensor) -> torch.Tensor:
+def _stored_formats(checkpoint: StoredWeights, table: dict[str, list[Piece]]) -> dict[str, str]:
+    formats = {name: _format(checkpoint, pieces) for name, pieces in table.items() if is_matrix(name)}
+    return {name: format for name, format in formats.items() if format}
+
+
+def _format(checkpoint: StoredWeights, pieces: list[Piece]) -> str | None:
+    """The one format in which all pieces are stored and can stay, or None."""
+    headers = [checkpoint.headers[piece.name] for piece in pieces]
+    (kind, *others) = {header.dtype for header in headers}
+    if others or kind not in FORMATS or any(piece.inputs_first for piece in pieces):
+        return None
+    return kind if all(FORMATS[kind].fits(header.shape[1]) for header in headers) else None
+
+
+def _joined(checkpoint: StoredWeights, pieces: list[Piece], kind, dtype: torch.dtype, device) -> Weight:
+    return kind.join([checkpoint.read(piece.name, dtype) for piece in pieces], device)
+
+
+def _assembled(checkpoint: StoredWeights, pieces: list[Piece], target: torch.Tensor) -> torch.Tensor:
     for piece, rows in zip(pieces, target.split([piece.rows for piece in pieces])):
-        _fill(rows, piece, checkpoint.read(piece.name))
+        _fill(rows, piece, _plain(checkpoint.read(piece.name, target.dtype)))
     return target
+
+
+def _plain(weight: Weight) -> torch.Tensor:
+    return weight if isinstance(weight, torch.Tensor) else weight.dequantize()
 
 
 def _fill(rows: torch.Tensor, piece: Piece, stored: torch.Tensor) -> None:
@@ -134,7 +213,7 @@ def _fill(rows: torch.Tensor, piece: Piece, stored: torch.Tensor) -> None:
     rows.copy_(piece.as_rows(stored))
 
 
-def _fitting_layout(checkpoint: Checkpoint, config: DiaConfig) -> tuple[Layout, dict[str, list[Piece]]]:
+def _fitting_layout(checkpoint: StoredWeights, config: DiaConfig) -> tuple[Layout, dict[str, list[Piece]]]:
     """The layout that the checkpoint's names belong to and its table, once every tensor is known to fit."""
     layout, table, shapes = _matching_layout(checkpoint, config)
     stored = {name: header for name, header in checkpoint.headers.items() if name not in HARMLESS_NAMES}
@@ -144,7 +223,7 @@ def _fitting_layout(checkpoint: Checkpoint, config: DiaConfig) -> tuple[Layout, 
 
 
 def _matching_layout(
-    checkpoint: Checkpoint, config: DiaConfig
+    checkpoint: StoredWeights, config: DiaConfig
 ) -> tuple[Layout, dict[str, list[Piece]], dict[str, tuple[int, ...]]]:
     """The layout with most names in common, its table, and the shapes of the tensors in it."""
     candidates = []
@@ -159,8 +238,8 @@ def _matching_layout(
     return tuple(best)
 
 
-def _check_targets(weights: Mapping[str, torch.Tensor], config: DiaConfig) -> None:
-    given = {name: Header(tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
+def _check_targets(weights: Mapping[str, Weight], config: DiaConfig) -> None:
+    given = {name: Header(tuple(weight.shape), weight.dtype) for name, weight in weights.items()}
     _raise_problems("these weights do not fit the config", _misfits(given, parameter_shapes(config)))
 
 
@@ -176,7 +255,7 @@ def _misfits(found: Mapping[str, Header], wanted: Mapping[str, tuple[int, ...]])
             if header.shape != shape
         ],
         "not in float16, bfloat16 or float32": [
-            f"{name} ({header.dtype})" for name, header, _ in common if header.dtype not in WEIGHT_DTYPES
+            f"{name} ({header.dtype})" for name, header, _ in common if header.dtype not in (*FORMATS, *WEIGHT_DTYPES)
         ],
     }
 

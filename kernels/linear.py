@@ -8,6 +8,9 @@ rows. A sequence belongs to one request, so there any product will do.
 import torch
 import torch.nn.functional as F
 
+from .formats import Weight
+from .int8_cpu import PackedInt8Weight
+
 # Rows of one product in a step. Within these a CPU gives a row the same bits for every even number of rows, measured
 # with torch 2.13, MKL and oneDNN on x86 over sizes from 24 to 16384: float32 changes its bits at 4 rows or at 64,
 # depending on the shape, half precision at 64; all of them for a single row.
@@ -15,22 +18,30 @@ STEADY_ROWS = {torch.float32: 2}
 STEADY_ROWS_HALF = 32
 
 
-def sequence_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Project the rows of one sequence, x [..., K], weight [N, K] -> [..., N] in the weight's dtype."""
-    return F.linear(x.to(weight.dtype), weight)
+def sequence_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Tensor:
+    """Project the rows of one sequence, x [..., K], weight [N, K] -> [..., N] in the weight's dtype.
+
+    A quantised weight is read back whole for the product, unless it is packed for this CPU.
+    """
+    if isinstance(weight, PackedInt8Weight):
+        return weight.product(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+    return F.linear(x.to(weight.dtype), _plain(weight))
 
 
-def step_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def step_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Tensor:
     """Project one row of each of many requests.
 
     Args:
         x: [M, K] any float dtype, rounded to the weight's dtype first.
-        weight: [N, K].
+        weight: [N, K]. A quantised one is defined as what it is read back as.
 
     Returns:
         [M, N] in the weight's dtype.
     """
     x = x.to(weight.dtype)
+    if isinstance(weight, PackedInt8Weight):
+        return weight.product(x)
+    weight = _plain(weight)
     if x.device.type != "cpu":
         return F.linear(x, weight)
     rows = x.shape[0]
@@ -38,6 +49,10 @@ def step_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         x = torch.cat((x, x[-1:]))
     tiles = x.split(STEADY_ROWS.get(x.dtype, STEADY_ROWS_HALF))
     return torch.cat([_product(tile, weight) for tile in tiles])[:rows]
+
+
+def _plain(weight: Weight) -> torch.Tensor:
+    return weight if isinstance(weight, torch.Tensor) else weight.dequantize()
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

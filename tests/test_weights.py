@@ -322,7 +322,7 @@ def test_lists_every_misfit_at_once_and_before_reading(tmp_path, monkeypatch):
     assert "2 misshapen: " in message
     assert f"model.decoder.norm.weight [3, 4] instead of [{width}]" in message
     assert f"{down} [{inner}, {width}] instead of [{width}, {inner}]" in message
-    assert "1 not in float16, bfloat16 or float32: model.encoder.embedding.weight (I8)" in message
+    assert "1 not in float16, bfloat16 or float32: model.encoder.embedding.weight (torch.int8)" in message
     assert "1 duplicate: model.surprise (in a.safetensors and b.safetensors)" in message
 
 
