@@ -19,7 +19,7 @@ from engine.config import DiaConfig
 from engine.generation import start_requests
 from engine.graph import Stepper
 from engine.kernels import attention, gated_linear, next_row, norm_linear, qkv, residual_linear
-from engine.model import Dia
+from engine.model import DiaModel
 from engine.options import GenerationOptions
 from engine.request import Request
 from engine.synthetic import random_weights
@@ -50,7 +50,7 @@ def cases() -> dict[str, Case]:
         full, encoder=replace(full.encoder, num_hidden_layers=1), decoder=replace(full.decoder, num_hidden_layers=1)
     )
     with torch.no_grad():
-        model = Dia(config, random_weights(config, dtype=DTYPE, device=DEVICE))
+        model = DiaModel(config, random_weights(config, dtype=DTYPE, device=DEVICE))
         prompt = torch.randint(1024, (POSITION, 9))
         request = Request(torch.randint(1, 200, (TEXT,)), prompt, seed=1)
         state = start_requests(Stepper(model, graph=False), [request], GenerationOptions())
@@ -58,7 +58,7 @@ def cases() -> dict[str, Case]:
         return _cases(model, state)
 
 
-def _cases(model: Dia, state) -> dict[str, Case]:
+def _cases(model: DiaModel, state) -> dict[str, Case]:
     layer, buffers, residual, rope = model.layers[0], state.buffers, state.residual, model.rope
     keys, values = state.self_cache.layer(0)
     cross_keys, cross_values = state.cross_cache.layer(0)

@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 
 from engine.config import DiaConfig
 from engine.kernels.dispatch import Launch, launches_to
-from engine.model import Dia, parameter_shapes
+from engine.model import DiaModel, parameter_shapes
 from engine.state import DecodeState
 
 ARCHITECTURES = (80, 86, 89, 90, 120)
@@ -68,7 +68,7 @@ def step_launches(config: DiaConfig, slots: int, dtype: torch.dtype, architectur
         kind = torch.float32 if name.endswith("norm.weight") else dtype
         return torch.empty(shape, dtype=kind, device="meta")
 
-    model = Dia(config, {name: weight(name, shape) for name, shape in parameter_shapes(config).items()})
+    model = DiaModel(config, {name: weight(name, shape) for name, shape in parameter_shapes(config).items()})
     rows, text = config.decoder.max_position_embeddings, config.encoder.max_position_embeddings
     state = DecodeState.allocate(config, slots, rows, text, dtype, "meta")
     launches: list[Launch] = []

@@ -11,12 +11,8 @@ import torch
 from engine.config import DiaConfig
 from engine.layouts import NARI, tensor_table
 
-from .peers import OPTIONS, Timing, timing_of
+from .peers import OPTIONS, EnoughError, Timing, timing_of
 from .roofline import synchronize
-
-
-class _EnoughError(Exception):
-    """Ends the reference's loop from inside."""
 
 
 class Nari:
@@ -38,7 +34,7 @@ class Nari:
                 synchronize(self.device)
                 stamps.append(time.perf_counter())
                 if len(stamps) > 1 + steps:
-                    raise _EnoughError
+                    raise EnoughError
             return original(output, step_from, step_to)
 
         outputs.get_tokens_at = stamped
@@ -54,7 +50,7 @@ class Nari:
                 cfg_filter_top_k=OPTIONS.top_k,
                 use_torch_compile=self.compiled,
             )
-        except _EnoughError:
+        except EnoughError:
             pass
         finally:
             outputs.get_tokens_at = original

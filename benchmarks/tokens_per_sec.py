@@ -160,9 +160,13 @@ def _table(report: dict) -> str:
             f"{row['name']:40}{row['text_seconds']:>7.3f} s{row['first_step_seconds']:>9.3f} s"
             f"{row['step_milliseconds']:>10.2f}"
             f"{f'{low:.1f}-{high:.1f}':>16}{row['steps_per_second']:>10.2f}{row['times_real_time']:>8.3f}"
-            f"{row['roofline_percent']:>9.0f}%{memory:>10}{f'{ratio:.2f}x faster':>14}"
+            f"{row['roofline_percent']:>9.0f}%{memory:>10}{_compared(ratio):>14}"
         )
     return "\n".join(lines)
+
+
+def _compared(ratio: float) -> str:
+    return f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
 
 
 if __name__ == "__main__":

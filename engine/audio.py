@@ -213,6 +213,8 @@ def _write_whole(target: Path, content: memoryview) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         os.replace(temporary, target)
     except BaseException:  # an interruption too must not leave a half-written file behind
         temporary.unlink(missing_ok=True)

@@ -1,29 +1,75 @@
 """The command `dia-engine`: `say` turns a script into a sound file, `info` describes a model, `quantize` shrinks one."""
 
 import argparse
+import os
+import signal
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
-# Imports of this package stand inside the functions: --help and Ctrl-C must not wait for torch.
+# Imports of this package stand inside the functions: --help must not wait for torch, nor Ctrl-C meet its import.
 
 USER_ERRORS = (ValueError, TypeError, OSError)  # FileNotFoundError and PermissionError are OSErrors
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+INTERRUPTED = "dia-engine: interrupted, nothing was written"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 2 for an error of the user's, 130 after Ctrl-C."""
     try:
         options = _parser().parse_args(arguments)
+        with _leaving_at_once():
+            import_all()
         options.run(options)
     except KeyboardInterrupt:
-        print("dia-engine: interrupted, nothing was written", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the summary has gone; the work is done.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except USER_ERRORS as error:
-        print(f"dia-engine: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"dia-engine: error: {' '.join(_message(error).split())}", file=sys.stderr)
         return EXIT_ERROR
     return 0
+
+
+def import_all() -> None:
+    """Import what every command needs, which takes seconds."""
+    import engine.engine  # noqa: F401
+    import engine.inventory  # noqa: F401
+    import engine.quantize  # noqa: F401
+
+
+@contextmanager
+def _leaving_at_once():
+    """End the process on Ctrl-C, without an exception: inside the import of a C++ extension one can abort it."""
+    before = signal.getsignal(signal.SIGINT)
+    # Someone else's handler, an ignored signal and other threads are left alone.
+    takes_over = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+
+    def leave(*_):
+        os.write(2, f"{INTERRUPTED}\n".encode())
+        os._exit(EXIT_INTERRUPTED)
+
+    if takes_over:
+        signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        if takes_over:
+            signal.signal(signal.SIGINT, before)
+
+
+def _message(error: BaseException) -> str:
+    """An operating system's own errors by file and reason, without their number."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,23 +139,30 @@ _top_k.__name__ = "integer or 'all'"  # what argparse calls the type in its erro
 def _say(options: argparse.Namespace) -> None:
     script = _script(options)
     from .audio import check_writable
-    from .engine import Engine
+    from .engine import Engine, open_codec
+    from .inventory import model_config
     from .options import GenerationOptions
     from .placement import checked_device, checked_dtype
     from .quant import checked_recipe
+    from .request import encode_script, read_requests
 
     # All that can be known to be wrong is found before a model is fetched or loaded, which takes long.
     check_writable(options.output)
     knobs = GenerationOptions(
         options.max_tokens, options.cfg_scale, options.temperature, options.top_p, options.top_k
     )
-    checked_device(options.device)
+    device = checked_device(options.device)
     if options.dtype is not None:
         checked_dtype(options.dtype)
     if options.quant is not None:
         checked_recipe(options.quant)
     seed = _seed(options.seed)
-    _check_against_model(options, script, knobs)
+    config = model_config(options.model, options.revision)
+    encode_script(script, options.prompt_text, options.prompt is not None, config)
+    codec = options.codec
+    if options.prompt is not None:  # its length in frames depends on the codec
+        codec = open_codec(codec, options.model, config, device)
+    read_requests(script, options.prompt, options.prompt_text, seed, knobs, config, codec)
 
     started = time.perf_counter()
     engine = Engine.load(
@@ -117,7 +170,7 @@ def _say(options: argparse.Namespace) -> None:
         quant=options.quant,
         dtype=options.dtype,
         device=options.device,
-        codec=options.codec,
+        codec=codec,
         revision=options.revision,
     )
     loaded = time.perf_counter()
@@ -167,19 +220,6 @@ def _seed(given: int | None) -> int:
     from .options import check_seed
 
     return secrets.randbelow(2**31) if given is None else check_seed(given)
-
-
-def _check_against_model(options: argparse.Namespace, script: str, knobs) -> None:
-    """Refuse what this model's limits, or the prompt's file, make impossible."""
-    from .audio import read_audio
-    from .inventory import model_config
-    from .request import encode_script
-
-    config = model_config(options.model, options.revision)
-    encode_script(script, options.prompt_text, options.prompt is not None, config)
-    knobs.rows(config.decoder.max_position_embeddings, 0, config.max_delay)
-    if options.prompt is not None:
-        read_audio(options.prompt)
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ Symbols used in shape comments across the engine:
 """
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ class EncoderConfig:
 
     def __post_init__(self):
         _check_positive(self, "encoder_config")
-        _check_heads("encoder_config", self.num_attention_heads, self.num_key_value_heads, self.head_dim)
+        _check_heads("encoder_config", self.num_attention_heads, self.num_key_value_heads)
+        _check_rotates("encoder_config", self.head_dim)
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class DecoderConfig:
 
     def __post_init__(self):
         _check_positive(self, "decoder_config")
-        _check_heads("decoder_config", self.num_attention_heads, self.num_key_value_heads, self.head_dim)
-        _check_heads("decoder_config.cross", self.cross_num_attention_heads, self.cross_num_key_value_heads, 2)
+        _check_heads("decoder_config", self.num_attention_heads, self.num_key_value_heads)
+        _check_heads("decoder_config.cross", self.cross_num_attention_heads, self.cross_num_key_value_heads)
+        _check_rotates("decoder_config", self.head_dim)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,10 @@ class DiaConfig:
             )
         if any(type(d) is not int or d < 0 for d in self.delay_pattern):
             raise ValueError(f"config: delay_pattern must hold integers >= 0, got {list(self.delay_pattern)}")
+        if self.delay_pattern[0] != 0:
+            raise ValueError(
+                f"config: delay_pattern must begin with 0, got {list(self.delay_pattern)}: channel 0 says where a row ends"
+            )
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value < vocab:
@@ -185,6 +192,8 @@ def _part(cls, name: str, raw: Any):
     if activation != "silu":
         raise ValueError(f"config: {name}.hidden_act must be 'silu', got {activation!r}")
     rope = raw.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"config: {name}.rope_parameters must be a JSON object, got {rope!r}")
     scaling = raw.get("rope_scaling")
     if rope.get("rope_type", "default") != "default" or scaling not in (None, 1, 1.0):
         raise ValueError(f"config: {name} asks for RoPE scaling ({scaling or rope}), which Dia does not use")
@@ -200,15 +209,18 @@ def _check_positive(config, name: str) -> None:
     for item in fields(config):
         value = getattr(config, item.name)
         wanted = (int,) if item.type in (int, "int") else (int, float)
-        if isinstance(value, bool) or not isinstance(value, wanted) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, wanted) or not 0 < value < math.inf:
             kind = "integer" if wanted == (int,) else "number"
             raise ValueError(f"config: {name}.{item.name} must be a positive {kind}, got {value!r}")
 
 
-def _check_heads(name: str, query_heads: int, key_value_heads: int, head_dim: int) -> None:
+def _check_heads(name: str, query_heads: int, key_value_heads: int) -> None:
     if query_heads % key_value_heads:
         raise ValueError(
             f"config: {name}: {query_heads} attention heads cannot share {key_value_heads} key/value heads"
         )
+
+
+def _check_rotates(name: str, head_dim: int) -> None:
     if head_dim % 2:
         raise ValueError(f"config: {name}.head_dim must be even for rotary embedding, got {head_dim}")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .audio import check_writable, write_audio
+from .audio import write_audio
 from .codec import DEFAULT_CODEC, Codec
 from .config import DiaConfig
 from .generation import finished_codes, start_requests
@@ -17,11 +17,11 @@ from .graph import Stepper
 from .hub import DEFAULT_MODEL, find_model
 from .kernels.formats import Weight
 from .kernels.int8_cpu import PackedInt8Weight, fastest
-from .model import Dia
+from .model import DiaModel
 from .options import DEFAULT_MAX_TOKENS, GenerationOptions
 from .placement import checked_device, checked_dtype, default_dtype
 from .prompts import encode_prompt, read_prompt
-from .quant import Recipe, checked_recipe
+from .quant import checked_recipe
 from .request import make_requests
 from .synthetic import is_synthetic, stream_random_weights, synthetic_codec, synthetic_config
 from .weights import stream_weights
@@ -47,10 +47,8 @@ class Engine:
         graph: bool = True,
     ):
         """Build from weights named as in `parameter_shapes`; `load`, `from_pretrained` and `from_local` read them."""
-        if codec is not None:
-            _check_codec_fits(config, codec)
         with torch.no_grad():
-            self.model = Dia(config, weights)
+            self.model = DiaModel(config, weights)
         self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype
         self._stepper = Stepper(self.model, graph)
@@ -91,13 +89,20 @@ class Engine:
         device = checked_device(device)
         dtype = None if dtype is None else checked_dtype(dtype)
         if is_synthetic(model):
+            if revision is not None:
+                raise ValueError(f"revision {revision!r} has no meaning for {model}")
             config = synthetic_config(model)
-            codec = synthetic_codec(config, model, device) if load_dac and codec is None else codec
             dtype = dtype or default_dtype(config, device)
             stream = stream_random_weights(config, dtype=dtype, device=device, recipe=recipe)
-            return cls(config, _ready(stream), _load_codec(codec, device, load_dac), graph=graph)
-        files = find_model(model, revision)
-        return cls._from_files(files.config, files.weights, dtype, device, codec, load_dac, graph, recipe)
+        else:
+            files = find_model(model, revision)
+            config = DiaConfig.from_file(files.config)
+            dtype = dtype or default_dtype(config, device)
+            stream = stream_weights(files.weights, config, dtype=dtype, device=device, recipe=recipe)
+        # The files are checked by now and read after the codec: neither a bad file nor a codec that is missing or does
+        # not fit should cost the time to read everything.
+        codec = open_codec(codec, model, config, device) if load_dac else None
+        return cls(config, _ready(stream), codec, graph=graph)
 
     @classmethod
     def from_pretrained(
@@ -124,18 +129,10 @@ class Engine:
         checkpoint = Path(checkpoint_path)
         if not checkpoint.is_file():
             raise FileNotFoundError(f"no checkpoint file at {checkpoint}")
-        return cls._from_files(Path(config_path), [checkpoint], dtype, device, None, load_dac, graph=True)
-
-    @classmethod
-    def _from_files(
-        cls, config_file, weight_files, dtype, device, codec, load_dac, graph, recipe: Recipe | None = None
-    ) -> "Engine":
-        config = DiaConfig.from_file(config_file)
-        dtype = dtype or default_dtype(config, device)
-        # Checked now, read after the codec: neither a bad file nor a missing codec should cost the time to load it all.
-        stream = stream_weights(weight_files, config, dtype=dtype, device=device, recipe=recipe)
-        codec = _load_codec(codec, device, load_dac)
-        return cls(config, _ready(stream), codec, graph=graph)
+        config = DiaConfig.from_file(config_path)
+        stream = stream_weights([checkpoint], config, dtype=dtype, device=device)
+        codec = open_codec(None, checkpoint, config, device) if load_dac else None
+        return cls(config, _ready(stream), codec)
 
     @property
     def sample_rate(self) -> int:
@@ -213,7 +210,6 @@ class Engine:
 
     def save_audio(self, path: str | Path, audio: np.ndarray) -> None:
         """Write sound [samples] float32 to a file; the extension decides the format. See `audio.write_audio`."""
-        check_writable(path)
         write_audio(path, audio, self.sample_rate)
 
     def _on_device(self):
@@ -242,10 +238,20 @@ def _ready(stream: Iterable[tuple[str, Weight]]) -> dict[str, Weight | PackedInt
     return {name: fastest(weight) for name, weight in stream}
 
 
-def _load_codec(codec: str | Path | Codec | None, device: torch.device, load_dac: bool) -> Codec | None:
-    if not load_dac:
-        return None
-    return codec if isinstance(codec, Codec) else Codec.load(codec or DEFAULT_CODEC, device=device)
+def open_codec(
+    codec: str | Path | Codec | None, model: str | Path, config: DiaConfig, device: torch.device
+) -> Codec:
+    """The codec for a model: a loaded one, the one named, or the one that goes with the model.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Codec.load`, or a codec that does not fit the model.
+    """
+    if codec is None and is_synthetic(model):
+        codec = synthetic_codec(config, model, device)
+    elif not isinstance(codec, Codec):
+        codec = Codec.load(DEFAULT_CODEC if codec is None else codec, device=device)
+    _check_codec_fits(config, codec)
+    return codec
 
 
 def _check_codec_fits(config: DiaConfig, codec: Codec) -> None:

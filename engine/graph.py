@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from .model import Dia
+from .model import DiaModel
 from .state import DecodeState
 
 STEPS_PER_GRAPH = 8
@@ -26,7 +26,7 @@ class Stepper:
     One batch at a time: `lock` is held by whoever uses a state from `state_for` until its codes are read.
     """
 
-    def __init__(self, model: Dia, graph: bool = True):
+    def __init__(self, model: DiaModel, graph: bool = True):
         self.model = model
         self.captures = graph and model.device.type == "cuda"
         self.lock = threading.Lock()
@@ -105,7 +105,7 @@ class _Look:
         return not self._copy.any()
 
 
-def _captured(model: Dia, state: DecodeState, pool) -> torch.cuda.CUDAGraph:
+def _captured(model: DiaModel, state: DecodeState, pool) -> torch.cuda.CUDAGraph:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -72,7 +72,7 @@ class Encoder:
         return self.norm(x)
 
 
-class Dia:
+class DiaModel:
     """The whole model over weights named as in `parameter_shapes`."""
 
     def __init__(self, config: DiaConfig, weights: Mapping[str, torch.Tensor]):
@@ -135,8 +135,8 @@ class Dia:
     def step(self, state: DecodeState) -> None:
         """One row for every slot that runs: decode, draw, write, move on.
 
-        Device operations only: no value of a tensor decides what runs, nothing waits for the device, and on a GPU
-        nothing is allocated.
+        Device operations only: on a GPU no value of a tensor decides what runs, nothing is allocated, and the host waits
+        for nothing. On a CPU the twin of attention reads the positions, to look at no more of the cache than is written.
         """
         next_row(self._decode(state), state, self.embedding, self.layers[0].self_norm.weight)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 MAX_SEED = 2**63 - 1
 DEFAULT_MAX_TOKENS = 3072
+MAX_SCALE = 1e6  # beyond this, logits times or divided by a knob leave what float32 can tell apart
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,8 @@ class GenerationOptions:
     Attributes:
         max_tokens: decoder rows, prompt frames + 1 + delay included; the default stands for "as many as the model
             has" where a model has fewer than 3072.
-        cfg_scale: strength of guidance by the text, any finite number; 0 means unguided.
-        temperature: >= 0; 0 takes the likeliest token.
+        cfg_scale: strength of guidance by the text; 0 means unguided.
+        temperature: 0 takes the likeliest token.
         top_p: in (0, 1].
         top_k: candidates that guidance lets through, >= 1, or None for all.
 
@@ -35,8 +36,13 @@ class GenerationOptions:
         require_integer("max_tokens", self.max_tokens)
         for name in ("cfg_scale", "temperature", "top_p"):
             _require_number(name, getattr(self, name))
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if abs(self.cfg_scale) > MAX_SCALE:
+            raise ValueError(f"cfg_scale must be in [-{MAX_SCALE:g}, {MAX_SCALE:g}], got {self.cfg_scale}")
+        if self.temperature < 0 or self.temperature > MAX_SCALE:
+            raise ValueError(f"temperature must be in [0, {MAX_SCALE:g}], got {self.temperature}")
+        if 0 < self.temperature < 1 / MAX_SCALE:
+            raise ValueError(f"temperature must be 0 or at least {1 / MAX_SCALE:g}, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.top_k is not None:

@@ -50,6 +50,8 @@ def read_prompt(prompt, config: DiaConfig, codec: Codec | None, max_frames: int)
     if isinstance(prompt, (str, Path)):
         sound = Sound(*read_audio(prompt))
     elif isinstance(prompt, tuple) and len(prompt) == 2:
+        if isinstance(prompt[1], (np.ndarray, torch.Tensor)):
+            raise TypeError("an audio prompt's pair is (waveform, sample_rate), in this order")
         check_sample_rate(prompt[1], "the audio prompt's sample rate")
         sound = Sound(_mono(prompt[0]), prompt[1])
     else:
@@ -97,7 +99,8 @@ def _mono(waveform) -> np.ndarray:
     """A waveform as [samples] float32: the mean of its channels, which are the shorter axis of two."""
     if isinstance(waveform, torch.Tensor):
         waveform = waveform.detach().float().cpu().numpy() if waveform.is_floating_point() else waveform.cpu().numpy()
-    if isinstance(waveform, np.ndarray) and waveform.ndim == 2 and np.issubdtype(waveform.dtype, np.floating):
+    two_axes = isinstance(waveform, np.ndarray) and waveform.ndim == 2 and waveform.size
+    if two_axes and np.issubdtype(waveform.dtype, np.floating):
         waveform = waveform.mean(axis=int(np.argmin(waveform.shape)))
     return as_waveform(waveform)
 
@@ -105,6 +108,6 @@ def _mono(waveform) -> np.ndarray:
 def _check_length(frames: int, max_frames: int) -> None:
     if frames > max_frames:
         raise ValueError(
-            f"audio prompt has {frames} frames, max_tokens leaves room for {max_frames}; "
-            f"use a shorter prompt or more max_tokens"
+            f"audio prompt has {frames} frames, max_tokens leaves room for {max_frames}; use a shorter prompt, or more "
+            f"max_tokens where the model has them"
         )

@@ -1,6 +1,7 @@
 """What a caller of `generate` hands over, checked and brought to one request an item."""
 
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from .codec import Codec
 from .config import DiaConfig
 from .options import MAX_SEED, GenerationOptions, check_seed
-from .prompts import encode_prompt, read_prompt
+from .prompts import Sound, encode_prompt, read_prompt
 from .text import encode_text
 
 
@@ -24,38 +25,54 @@ class Request:
 def make_requests(
     text, audio_prompt, audio_prompt_text, seed, options: GenerationOptions, config: DiaConfig, codec: Codec | None
 ) -> list[Request]:
-    """Check everything that a caller passed and encode it; cheap checks of all items come before any encoding of sound.
+    """Check everything that a caller passed, then encode the prompts; arguments and errors as `read_requests`."""
+    ids, prompts, seeds = read_requests(text, audio_prompt, audio_prompt_text, seed, options, config, codec)
+    room = _prompt_room(options, config)
+    codes = [encode_prompt(prompt, codec, room) for prompt in prompts]
+    return [Request(*parts) for parts in zip(ids, codes, seeds)]
+
+
+def read_requests(
+    text, audio_prompt, audio_prompt_text, seed, options: GenerationOptions, config: DiaConfig, codec: Codec | None
+) -> tuple[list[torch.Tensor], list[torch.Tensor | Sound], list[int]]:
+    """Check everything that a caller passed, without the work of encoding sound.
 
     Args:
         text: a script, or a list of them; the other arguments may then be lists of that length.
-        audio_prompt: see `prompt_codes`; None for none.
+        audio_prompt: see `prompts.read_prompt`; None for none.
         audio_prompt_text: transcript of the prompt, put before the text.
         seed: see `Engine.generate`.
         options: the knobs, which must leave room for the prompts.
         config, codec: the engine's.
 
+    Returns:
+        ids [S] int64, prompts as `prompts.read_prompt` gives them, and seeds, one of each for every text.
+
     Raises:
         FileNotFoundError, TypeError, ValueError: the first thing that is wrong, by name and value.
     """
-    texts = list(text) if isinstance(text, (list, tuple)) else [text]
+    batch = isinstance(text, (list, tuple))
+    texts = list(text) if batch else [text]
     if not texts:
         raise ValueError("text must hold at least one script, got an empty list")
-    batch = isinstance(text, (list, tuple))
     prompts = _one_each("audio_prompt", audio_prompt, texts, batch, shared=False)
     transcripts = _one_each("audio_prompt_text", audio_prompt_text, texts, batch, shared=False)
     seeds = _one_each("seed", seed, texts, batch, shared=True)
 
     seeds = [_drawn_seed() if each is None else check_seed(each) for each in seeds]
-    ids = [
-        encode_script(script, transcript, prompt is not None, config)
-        for script, transcript, prompt in zip(texts, transcripts, prompts)
-    ]
+    room = _prompt_room(options, config)
+    ids, read = [], []
+    for index, (script, transcript, prompt) in enumerate(zip(texts, transcripts, prompts)):
+        with _named(index, batch):
+            ids.append(encode_script(script, transcript, prompt is not None, config))
+            read.append(read_prompt(prompt, config, codec, room))
+    return ids, read, seeds
 
-    capacity = config.decoder.max_position_embeddings
-    room = options.rows(capacity, 0, config.max_delay) - (1 + config.max_delay + 1)
-    read = [read_prompt(prompt, config, codec, room) for prompt in prompts]
-    codes = [encode_prompt(prompt, codec, room) for prompt in read]
-    return [Request(*parts) for parts in zip(ids, codes, seeds)]
+
+def _prompt_room(options: GenerationOptions, config: DiaConfig) -> int:
+    """The most prompt frames that leave room for one frame of sound."""
+    rows = options.rows(config.decoder.max_position_embeddings, 0, config.max_delay)
+    return rows - (1 + config.max_delay + 1)
 
 
 def encode_script(text: str, transcript: str | None, has_prompt: bool, config: DiaConfig) -> torch.Tensor:
@@ -84,6 +101,17 @@ def _one_each(name: str, value, texts: Sequence, batch: bool, shared: bool) -> l
     if value is not None and batch and not shared:
         raise ValueError(f"{name} must be a list of {len(texts)} entries, as text is, got {type(value).__name__}")
     return [value] * len(texts)
+
+
+@contextmanager
+def _named(index: int, batch: bool):
+    """Errors inside say which item of a list they are about."""
+    try:
+        yield
+    except (TypeError, ValueError, FileNotFoundError) as error:
+        if not batch:
+            raise
+        raise type(error)(f"item {index}: {error}") from None
 
 
 def _drawn_seed() -> int:

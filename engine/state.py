@@ -75,7 +75,8 @@ class StepBuffers:
 
 @dataclass
 class DecodeState:
-    """B slots in one set of tensors, allocated once. Rows 2i and 2i + 1 of the caches are slot i without and with text.
+    """B slots in one set of tensors, allocated once. Rows 2i and 2i + 1 of what has 2B rows are slot i without and with
+    text.
 
     A new state has only stopped slots; `start` sets one going.
     """

@@ -167,7 +167,7 @@ def test_save(speaker, tmp_path):
         ({"text": 3}, TypeError, "text must be a string, got int"),
         ({"text": []}, ValueError, "at least one script"),
         ({"text": [TEXT, None]}, TypeError, "text must be a string, got NoneType"),
-        ({"temperature": -1}, ValueError, "temperature must be >= 0, got -1"),
+        ({"temperature": -1}, ValueError, "temperature must be in .* got -1.0"),
         ({"top_p": 0.0}, ValueError, r"top_p must be in \(0, 1\], got 0.0"),
         ({"cfg_filter_top_k": 0}, ValueError, "cfg_filter_top_k must be >= 1"),
         ({"max_tokens": 16}, ValueError, "max_tokens must be at least 17"),

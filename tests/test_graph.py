@@ -9,7 +9,7 @@ import torch
 from engine import Engine
 from engine.generation import finished_codes, start_requests
 from engine.graph import STEPS_PER_GRAPH, Stepper
-from engine.model import Dia
+from engine.model import DiaModel
 from engine.options import GenerationOptions
 from engine.request import Request
 from engine.state import DecodeState
@@ -21,9 +21,9 @@ TEXTS = ["[S1] One.", "[S2] Another, longer script.", "[S1] A third. [S2] Yes!"]
 
 
 @pytest.fixture(scope="module")
-def model() -> Dia:
+def model() -> DiaModel:
     with torch.no_grad():
-        return Dia(CONFIG, random_weights(CONFIG, dtype=torch.float32, device="cpu"))
+        return DiaModel(CONFIG, random_weights(CONFIG, dtype=torch.float32, device="cpu"))
 
 
 def make_requests(count: int) -> list[Request]:

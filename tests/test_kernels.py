@@ -24,7 +24,7 @@ from engine.kernels.dispatch import HOPPER, Launch, launches_to, tl  # noqa: E40
 from engine.kernels.norm import Residual, headroom  # noqa: E402
 from engine.kernels.philox import philox  # noqa: E402
 from engine.kernels.rope import rope_table  # noqa: E402
-from engine.model import Dia, parameter_shapes  # noqa: E402
+from engine.model import DiaModel, parameter_shapes  # noqa: E402
 from engine.options import GenerationOptions  # noqa: E402
 from engine.state import DecodeState  # noqa: E402
 
@@ -399,7 +399,7 @@ REQUESTS = [(3, 0, GREEDY), (13, 7, DRAWN), (16, 2, GenerationOptions(max_tokens
 def assert_same_run(config, steps):
     """Three ragged slots by kernels and by twins: the same grid after `steps` rows."""
     weights = random_weights(config)
-    model, twin = Dia(config, weights), Dia(config, {name: weight.cpu() for name, weight in weights.items()})
+    model, twin = DiaModel(config, weights), DiaModel(config, {name: weight.cpu() for name, weight in weights.items()})
     state = started(model, REQUESTS)
     twin_state = started(twin, REQUESTS)
     for _ in range(steps):
@@ -433,7 +433,7 @@ def recorded(config, slots, dtype=torch.bfloat16, architecture=HOPPER):
     """The launches of one step, which touch no memory: all tensors are on the meta device."""
     shapes = parameter_shapes(config).items()
     kinds = {name: torch.float32 if name.endswith("norm.weight") else dtype for name, _ in shapes}
-    model = Dia(config, {name: torch.empty(shape, dtype=kinds[name], device="meta") for name, shape in shapes})
+    model = DiaModel(config, {name: torch.empty(shape, dtype=kinds[name], device="meta") for name, shape in shapes})
     state = DecodeState.allocate(config, slots, 64, 32, dtype, "meta")
     launches, operations = [], _Operations()
     with launches_to(launches.append, architecture), operations:
@@ -531,7 +531,7 @@ models = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.
 def sizeable_model(dtype):
     """Enough programs and loop turns for a race or another order of sums to show."""
     config = small_config(vocab=1028, layers=3, width=768, heads=8, groups=2, head_dim=64, cross=(8, 8, 64), inner=1536)
-    return Dia(config, random_weights(config, dtype))
+    return DiaModel(config, random_weights(config, dtype))
 
 
 def bits_of_steps(model, state, steps, run=contextlib.nullcontext):

@@ -9,12 +9,15 @@ from engine.options import GenerationOptions, check_seed
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"temperature": -0.1}, ValueError, "temperature must be >= 0, got -0.1"),
+        ({"temperature": -0.1}, ValueError, r"temperature must be in \[0, 1e\+06\], got -0.1"),
         ({"temperature": math.nan}, ValueError, "temperature must be finite, got nan"),
         ({"temperature": "hot"}, TypeError, "temperature must be a number, got 'hot'"),
         ({"temperature": True}, TypeError, "temperature must be a number"),
+        ({"temperature": 1e-30}, ValueError, "temperature must be 0 or at least 1e-06, got 1e-30"),
+        ({"temperature": 1e300}, ValueError, "temperature must be in"),
+        ({"cfg_scale": 1e39}, ValueError, "cfg_scale must be in"),
         ({"cfg_scale": math.inf}, ValueError, "cfg_scale must be finite"),
-        ({"top_p": 0}, ValueError, r"top_p must be in \(0, 1\], got 0"),
+        ({"top_p": 0}, ValueError, r"top_p must be in \(0, 1\], got 0.0"),
         ({"top_p": 1.01}, ValueError, r"top_p must be in \(0, 1\], got 1.01"),
         ({"top_p": math.nan}, ValueError, "top_p must be finite"),
         ({"top_k": 0}, ValueError, "cfg_filter_top_k must be >= 1, or None for all, got 0"),
@@ -29,6 +32,7 @@ def test_bad_values(values, error, message):
 
 def test_good_values():
     GenerationOptions(temperature=0, top_p=1, top_k=None, cfg_scale=-1.5, max_tokens=np.int64(100))
+    assert type(GenerationOptions(temperature=np.float32(0.5)).temperature) is float
 
 
 def test_rows_fit_model_and_prompt():

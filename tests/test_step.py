@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.generation import start_requests
 from engine.graph import Stepper
 from engine.kernels.advance import RUNNING, advance
-from engine.model import Dia
+from engine.model import DiaModel
 from engine.options import GenerationOptions
 from engine.request import Request
 from engine.synthetic import random_weights, synthetic_config
@@ -18,7 +18,7 @@ CONFIG = synthetic_config("synthetic:tiny")
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def model(request):
     with torch.no_grad():
-        return Dia(CONFIG, random_weights(CONFIG, dtype=request.param, device="cpu"))
+        return DiaModel(CONFIG, random_weights(CONFIG, dtype=request.param, device="cpu"))
 
 
 def make_request(index: int) -> Request:
