@@ -14,6 +14,7 @@ from pathlib import Path
 USER_ERRORS = (ValueError, TypeError, OSError)  # FileNotFoundError and PermissionError are OSErrors
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+INFO = "Layout, parameters and memory of a model, from its files; a model of the hub is fetched first."
 INTERRUPTED = "dia-engine: interrupted, nothing was written"
 
 
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     knobs.add_argument("--top-k", type=_top_k, default=45, help="candidates, or all (default: %(default)s)")
     say.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
-    info = commands.add_parser("info", help="describe a model", description="Layout, parameters and memory of a model.")
+    info = commands.add_parser("info", help="describe a model", description=INFO)
     info.set_defaults(run=_info)
     info.add_argument("model", help="hub id, folder, or synthetic:tiny / synthetic:full")
     info.add_argument("--dtype", default="bfloat16", help="dtype that memory is counted in (default: %(default)s)")

@@ -55,6 +55,8 @@ def cache_bytes(config: DiaConfig, itemsize: int) -> int:
 def describe(model: str | Path, revision: str | None, dtype: str, quant: str | None = None) -> str:
     """The text of `dia-engine info`: layout, parameters, and memory by part, quantised or in `dtype`.
 
+    Reads the headers of the model's files, which are fetched from the hub if they are not here yet.
+
     Raises:
         FileNotFoundError, ValueError: as `Engine.load`, weights that do not fit the config included.
     """
