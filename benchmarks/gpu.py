@@ -37,7 +37,8 @@ def main() -> int:
         left = BUDGET_SECONDS - (time.monotonic() - started)
         print(f"\n== {name} ({left:.0f} s left)\n{' '.join(command)}", flush=True)
         outcome[name] = _run(command, left)
-    print(f"\n== summary ({time.monotonic() - started:.0f} s, {torch.cuda.get_device_name()}, torch {torch.__version__})")
+    spent = time.monotonic() - started
+    print(f"\n== summary ({spent:.0f} s, {torch.cuda.get_device_name()}, torch {torch.__version__})")
     for name, status in outcome.items():
         print(f"{status:10} {name}")
     _print_speeds(prefix)

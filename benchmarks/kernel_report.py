@@ -4,7 +4,8 @@
 
 Records the launches of one step of the 1.6B model on tensors without memory, so the configurations are those that the
 wrappers launch, compiles each once per architecture, and reads the machine code. Exit status 1 if a kernel spills
-registers, or if a projection loads its weights by less than 16 bytes.
+registers, if a projection loads its weights by less than 16 bytes, or if a dependent launch touches memory before it
+has waited for the kernel before it (prefetches to the L2 cache aside).
 """
 
 import argparse
@@ -48,10 +49,16 @@ class Build:
     widest_load: int  # bits, from global memory to registers or to shared memory
     tensor_core: str  # the multiplying instructions, or "-"
     instructions: int
+    waits_first: bool  # for the kernel before this one, ahead of all loads and stores
 
-    @property
-    def spills(self) -> bool:
-        return self.stack > 0
+    def faults(self, launch: Launch) -> list[str]:
+        """What must not be shipped."""
+        faults = ["spills"] if self.stack else []
+        if "weight_ptr" in launch.arguments and self.widest_load < 128:
+            faults.append("narrow loads")
+        if launch.dependent and not self.waits_first:
+            faults.append("does not wait")
+        return faults
 
 
 def step_launches(config: DiaConfig, slots: int, dtype: torch.dtype, architecture: int) -> list[Launch]:
@@ -100,6 +107,7 @@ def compile_launch(launch: Launch, architecture: int) -> Build:
         code = _run("nvdisasm", file.name)
     loads = re.findall(r"\b(LDG\S*|LDGSTS\S*|UBLKCP\S*)", code)
     widths = [int(width) for load in loads for width in re.findall(r"\.(64|128)\b", load)] or [32]
+    wait, access = code.find("ACQBULK"), re.search(r"\b(LDG|STG|ATOMG|RED|UBLKCP)", code).start()
     cores = sorted(set(re.findall(r"\b([HIQ]G?MMA\.\d+(?:x\d+)*)", code)))
     return Build(
         registers=int(re.search(r"REG:(\d+)", usage)[1]),
@@ -108,6 +116,7 @@ def compile_launch(launch: Launch, architecture: int) -> Build:
         widest_load=max(widths),
         tensor_core=" ".join(cores) or "-",
         instructions=len(re.findall(r"^\s+/\*[0-9a-f]+\*/", code, re.MULTILINE)),
+        waits_first=0 <= wait < access,
     )
 
 
@@ -119,8 +128,8 @@ def distinct(launches: list[Launch]) -> Iterator[Launch]:
     """One launch of each kind that compiles to other code."""
     seen = set()
     for launch in launches:
-        described = source(launch)
-        key = (described.name, str(described.signature), str(described.constants), str(described.attrs), str(launch.options))
+        built = source(launch)
+        key = str((built.name, built.signature, built.constants, built.attrs, launch.options))
         if key not in seen:
             seen.add(key)
             yield launch
@@ -141,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 leaves nothing to compile")
-    failures = []
+    failed = False
     print(f"{'kernel':32} {'arch':>4} {'dtype':9} {'slots':>5} {'regs':>4} {'stack':>5} {'shared':>7} {'load':>4} "
           f"{'instr':>6}  tensor core")  # fmt: skip
     for architecture in options.arch:
@@ -149,15 +158,15 @@ def main(arguments: list[str] | None = None) -> int:
             for slots in options.slots:
                 for launch in distinct(step_launches(DiaConfig(), slots, getattr(torch, dtype), architecture)):
                     build = compile_launch(launch, architecture)
-                    failed = build.spills or ("weight_ptr" in launch.arguments and build.widest_load < 128)
+                    faults = build.faults(launch)
                     print(
                         f"{title(launch):32} {architecture:4} {dtype:9} {slots:5} {build.registers:4} {build.stack:5} "
                         f"{build.shared:7} {build.widest_load:4} {build.instructions:6}  {build.tensor_core}"
-                        f"{'  FAILED' if failed else ''}",
+                        f"{'  FAILED: ' + ', '.join(faults) if faults else ''}",
                         flush=True,
                     )
-                    failures += [title(launch)] * failed
-    return 1 if failures else 0
+                    failed |= bool(faults)
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class _EnoughError(Exception):
 
 
 class Nari:
-    """The reference's own `generate`, eager or with `use_torch_compile`; text padded and both rows encoded, as it does."""
+    """The reference's own `generate`, eager or with `use_torch_compile`; it pads the text and encodes both rows."""
 
     def __init__(self, reference, compiled: bool):
         """`reference`: a loaded `dia.model.Dia`."""

@@ -30,9 +30,8 @@ def draw(report: dict, path: Path) -> None:
         axes.axvline(real_time, color="#666666", linestyle=":", label="real time, 86.13 steps/s")
     axes.set_xlim(0, 1.25 * max(1.3 * max(speeds), roofline))
     axes.set_xlabel(f"steps/s x {report['batch']} requests")
-    axes.set_title(
-        f"{report['model']}, {report['dtype']}, {report['device']}, torch {report['torch']}, {report['date']}", fontsize=9
-    )
+    title = f"{report['model']}, {report['dtype']}, {report['device']}, torch {report['torch']}, {report['date']}"
+    axes.set_title(title, fontsize=9)
     axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=150)
 

@@ -4,7 +4,7 @@
 
 A step makes one row of nine codes; 86.13 steps are one second of sound. Timed are whole steps: decoder, guidance,
 filter, draw and bookkeeping. "text" is the time from the script to where the first step can start, "first row" to its
-end.
+end (with graphs: to the end of the first launch of several steps); "memory" is what the run needs beside the weights.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from engine import Engine
 from engine.graph import Stepper
 from engine.text import encode_text
 
+from .memory import WorkingMemory
 from .nari import Nari, load_nari
 from .peers import Ours, Transformers, transformers_model
 from .roofline import copy_bandwidth, step_bytes
@@ -35,14 +36,16 @@ STEPS_PER_SECOND_OF_SOUND = 44100 / 512
 def main() -> None:
     options = _arguments()
     engine = Engine.load(options.model, dtype=options.dtype, device=options.device, load_dac=False)
+    options.steps = options.steps or (1000 if engine.device.type == "cuda" else 60)
     text = encode_text(SCRIPT, engine.config.encoder.max_position_embeddings)
     runners = [Ours(Stepper(engine.model)), *_peers(options, engine)]
     bandwidth = copy_bandwidth(engine.device)
     results = []
     for runner in runners:
         print(f"measuring {runner.name} ...", file=sys.stderr)
+        memory = WorkingMemory(engine.device)
         runner.run(text, options.batch, 2)  # first calls allocate, compile and fill caches
-        results.append(_measure(runner, text, options, engine, bandwidth))
+        results.append({**_measure(runner, text, options, engine, bandwidth), "working_bytes": memory.peak()})
     report = {**_machine(engine), **_setting(options, engine, text, bandwidth), "results": results}
     print(_table(report))
     if options.json:
@@ -56,7 +59,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", help="default: what suits the device")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--batch", type=int, default=1, help="requests at once (%(default)s)")
-    parser.add_argument("--steps", type=int, default=60, help="timed steps a run (%(default)s)")
+    parser.add_argument("--steps", type=int, help="steps a run; the first tenth is not timed (cpu 60, cuda 1000)")
     parser.add_argument("--runs", type=int, default=3, help="timed runs (%(default)s)")
     parser.add_argument("--against", nargs="*", default=[], choices=PEERS, metavar="PEER", help=" ".join(PEERS))
     parser.add_argument("--reference", metavar="PATH", help="checkout of nari-labs/dia, for the peers nari...")
@@ -85,9 +88,9 @@ def _peers(options, engine: Engine) -> list:
 
 def _measure(runner, text: torch.Tensor, options, engine: Engine, bandwidth: float) -> dict:
     timings = [runner.run(text, options.batch, options.steps) for _ in range(options.runs)]
-    steps = sorted(span for timing in timings for span in timing.steps)
+    steps = sorted(span for timing in timings for span in timing.steps[len(timing.steps) // 10 :])
     median = statistics.median(steps)
-    bytes_read = step_bytes(engine.config, engine.dtype, options.batch, options.steps // 2, len(text))
+    bytes_read = _step_bytes(engine, options, text)
     return {
         "name": runner.name,
         "first_step_seconds": statistics.median(timing.first for timing in timings),
@@ -98,6 +101,11 @@ def _measure(runner, text: torch.Tensor, options, engine: Engine, bandwidth: flo
         "times_real_time": options.batch / median / STEPS_PER_SECOND_OF_SOUND,
         "roofline_percent": 100 * bytes_read / bandwidth / median,
     }
+
+
+def _step_bytes(engine: Engine, options, text: torch.Tensor) -> int:
+    """What a step reads in the middle of a run."""
+    return step_bytes(engine.config, engine.dtype, options.batch, options.steps // 2, len(text))
 
 
 def _machine(engine: Engine) -> dict:
@@ -125,8 +133,9 @@ def _setting(options, engine: Engine, text: torch.Tensor, bandwidth: float) -> d
         "dtype": str(engine.dtype).removeprefix("torch."),
         "batch": options.batch,
         "text_bytes": len(text),
-        "positions": [1, options.steps],
-        "bytes_per_step": step_bytes(engine.config, engine.dtype, options.batch, options.steps // 2, len(text)),
+        "rows": [options.steps // 10, options.steps],
+        "bytes_per_step": _step_bytes(engine, options, text),
+        "weight_bytes": sum(weight.nbytes for weight in engine.weights.values()),
         "copy_gigabytes_per_second": bandwidth / 1e9,
     }
 
@@ -135,21 +144,23 @@ def _table(report: dict) -> str:
     lines = [
         f"{report['model']} in {report['dtype']} on {report['device']}, {report['threads']} threads, "
         f"torch {report['torch']}, {report['date']}",
-        f"batch {report['batch']}, {report['text_bytes']} bytes of text, rows {report['positions'][0]} to "
-        f"{report['positions'][1]}, {report['bytes_per_step'] / 1e6:,.0f} MB a step, "
-        f"copy {report['copy_gigabytes_per_second']:.1f} GB/s",
+        f"batch {report['batch']}, {report['text_bytes']} bytes of text, rows {report['rows'][0]} to "
+        f"{report['rows'][1]}, weights {report['weight_bytes'] / 1e6:,.0f} MB, "
+        f"{report['bytes_per_step'] / 1e6:,.0f} MB a step, copy {report['copy_gigabytes_per_second']:.1f} GB/s",
         "",
         f"{'':40}{'text':>9}{'first row':>11}{'ms/step':>10}{'p10-p90':>16}{'steps/s':>10}{'x real':>8}{'roofline':>10}"
-        f"{'we are':>12}",
+        f"{'memory':>10}{'we are':>14}",
     ]
     ours = report["results"][0]
     for row in report["results"]:
         low, high = row["step_milliseconds_p10_p90"]
         ratio = row["step_milliseconds"] / ours["step_milliseconds"]
+        memory = "-" if row["working_bytes"] is None else f"{row['working_bytes'] / 1e6:,.0f} MB"
         lines.append(
-            f"{row['name']:40}{row['text_seconds']:>7.3f} s{row['first_step_seconds']:>9.3f} s{row['step_milliseconds']:>10.2f}"
+            f"{row['name']:40}{row['text_seconds']:>7.3f} s{row['first_step_seconds']:>9.3f} s"
+            f"{row['step_milliseconds']:>10.2f}"
             f"{f'{low:.1f}-{high:.1f}':>16}{row['steps_per_second']:>10.2f}{row['times_real_time']:>8.3f}"
-            f"{row['roofline_percent']:>9.0f}%{f'{ratio:.2f}x faster':>12}"
+            f"{row['roofline_percent']:>9.0f}%{memory:>10}{f'{ratio:.2f}x faster':>14}"
         )
     return "\n".join(lines)
 

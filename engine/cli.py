@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 
     say = commands.add_parser("say", help="turn a script into a sound file", description="Turn a script into sound.")
     say.set_defaults(run=_say)
-    say.add_argument("text", nargs="?", help='the script, such as "[S1] Hello. [S2] Hi! (laughs)"; - reads standard input')
+    say.add_argument("text", nargs="?", help='the script, such as "[S1] Hello. [S2] Hi!"; - reads standard input')
     say.add_argument("-f", "--file", type=Path, help="read the script from a text file")
     say.add_argument("-o", "--output", default="speech.wav", help="wav, flac, ogg or mp3 (default: %(default)s)")
     _add_model_arguments(say, default_model="nari-labs/Dia-1.6B-0626")
@@ -140,7 +140,8 @@ def _say(options: argparse.Namespace) -> None:
     if not options.quiet:
         seconds = len(audio) / engine.sample_rate
         print(f"{options.output}: {seconds:.2f} s of sound in {spent:.2f} s ({seconds / spent:.2f}x real time)")
-        print(f"seed {seed}, {engine.dtype} on {engine.device}, loaded in {loaded - started:.1f} s".replace("torch.", ""))
+        dtype = str(engine.dtype).removeprefix("torch.")
+        print(f"seed {seed}, {dtype} on {engine.device}, loaded in {loaded - started:.1f} s")
         if options.model.startswith("synthetic:"):
             print("The weights are random: this is noise, not speech.")
 

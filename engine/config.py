@@ -207,6 +207,8 @@ def _check_positive(config, name: str) -> None:
 
 def _check_heads(name: str, query_heads: int, key_value_heads: int, head_dim: int) -> None:
     if query_heads % key_value_heads:
-        raise ValueError(f"config: {name}: {query_heads} attention heads cannot share {key_value_heads} key/value heads")
+        raise ValueError(
+            f"config: {name}: {query_heads} attention heads cannot share {key_value_heads} key/value heads"
+        )
     if head_dim % 2:
         raise ValueError(f"config: {name}.head_dim must be even for rotary embedding, got {head_dim}")

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +197,8 @@ class Engine:
         audio_prompt = _merge_prompt_names(audio_prompt, audio_prompt_path)
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = make_requests(text, audio_prompt, audio_prompt_text, seed, options, self.config, self.codec)
-        with self._stepper.lock, _progress(verbose, self._frames_per_second / len(requests)) as progress:
+        real_time = self._frames_per_second / len(requests)
+        with self._on_device(), self._stepper.lock, _progress(verbose, real_time) as progress:
             state = start_requests(self._stepper, requests, options)
             self._stepper.run(state, progress)
             codes = finished_codes(state, requests)
@@ -214,6 +215,10 @@ class Engine:
         """Write sound [samples] float32 to a file; the extension decides the format. See `audio.write_audio`."""
         check_writable(path)
         write_audio(path, audio, self.sample_rate)
+
+    def _on_device(self):
+        """Makes the engine's GPU the current one: streams, graphs and kernel launches ask for that."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     @property
     def _frames_per_second(self) -> float:

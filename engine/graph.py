@@ -1,8 +1,8 @@
 """Many steps in one go: decode steps captured in CUDA graphs, and the loop that replays them until a batch has ended.
 
-A step costs a GPU less time than Python needs to launch its kernels, so several steps are captured as one graph. A graph
-holds addresses: it belongs to one set of slots, whose tensors stay where they are. Smaller batches use the first slots of
-the same tensors, with a graph of their own.
+A step costs a GPU less time than Python needs to launch its kernels, so several steps are captured as one graph. A
+graph holds addresses: it belongs to one set of slots, whose tensors stay where they are. Smaller batches use the first
+slots of the same tensors, with a graph of their own.
 """
 
 import gc
@@ -117,7 +117,8 @@ def _captured(model: Dia, state: DecodeState, pool) -> torch.cuda.CUDAGraph:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        with torch.cuda.graph(graph, pool=pool):
+        # Other threads may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             for _ in range(STEPS_PER_GRAPH):
                 model.step(state)
     finally:

@@ -60,7 +60,8 @@ class Encoder:
             EncoderLayer(weights, f"encoder.layers.{index}", config, dtype) for index in range(config.num_hidden_layers)
         ]
         self.norm = Norm(weights, "encoder.norm", config.norm_eps, dtype)
-        self.rope = rope_table(config.max_position_embeddings, config.head_dim, config.rope_theta, self.embedding.device)
+        device = self.embedding.device
+        self.rope = rope_table(config.max_position_embeddings, config.head_dim, config.rope_theta, device)
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [S] int64, S at most the model's positions -> [S, E] in the weights' dtype."""
@@ -94,7 +95,7 @@ class Dia:
             layer.next_norm = next_norm
 
     def prefill(self, state: DecodeState, slot: int, text: torch.Tensor) -> None:
-        """Fill a started slot's caches (its text, the prompt rows before its position) and its residual (the row there).
+        """Fill a started slot's caches, from its text and the prompt rows before its position, and its residual.
 
         Args:
             state: on which `start` was called for the slot.

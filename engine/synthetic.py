@@ -55,8 +55,8 @@ def stream_random_weights(
 ) -> Iterator[tuple[str, Weight]]:
     """The items of `random_weights` one by one, those that the recipe names quantised.
 
-    Uniform, with the deviation 1/sqrt(fan in) that keeps the residual stream of unit size, and queries and keys so small
-    that attention (which Dia does not scale) has logits of unit deviation.
+    Uniform, with the deviation 1/sqrt(fan in) that keeps the residual stream of unit size, and queries and keys so
+    small that attention (which Dia does not scale) has logits of unit deviation.
     """
     formats = chosen_formats(recipe, config) if recipe else {}
     for index, (name, shape) in enumerate(parameter_shapes(config).items()):

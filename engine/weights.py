@@ -1,7 +1,6 @@
 """Load a checkpoint of either published layout into our fused weights, and write our weights back."""
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,8 +1,8 @@
 """One query row against a cache: softmax(q K^T) V, without the usual 1/sqrt(Dh) (Dia is trained without it).
 
-A row's cache is cut into SPLITS equal spans of whole blocks, a program each; the last program of a row and group to finish
-puts the spans together, in their order. The cut depends on the row's own length only. The query heads that share a key
-head go through one program, as the narrow operand of the tensor cores, so every key and value is read once.
+A row's cache is cut into SPLITS equal spans of whole blocks, a program each; the last program of a row and group to
+finish puts the spans together, in their order. The cut depends on the row's own length only. The query heads that share
+a key head go through one program, as the narrow operand of the tensor cores, so every key and value is read once.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .dispatch import begin, launch, tl, triton, uses_triton
+from .dispatch import begin, launch, require_contiguous, tl, triton, uses_triton
 
 BLOCK_T = 32  # cache positions of one turn
 
 
 def splits(groups: int) -> int:
-    """Spans that a row is cut into: two rows should fill a GPU. Depends on the model only, not on batch or cache size."""
+    """Spans that a row is cut into: two rows should fill a GPU. Depends on neither the batch nor the cache's size."""
     return max(1, 64 // max(4, 1 << (groups - 1).bit_length()))
 
 
@@ -73,7 +73,7 @@ def decode_attention(
     Args:
         query: [R, H, Dh].
         keys, values: [R, G, T, Dh] with G dividing H; query head h reads head h // (H / G).
-        last: [B] int64, the last valid cache position of each slot; R is a multiple of B, neighbouring rows form a slot.
+        last: [B] int64, the last valid cache position of each slot; R is a multiple of B, neighbours form a slot.
         scratch: allocated for at least these sizes.
         out: [R, H * Dh] in the query's dtype, written.
     """
@@ -86,6 +86,7 @@ def decode_attention(
     if not uses_triton(query):
         out.view_as(query).copy_(decode_attention_ref(query, keys, values, last))
         return
+    require_contiguous(query=query, keys=keys, values=values, out=out)
     ratio = heads // groups
     block_d = max(16, triton.next_power_of_2(head_dim))
     launch(
@@ -186,9 +187,7 @@ def _decode_attention_kernel(
     tl.debug_barrier()  # every thread's stores come before the one thread's release
     arrived = tl.atomic_add(arrivals_ptr + line, 1, sem="acq_rel")
     if arrived == used - 1:
-        _combine(
-            partial_ptr, stats_ptr, out_ptr, line, used, RATIO, HEAD_DIM, SPLITS, BLOCK_R, BLOCK_D
-        )
+        _combine(partial_ptr, stats_ptr, out_ptr, line, used, RATIO, HEAD_DIM, SPLITS, BLOCK_R, BLOCK_D)
         tl.store(arrivals_ptr + line, 0)
 
 

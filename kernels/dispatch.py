@@ -1,9 +1,9 @@
 """Which tensors go to a Triton kernel and which to its torch twin, and how a kernel is launched.
 
-A kernel wrapper asks `uses_triton`, runs the twin if not, and otherwise describes one `Launch` and hands it to `launch`.
-Normally that runs it. Inside `launches_to(handler, ...)` every wrapper launches, whatever the device, and the handler gets
-the description: to run it in Triton's interpreter on CPU tensors (TRITON_INTERPRET=1), to count it, or to compile it for
-a GPU that is not there.
+A kernel wrapper asks `uses_triton`, runs the twin if not, and otherwise calls `launch`, which makes a `Launch` and runs
+it. Inside `launches_to(handler, ...)` every wrapper launches, whatever the device, and the handler gets the `Launch`
+instead: to run it in Triton's interpreter on CPU tensors (TRITON_INTERPRET=1), to count it, or to compile it for a GPU
+that is not there.
 """
 
 import functools
@@ -89,6 +89,17 @@ def uses_triton(tensor: torch.Tensor) -> bool:
     if kernel and WHY_NO_TRITON:
         raise RuntimeError(f"a GPU needs Triton 3.4 or newer, which comes with torch 2.8: {WHY_NO_TRITON}")
     return kernel
+
+
+def require_contiguous(**tensors: torch.Tensor) -> None:
+    """Kernels compute addresses from shapes.
+
+    Raises:
+        ValueError: a tensor with other strides; the message names it.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()} for shape {list(tensor.shape)}")
 
 
 def architecture(device: torch.device) -> int:

@@ -6,7 +6,7 @@ W [2F, D] holds the gate's rows first. A program takes 16 of them and the 16 of 
 import torch
 import torch.nn.functional as F
 
-from .dispatch import architecture, begin, launch, tl, triton, uses_triton
+from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 from .norm import Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
 from .product import Tiling, multiply, prefetch
@@ -35,6 +35,7 @@ def gated_linear(residual: Residual, weight: torch.Tensor, eps: float, out: torc
     if not uses_triton(out):
         out.copy_(gated_linear_ref(residual, weight, eps))
         return
+    require_contiguous(weight=weight, out=out)
     tiling = Tiling.choose(weight, TILE, rows, architecture(out.device))
     launch(
         _gated_linear_kernel,

@@ -1,15 +1,15 @@
 """From logits to the residual of the next step, one kernel for every slot: guide, filter and draw a token a channel
 (`sample`), close the row (`advance`), and embed it: x = sum over the channels c of table[c V + token_c].
 
-A program draws for one slot and channel; the last program of a slot closes the row and embeds it. Nothing is sorted: the
-k-th largest guided logit and the edge of the nucleus are found bit by bit, as the greatest 32-bit key that has enough
-mass at or above it (a count, or a probability). The keys are the floats' bits, mapped so that integers order them.
+A program draws for one slot and channel; the last program of a slot closes the row and embeds it. Nothing is sorted:
+the k-th largest guided logit and the edge of the nucleus are found bit by bit, as the greatest 32-bit key that has
+enough mass at or above it (a count, or a probability). Keys are the floats' bits, mapped so that integers order them.
 """
 
 import torch
 
 from .advance import RUNNING, advance
-from .dispatch import begin, launch, tl, triton, uses_triton
+from .dispatch import begin, launch, require_contiguous, tl, triton, uses_triton
 from .norm import headroom
 from .sample import sample_tokens
 
@@ -66,6 +66,7 @@ def next_row(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: torc
     if not uses_triton(logits):
         next_row_ref(logits, state, table, norm_weight)
         return
+    require_contiguous(logits=logits, grid=state.grid, table=table)
     config, residual = state.config, state.residual
     width = table.shape[1]
     launch(

@@ -1,7 +1,7 @@
 """RMSNorm: x / sqrt(mean(x^2) + eps) * weight, computed in float32 with float32 weights.
 
-In a decode step no kernel normalises. Whoever writes the residual x also writes z = x * weight * HEADROOM, rounded to the
-model's dtype, and sums of x^2; whoever multiplies the normed x by a matrix multiplies z instead, and then the product by
+In a decode step no kernel normalises. Whoever writes the residual x also writes z = x * weight * HEADROOM, rounded to
+the model's dtype, and sums of x^2; whoever multiplies the normed x by a matrix multiplies z instead, and the product by
 1 / sqrt(mean(x^2) + eps) / HEADROOM. So a matrix starts to flow before the norm of its input is known.
 """
 
@@ -87,7 +87,18 @@ def norm_scale(squares, WIDTH: tl.constexpr, EPS: tl.constexpr, HEADROOM: tl.con
 
 @triton.jit
 def store_residual(
-    x, x_ptr, z_ptr, squares_ptr, norm_ptr, row, mask, tile, column, in_width, WIDTH: tl.constexpr, HEADROOM: tl.constexpr
+    x,
+    x_ptr,
+    z_ptr,
+    squares_ptr,
+    norm_ptr,
+    row,
+    mask,
+    tile,
+    column,
+    in_width,
+    WIDTH: tl.constexpr,
+    HEADROOM: tl.constexpr,
 ):
     """`Residual.write` of one tile: x [columns, rows] float32."""
     inside = in_width[:, None] & mask[None, :]

@@ -2,7 +2,7 @@
 
 import torch
 
-from .dispatch import architecture, begin, launch, tl, triton, uses_triton
+from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 from .linear import step_linear
 from .norm import TILE, Residual, headroom, load_squares, norm_scale
 from .product import Tiling, multiply, prefetch
@@ -28,6 +28,7 @@ def norm_linear(residual: Residual, weight: torch.Tensor, eps: float, out: torch
     if not uses_triton(out):
         out.copy_(norm_linear_ref(residual, weight, eps))
         return
+    require_contiguous(weight=weight, out=out)
     tiling = Tiling.choose(weight, TILE, rows, architecture(out.device))
     launch(
         _norm_linear_kernel,

@@ -53,7 +53,14 @@ class Tiling:
 
 
 @triton.jit
-def prefetch(weight_ptr, weight_row, K: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr, DEPENDENT: tl.constexpr):
+def prefetch(
+    weight_ptr,
+    weight_row,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SLICES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
     """Ask for the first turns' weights to come to the L2 cache while the kernel before this one still runs."""
     if DEPENDENT:
         span: tl.constexpr = tl.cdiv(K, SLICES * BLOCK_K) * BLOCK_K

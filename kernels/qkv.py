@@ -6,7 +6,7 @@ W [(H + 2G) Dh, D] holds the heads of q, then of k, then of v. A program takes 8
 
 import torch
 
-from .dispatch import architecture, begin, launch, tl, triton, uses_triton
+from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 from .norm import TILE, Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
 from .product import Tiling, multiply, prefetch
@@ -64,6 +64,7 @@ def project_qkv(
     if not uses_triton(query):
         project_qkv_ref(residual, weight, eps, rope, position, query, keys, values)
         return
+    require_contiguous(weight=weight, query=query, keys=keys, values=values)
     tiling = Tiling.choose(weight, TILE, rows, architecture(query.device))
     cosines, sines = rope
     launch(

@@ -2,7 +2,7 @@
 
 import torch
 
-from .dispatch import architecture, begin, launch, tl, triton, uses_triton
+from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 from .linear import step_linear
 from .norm import TILE, Residual, headroom, store_residual
 from .product import Tiling, multiply, prefetch
@@ -44,6 +44,7 @@ def residual_linear(
     if not uses_triton(inputs):
         residual.write(residual_linear_ref(inputs, weight, residual, without_text), norm_weight)
         return
+    require_contiguous(weight=weight, inputs=inputs, residual=residual.x)
     tiling = Tiling.choose(weight, TILE, inputs.shape[0], architecture(inputs.device))
     launch(
         _residual_linear_kernel,

@@ -6,8 +6,8 @@ For each slot and channel, over the V logits of the conditional and the uncondit
     temperature 0: the largest of what is left
     else: p = softmax(cond / temperature); if EOS is the largest only EOS stays, otherwise EOS goes;
           top_p drops an id if the mass of the ids before it, from the largest down, exceeds top_p
-The draw is an exponential race, argmax p / -log(u), which has the law p; u comes from Philox with the slot's seed as key
-and (id, channel, row) as counter, so it depends on neither the batch nor the order of work.
+The draw is an exponential race, argmax p / -log(u), which has the law p; u comes from Philox with the slot's seed as
+key and (id, channel, row) as counter, so it depends on neither the batch nor the order of work.
 """
 
 import torch

@@ -89,6 +89,5 @@ def reference_codes(model, text: torch.Tensor, prompt: torch.Tensor, max_tokens:
 
 def reference_logits(model, text: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """Logits [rows, C, V] of a filled grid [rows, C]."""
-    decoder = model.config.decoder_config
     logits = model(input_ids=text[None], decoder_input_ids=grid[None]).logits  # [C, rows, V]
     return logits.transpose(0, 1)

@@ -132,7 +132,7 @@ def test_load_from_a_folder_and_from_files(mute, speaker, tmp_path):
     wanted = mute.generate(TEXT, seed=1, **SHORT)
     loaders = [
         lambda: Engine.load(folder, load_dac=False),
-        lambda: Engine.from_pretrained(str(folder), compute_dtype="float32", device=torch.device("cpu"), load_dac=False),
+        lambda: Engine.from_pretrained(str(folder), "float32", device=torch.device("cpu"), load_dac=False),
         lambda: Dia.from_local(
             str(folder / "config.json"), str(folder / "model.safetensors"), compute_dtype="float32", load_dac=False
         ),
@@ -181,7 +181,7 @@ def test_save(speaker, tmp_path):
         ({"audio_prompt": torch.zeros(0, 9, dtype=torch.int64)}, ValueError, "at least one frame"),
         ({"audio_prompt": torch.full((4, 9), 1024)}, ValueError, r"in \[0, 1024\), got 1024"),
         ({"audio_prompt": torch.full((4, 9), -1)}, ValueError, r"in \[0, 1024\), got -1"),
-        ({"audio_prompt": torch.zeros(30, 9, dtype=torch.int64)}, ValueError, "30 frames, max_tokens leaves room for 23"),
+        ({"audio_prompt": torch.zeros(30, 9, dtype=torch.int64)}, ValueError, "30 frames, .* leaves room for 23"),
         ({"audio_prompt": (np.zeros(0, np.float32), 44100)}, ValueError, "waveform is empty"),
         ({"audio_prompt": (np.zeros(9, np.float32), 0)}, ValueError, "sample rate must be"),
         ({"audio_prompt": (np.zeros(90_000, np.float32), 44100)}, ValueError, "leaves room for 23"),

@@ -27,7 +27,8 @@ def test_codes(engine, case):
     prompts = case["audio_prompt"] and [TENSORS[name].long() if name else None for name in case["audio_prompt"]]
     if prompts and isinstance(case["text"], str):
         prompts = prompts[0]
-    knobs = {name: case[name] for name in ("temperature", "max_tokens", "cfg_scale", "cfg_filter_top_k") if name in case}
+    names = ("temperature", "max_tokens", "cfg_scale", "cfg_filter_top_k")
+    knobs = {name: case[name] for name in names if name in case}
     found = engine.generate(case["text"], audio_prompt=prompts, **knobs)
     found = found if isinstance(found, list) else [found]
     assert [len(codes) for codes in found] == case["lengths"]

@@ -1,7 +1,7 @@
 """Every kernel equals its torch twin, alone and as a whole step.
 
-Without a GPU the kernels run in Triton's interpreter, in float32: its bfloat16 dot is wrong. The tests marked `gpu` add what
-only a GPU can show.
+Without a GPU the kernels run in Triton's interpreter, in float32: its bfloat16 dot is wrong. The tests marked `gpu` add
+what only a GPU can show.
 """
 
 import contextlib
@@ -477,6 +477,12 @@ def test_bad_shapes_are_refused():
         residual_linear.residual_linear(torch.empty(2, 24), weight, residual, residual.x[0])
 
 
+def test_other_strides_are_refused():
+    residual, weight = random_residual(2, 32), matrix(32, 16).T
+    with kernels(), pytest.raises(ValueError, match="weight must be contiguous"):
+        norm_linear.norm_linear(residual, weight, EPS, torch.empty(2, 16, device=DEVICE))
+
+
 def test_float16_residual_has_headroom():
     """Products of x and the norm's weight up to 4e6 survive in float16, and the normed product is right."""
     residual = Residual.allocate(2, 64, torch.float16, DEVICE)
@@ -555,9 +561,9 @@ def test_a_slot_in_a_batch_has_the_bits_it_has_alone(batch, dtype):
 
 def copy_slot(source, slot, target):
     """Make the only slot of `target` a copy of one of `source`'s."""
-    for name in ("grid", "position", "countdown", "end_row", "max_tokens", "cfg_scale", "temperature", "top_p", "top_k"):
+    flags = ("grid", "position", "countdown", "end_row", "last_text")
+    for name in (*flags, "max_tokens", "cfg_scale", "temperature", "top_p", "top_k", "seed"):
         getattr(target, name)[0] = getattr(source, name)[slot]
-    target.seed[0], target.last_text[0] = source.seed[slot], source.last_text[slot]
     pair = slice(2 * slot, 2 * slot + 2)
     for name in ("keys", "values"):
         getattr(target.self_cache, name).copy_(getattr(source.self_cache, name)[:, pair])

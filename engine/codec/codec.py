@@ -204,6 +204,9 @@ def _random_state(network: nn.ModuleDict, seed: int) -> dict[str, torch.Tensor]:
             in_residual_unit = name.startswith(("encoder", "decoder")) and name.count(".") == 3
             scale = (0.3 if in_residual_unit else 1.0) / parameter[0].numel() ** 0.5
         state[name] = scale * torch.randn(parameter.shape, generator=generator)
+    last = [name for name in state if name.startswith("decoder")][-2:]  # weight and bias before the final tanh
+    for name in last:
+        state[name] *= 0.05  # full-scale noise hurts
     return state
 
 
