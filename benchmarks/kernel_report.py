@@ -1,6 +1,6 @@
 """What the compiler makes of every kernel launch of a decode step, without a GPU.
 
-    python -m benchmarks.kernel_report [--arch 80 86 89 90 120] [--slots 1 4 16] [--dtype bfloat16 float16 float32]
+    python -m benchmarks.kernel_report [--arch 80 86 89 90 120] [--slots 1 4 16] [--dtype bfloat16 float16 float32] [--quant nf4]
 
 Records the launches of one step of the 1.6B model on tensors without memory, so the configurations are those that the
 wrappers launch, compiles each once per architecture, and reads the machine code. Exit status 1 if a kernel spills
@@ -25,7 +25,9 @@ from triton.compiler import ASTSource
 
 from engine.config import DiaConfig
 from engine.kernels.dispatch import Launch, launches_to
+from engine.kernels.formats import FORMATS
 from engine.model import DiaModel, parameter_shapes
+from engine.quant import RECIPES, chosen_formats
 from engine.state import DecodeState
 
 ARCHITECTURES = (80, 86, 89, 90, 120)
@@ -36,6 +38,8 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.int64: "*i64",
     torch.int32: "*i32",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
 }
 
 
@@ -61,10 +65,15 @@ class Build:
         return faults
 
 
-def step_launches(config: DiaConfig, slots: int, dtype: torch.dtype, architecture: int) -> list[Launch]:
+def step_launches(
+    config: DiaConfig, slots: int, dtype: torch.dtype, architecture: int, quant: str | None = None
+) -> list[Launch]:
     """The launches of one step, on tensors without memory."""
+    formats = chosen_formats(RECIPES[quant], config) if quant else {}
 
     def weight(name, shape):
+        if name in formats:
+            return FORMATS[formats[name]].empty(*shape, dtype, "meta")
         kind = torch.float32 if name.endswith("norm.weight") else dtype
         return torch.empty(shape, dtype=kind, device="meta")
 
@@ -139,7 +148,10 @@ def title(launch: Launch) -> str:
     """The kernel's name and, of a projection, its matrix."""
     name = launch.kernel.__name__.strip("_").removesuffix("_kernel")
     weight = launch.arguments.get("weight_ptr")
-    return name if weight is None else f"{name} {weight.shape[0]}x{weight.shape[1]}"
+    if weight is None:
+        return name
+    format = {torch.int8: " int8", torch.uint8: " nf4"}.get(weight.dtype, "")
+    return f"{name} {weight.shape[0]}x{launch.constants['K']}{format}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,20 +159,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities")
     parser.add_argument("--slots", type=int, nargs="+", default=(1, 4, 16), help="requests in the batch")
     parser.add_argument("--dtype", nargs="+", default=("bfloat16",), help="of the weights")
+    parser.add_argument("--quant", choices=RECIPES, help="recipe of quantised weights")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 leaves nothing to compile")
     failed = False
-    print(f"{'kernel':32} {'arch':>4} {'dtype':9} {'slots':>5} {'regs':>4} {'stack':>5} {'shared':>7} {'load':>4} "
+    print(f"{'kernel':36} {'arch':>4} {'dtype':9} {'slots':>5} {'regs':>4} {'stack':>5} {'shared':>7} {'load':>4} "
           f"{'instr':>6}  tensor core")  # fmt: skip
     for architecture in options.arch:
         for dtype in options.dtype:
             for slots in options.slots:
-                for launch in distinct(step_launches(DiaConfig(), slots, getattr(torch, dtype), architecture)):
+                launches = step_launches(DiaConfig(), slots, getattr(torch, dtype), architecture, options.quant)
+                for launch in distinct(launches):
                     build = compile_launch(launch, architecture)
                     faults = build.faults(launch)
                     print(
-                        f"{title(launch):32} {architecture:4} {dtype:9} {slots:5} {build.registers:4} {build.stack:5} "
+                        f"{title(launch):36} {architecture:4} {dtype:9} {slots:5} {build.registers:4} {build.stack:5} "
                         f"{build.shared:7} {build.widest_load:4} {build.instructions:6}  {build.tensor_core}"
                         f"{'  FAILED: ' + ', '.join(faults) if faults else ''}",
                         flush=True,

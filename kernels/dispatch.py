@@ -35,6 +35,7 @@ except ImportError as error:
 
     triton = tl = gdc_launch_dependents = gdc_wait = _Absent()
 
+INTERPRETER = 0  # stands for the architecture
 HOPPER = 90  # the first architecture with dependent launches, as compute capability major * 10 + minor
 
 
@@ -71,7 +72,7 @@ _detour: ContextVar[_Detour | None] = ContextVar("detour", default=None)
 
 @contextmanager
 def launches_to(handler: Callable[[Launch], None], architecture: int) -> Iterator[None]:
-    """Give every launch to `handler`, with the constants chosen for `architecture`; 0 is the interpreter."""
+    """Give every launch to `handler`, with the constants chosen for `architecture`, or INTERPRETER."""
     token = _detour.set(_Detour(handler, architecture))
     try:
         yield
@@ -100,6 +101,12 @@ def require_contiguous(**tensors: torch.Tensor) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()} for shape {list(tensor.shape)}")
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter."""
+    detour = _detour.get()
+    return detour is not None and detour.architecture == INTERPRETER
 
 
 def architecture(device: torch.device) -> int:

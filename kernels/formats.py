@@ -39,15 +39,14 @@ class Int8Weight:
     @classmethod
     def quantize(cls, matrix: torch.Tensor, dtype: torch.dtype) -> "Int8Weight":
         """Round a matrix [N, K] of any float dtype; as `bitsandbytes.functional.int8_vectorwise_quant`."""
-        values = torch.empty(matrix.shape, dtype=torch.int8, device=matrix.device)
-        absmax = torch.empty(matrix.shape[0], dtype=torch.float32, device=matrix.device)
+        result = cls.empty(*matrix.shape, dtype, matrix.device)
         for rows in _chunks(*matrix.shape):
             part = matrix[rows].float()
             largest = part.abs().amax(dim=1)
             # A row of zeros gives 0 * inf.
-            values[rows] = (part * (127.0 / largest[:, None])).round_().nan_to_num_(nan=0.0).to(torch.int8)
-            absmax[rows] = largest
-        return cls(values, absmax, dtype)
+            result.values[rows] = (part * (127.0 / largest[:, None])).round_().nan_to_num_(nan=0.0).to(torch.int8)
+            result.absmax[rows] = largest
+        return result
 
     @staticmethod
     def fits(columns: int) -> bool:
@@ -58,6 +57,12 @@ class Int8Weight:
     def bytes_of(rows: int, columns: int) -> int:
         """`nbytes` of a matrix [rows, columns]."""
         return rows * columns + 4 * rows
+
+    @classmethod
+    def empty(cls, rows: int, columns: int, dtype: torch.dtype, device) -> "Int8Weight":
+        """Room for a matrix [rows, columns]."""
+        values = torch.empty((rows, columns), dtype=torch.int8, device=device)
+        return cls(values, torch.empty(rows, dtype=torch.float32, device=device), dtype)
 
     @property
     def shape(self) -> torch.Size:
@@ -115,17 +120,16 @@ class NF4Weight:
         """
         rows, columns = matrix.shape
         _check_width(columns)
-        packed = torch.empty((rows, columns // 2), dtype=torch.uint8, device=matrix.device)
-        absmax = torch.empty((rows, columns // BLOCK), dtype=torch.float32, device=matrix.device)
+        result = cls.empty(rows, columns, dtype, matrix.device)
         levels = torch.tensor(LEVELS, device=matrix.device)
         bounds = (levels[:-1] + levels[1:]) / 2
         for part in _chunks(rows, columns):
             blocks = matrix[part].float().unflatten(1, (-1, BLOCK))
             largest = blocks.abs().amax(dim=-1)
             scaled = (blocks * (1.0 / largest.clamp(min=1e-38))[..., None]).clamp_(-1, 1)
-            packed[part] = _pack(torch.bucketize(scaled, bounds, out_int32=True).to(torch.uint8))
-            absmax[part] = largest
-        return cls(packed, absmax, dtype)
+            result.packed[part] = _pack(torch.bucketize(scaled, bounds, out_int32=True).to(torch.uint8))
+            result.absmax[part] = largest
+        return result
 
     @classmethod
     def from_neighbours(cls, packed: torch.Tensor, absmax: torch.Tensor, shape, dtype: torch.dtype) -> "NF4Weight":
@@ -154,6 +158,12 @@ class NF4Weight:
     def bytes_of(rows: int, columns: int) -> int:
         """`nbytes` of a matrix [rows, columns]."""
         return rows * columns // 2 + 4 * rows * columns // BLOCK
+
+    @classmethod
+    def empty(cls, rows: int, columns: int, dtype: torch.dtype, device) -> "NF4Weight":
+        """Room for a matrix [rows, columns]."""
+        packed = torch.empty((rows, columns // 2), dtype=torch.uint8, device=device)
+        return cls(packed, torch.empty((rows, columns // BLOCK), dtype=torch.float32, device=device), dtype)
 
     @property
     def shape(self) -> torch.Size:

@@ -7,20 +7,21 @@ import torch
 import torch.nn.functional as F
 
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
+from .formats import Weight
 from .norm import Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
-from .product import Tiling, multiply, prefetch
+from .product import Tiling, multiply, operands, prefetch
 
 TILE = 32  # weight rows of a program
 
 
-def gated_linear_ref(residual: Residual, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def gated_linear_ref(residual: Residual, weight: Weight, eps: float) -> torch.Tensor:
     """[R, F] float32."""
     gate, up = norm_linear_ref(residual, weight, eps).chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
-def gated_linear(residual: Residual, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
+def gated_linear(residual: Residual, weight: Weight, eps: float, out: torch.Tensor) -> None:
     """The first half of an MLP.
 
     Args:
@@ -35,12 +36,12 @@ def gated_linear(residual: Residual, weight: torch.Tensor, eps: float, out: torc
     if not uses_triton(out):
         out.copy_(gated_linear_ref(residual, weight, eps))
         return
-    require_contiguous(weight=weight, out=out)
+    require_contiguous(out=out)
     tiling = Tiling.choose(weight, TILE, rows, architecture(out.device))
     launch(
         _gated_linear_kernel,
         tiling.grid(rows, triton.cdiv(2 * outputs, TILE)),
-        {"z_ptr": residual.z, "squares_ptr": residual.squares, "weight_ptr": weight, "out_ptr": out},
+        {"z_ptr": residual.z, "squares_ptr": residual.squares, **operands(weight), "out_ptr": out},
         {"F": outputs, **norm_constants(residual, eps), **tiling.constants(weight, residual.z)},
         warps=8,
         stages=tiling.stages,
@@ -53,6 +54,7 @@ def _gated_linear_kernel(
     z_ptr,
     squares_ptr,
     weight_ptr,
+    scale_ptr,
     out_ptr,
     F: tl.constexpr,
     SQUARES_STRIDE: tl.constexpr,
@@ -60,6 +62,8 @@ def _gated_linear_kernel(
     BLOCK_P: tl.constexpr,
     EPS: tl.constexpr,
     HEADROOM: tl.constexpr,
+    FORMAT: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     ROWS: tl.constexpr,
     STRIDE: tl.constexpr,
     K: tl.constexpr,
@@ -74,11 +78,11 @@ def _gated_linear_kernel(
     # Even rows of the tile are gate, odd ones up: neighbours then sit in the same thread's registers.
     place = tl.arange(0, TILE)
     weight_row = tl.minimum(first + place // 2, F - 1) + (place % 2) * F
-    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, DEPENDENT)
+    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, FORMAT, DEPENDENT)
     begin(DEPENDENT)
     mask = row < ROWS
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
-    y = multiply(weight_ptr, weight_row, z_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES)
+    y = multiply(weight_ptr, scale_ptr, weight_row, z_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES, FORMAT, ASSEMBLY)
     y = y * norm_scale(squares, K, EPS, HEADROOM)[None, :]
     gate, up = y.reshape(TILE // 2, 2, BLOCK_M).permute(0, 2, 1).split()
     hidden = gate / (1.0 + tl.exp(-gate)) * up

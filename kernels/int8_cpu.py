@@ -9,6 +9,7 @@ err by max|x| / 1.6e7.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -58,21 +59,23 @@ class PackedInt8Weight:
         return self.packed.nbytes + self.absmax.nbytes + self.scale.nbytes + self.zero_points.nbytes
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """x [M, K] of any float dtype -> [M, N] in the weight's dtype."""
-        count = DIGITS.get(self.dtype, DIGITS_HALF)
-        x = x.float()
-        unit = x.abs().amax(dim=1, keepdim=True).clamp_(min=SMALLEST).mul_(1 / 127)
-        rest = x / unit
-        digits = torch.empty((count, *x.shape), dtype=torch.int8)
-        for place in digits:
+        """x [M, K] of any float dtype -> [M, N] float32.
+
+        Each operation here costs some 5 us a call on matrices that take 400: the product before has filled the caches.
+        """
+        largest = torch.linalg.vector_norm(x, math.inf, 1, True, dtype=torch.float32).clamp_(min=SMALLEST)
+        rest = x * (127 / largest)
+        places = torch.empty((DIGITS.get(self.dtype, DIGITS_HALF), *x.shape), dtype=torch.int8)
+        digits = places.unbind()
+        for place in digits[:-1]:
             digit = rest.round()
             place.copy_(digit)
-            rest = rest.sub_(digit).mul_(BASE)
-        products = self._multiply(digits.flatten(0, 1)).unflatten(0, (count, -1))
-        total = products[-1]
-        for higher in reversed(products[:-1].unbind()):
+            rest.sub_(digit).mul_(BASE)
+        digits[-1].copy_(rest.round_())
+        *products, total = self._multiply(places.flatten(0, 1)).chunk(len(digits))
+        for higher in reversed(products):
             total = torch.add(higher, total, alpha=1 / BASE)
-        return total.mul_(unit).to(self.dtype)
+        return total.mul_(largest.mul_(1 / 127))
 
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """rows [M, K] int8 -> their exact sums of products times the scales, [M, N] float32."""

@@ -24,7 +24,7 @@ def sequence_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch
     A quantised weight is read back whole for the product, unless it is packed for this CPU.
     """
     if isinstance(weight, PackedInt8Weight):
-        return weight.product(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return weight.product(x.flatten(0, -2)).unflatten(0, x.shape[:-1]).to(weight.dtype)
     return F.linear(x.to(weight.dtype), _plain(weight))
 
 
@@ -36,7 +36,7 @@ def step_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Ten
         weight: [N, K]. A quantised one is defined as what it is read back as.
 
     Returns:
-        [M, N] in the weight's dtype.
+        [M, N] in the weight's dtype; float32, not rounded, from a packed weight.
     """
     x = x.to(weight.dtype)
     if isinstance(weight, PackedInt8Weight):

@@ -3,17 +3,18 @@
 import torch
 
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
+from .formats import Weight
 from .linear import step_linear
 from .norm import TILE, Residual, headroom, load_squares, norm_scale
-from .product import Tiling, multiply, prefetch
+from .product import Tiling, multiply, operands, prefetch
 
 
-def norm_linear_ref(residual: Residual, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def norm_linear_ref(residual: Residual, weight: Weight, eps: float) -> torch.Tensor:
     """[M, N] float32."""
     return step_linear(residual.z, weight).float() * residual.scale(eps)
 
 
-def norm_linear(residual: Residual, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
+def norm_linear(residual: Residual, weight: Weight, eps: float, out: torch.Tensor) -> None:
     """Project the normed residual.
 
     Args:
@@ -28,12 +29,12 @@ def norm_linear(residual: Residual, weight: torch.Tensor, eps: float, out: torch
     if not uses_triton(out):
         out.copy_(norm_linear_ref(residual, weight, eps))
         return
-    require_contiguous(weight=weight, out=out)
+    require_contiguous(out=out)
     tiling = Tiling.choose(weight, TILE, rows, architecture(out.device))
     launch(
         _norm_linear_kernel,
         tiling.grid(rows, triton.cdiv(outputs, TILE)),
-        {"z_ptr": residual.z, "squares_ptr": residual.squares, "weight_ptr": weight, "out_ptr": out},
+        {"z_ptr": residual.z, "squares_ptr": residual.squares, **operands(weight), "out_ptr": out},
         {"N": outputs, **norm_constants(residual, eps), **tiling.constants(weight, residual.z)},
         warps=8,
         stages=tiling.stages,
@@ -57,6 +58,7 @@ def _norm_linear_kernel(
     z_ptr,
     squares_ptr,
     weight_ptr,
+    scale_ptr,
     out_ptr,
     N: tl.constexpr,
     SQUARES_STRIDE: tl.constexpr,
@@ -64,6 +66,8 @@ def _norm_linear_kernel(
     BLOCK_P: tl.constexpr,
     EPS: tl.constexpr,
     HEADROOM: tl.constexpr,
+    FORMAT: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     ROWS: tl.constexpr,
     STRIDE: tl.constexpr,
     K: tl.constexpr,
@@ -76,11 +80,11 @@ def _norm_linear_kernel(
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
     weight_row = tl.minimum(column, N - 1)
-    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, DEPENDENT)
+    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, FORMAT, DEPENDENT)
     begin(DEPENDENT)
     mask = row < ROWS
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
-    y = multiply(weight_ptr, weight_row, z_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES)
+    y = multiply(weight_ptr, scale_ptr, weight_row, z_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES, FORMAT, ASSEMBLY)
     y = y * norm_scale(squares, K, EPS, HEADROOM)[None, :]
     inside = (column < N)[:, None] & mask[None, :]
     tl.store(out_ptr + row[None, :] * N + column[:, None], y.to(out_ptr.dtype.element_ty), mask=inside)

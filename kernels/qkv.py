@@ -7,15 +7,16 @@ W [(H + 2G) Dh, D] holds the heads of q, then of k, then of v. A program takes 8
 import torch
 
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
+from .formats import Weight
 from .norm import TILE, Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
-from .product import Tiling, multiply, prefetch
+from .product import Tiling, multiply, operands, prefetch
 from .rope import apply_rope
 
 
 def project_qkv_ref(
     residual: Residual,
-    weight: torch.Tensor,
+    weight: Weight,
     eps: float,
     rope: tuple[torch.Tensor, torch.Tensor],
     position: torch.Tensor,
@@ -36,7 +37,7 @@ def project_qkv_ref(
 
 def project_qkv(
     residual: Residual,
-    weight: torch.Tensor,
+    weight: Weight,
     eps: float,
     rope: tuple[torch.Tensor, torch.Tensor],
     position: torch.Tensor,
@@ -64,7 +65,7 @@ def project_qkv(
     if not uses_triton(query):
         project_qkv_ref(residual, weight, eps, rope, position, query, keys, values)
         return
-    require_contiguous(weight=weight, query=query, keys=keys, values=values)
+    require_contiguous(query=query, keys=keys, values=values)
     tiling = Tiling.choose(weight, TILE, rows, architecture(query.device))
     cosines, sines = rope
     launch(
@@ -73,7 +74,7 @@ def project_qkv(
         {
             "z_ptr": residual.z,
             "squares_ptr": residual.squares,
-            "weight_ptr": weight,
+            **operands(weight),
             "cosines_ptr": cosines,
             "sines_ptr": sines,
             "position_ptr": position,
@@ -100,6 +101,7 @@ def _project_qkv_kernel(
     z_ptr,
     squares_ptr,
     weight_ptr,
+    scale_ptr,
     cosines_ptr,
     sines_ptr,
     position_ptr,
@@ -115,6 +117,8 @@ def _project_qkv_kernel(
     BLOCK_P: tl.constexpr,
     EPS: tl.constexpr,
     HEADROOM: tl.constexpr,
+    FORMAT: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     ROWS: tl.constexpr,
     STRIDE: tl.constexpr,
     K: tl.constexpr,
@@ -131,7 +135,7 @@ def _project_qkv_kernel(
     place = tl.arange(0, TILE)
     pair = tl.minimum(first + place // 2, pairs - 1)
     weight_row = pair // half * HEAD_DIM + pair % half + (place % 2) * half
-    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, DEPENDENT)
+    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, FORMAT, DEPENDENT)
     begin(DEPENDENT)
 
     mask = row < ROWS
@@ -145,7 +149,7 @@ def _project_qkv_kernel(
     sine = tl.load(sines_ptr + angle, mask=wanted, other=0.0)
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
 
-    y = multiply(weight_ptr, weight_row, z_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES)
+    y = multiply(weight_ptr, scale_ptr, weight_row, z_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES, FORMAT, ASSEMBLY)
     y = y * norm_scale(squares, K, EPS, HEADROOM)[None, :]
     real, imaginary = y.reshape(TILE // 2, 2, BLOCK_M).permute(0, 2, 1).split()
     turned = (real * cosine - imaginary * sine).to(query_ptr.dtype.element_ty)

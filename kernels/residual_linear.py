@@ -3,13 +3,14 @@
 import torch
 
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
+from .formats import Weight
 from .linear import step_linear
 from .norm import TILE, Residual, headroom, store_residual
-from .product import Tiling, multiply, prefetch
+from .product import Tiling, multiply, operands, prefetch
 
 
 def residual_linear_ref(
-    inputs: torch.Tensor, weight: torch.Tensor, residual: Residual, without_text: torch.Tensor | None
+    inputs: torch.Tensor, weight: Weight, residual: Residual, without_text: torch.Tensor | None
 ) -> torch.Tensor:
     """The new x, [R, D] float32."""
     change = step_linear(inputs, weight).float()
@@ -20,7 +21,7 @@ def residual_linear_ref(
 
 def residual_linear(
     inputs: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Weight,
     residual: Residual,
     norm_weight: torch.Tensor,
     without_text: torch.Tensor | None = None,
@@ -44,14 +45,14 @@ def residual_linear(
     if not uses_triton(inputs):
         residual.write(residual_linear_ref(inputs, weight, residual, without_text), norm_weight)
         return
-    require_contiguous(weight=weight, inputs=inputs, residual=residual.x)
+    require_contiguous(inputs=inputs, residual=residual.x)
     tiling = Tiling.choose(weight, TILE, inputs.shape[0], architecture(inputs.device))
     launch(
         _residual_linear_kernel,
         tiling.grid(inputs.shape[0], triton.cdiv(width, TILE)),
         {
             "input_ptr": inputs,
-            "weight_ptr": weight,
+            **operands(weight),
             "x_ptr": residual.x,
             "z_ptr": residual.z,
             "squares_ptr": residual.squares,
@@ -69,6 +70,7 @@ def residual_linear(
 def _residual_linear_kernel(
     input_ptr,
     weight_ptr,
+    scale_ptr,
     x_ptr,
     z_ptr,
     squares_ptr,
@@ -76,6 +78,8 @@ def _residual_linear_kernel(
     constant_ptr,
     N: tl.constexpr,
     HEADROOM: tl.constexpr,
+    FORMAT: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     ROWS: tl.constexpr,
     STRIDE: tl.constexpr,
     K: tl.constexpr,
@@ -90,7 +94,7 @@ def _residual_linear_kernel(
     column = tile * TILE + tl.arange(0, TILE)
     in_width = column < N
     weight_row = tl.minimum(column, N - 1)
-    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, DEPENDENT)
+    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, FORMAT, DEPENDENT)
     begin(DEPENDENT)
     mask = row < ROWS
     inside = in_width[:, None] & mask[None, :]
@@ -101,7 +105,9 @@ def _residual_linear_kernel(
         constant = tl.load(constant_ptr + column, mask=in_width, other=0.0)
         blank = tl.load(x_ptr + (2 * row)[None, :] * N + column[:, None], mask=inside, other=0.0)
     x = tl.load(x_ptr + target[None, :] * N + column[:, None], mask=inside, other=0.0)
-    x += multiply(weight_ptr, weight_row, input_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES)
+    x += multiply(
+        weight_ptr, scale_ptr, weight_row, input_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES, FORMAT, ASSEMBLY
+    )
     # Several threads may hold a copy of the same element of x: all must have read it before one of them overwrites it.
     tl.debug_barrier()
     store_residual(x, x_ptr, z_ptr, squares_ptr, norm_ptr, target, mask, tile, column, in_width, N, HEADROOM)
