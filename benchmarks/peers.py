@@ -34,10 +34,9 @@ class Timing:
 class Ours:
     """This engine. Where steps are captured in a graph, a time stamp follows each launch of several steps."""
 
-    name = "dia-engine"
-
-    def __init__(self, stepper: Stepper):
+    def __init__(self, stepper: Stepper, quant: str = ""):
         self.stepper, self.device = stepper, stepper.model.device
+        self.name = f"dia-engine {quant}".rstrip()
 
     @torch.no_grad()
     def run(self, text: torch.Tensor, batch: int, steps: int) -> Timing:

@@ -5,22 +5,22 @@ import time
 
 import torch
 
-from engine.config import DiaConfig
-from engine.model import parameter_shapes
+from engine import Engine
 
 
-def step_bytes(config: DiaConfig, dtype: torch.dtype, batch: int, position: int, text: int) -> int:
+def step_bytes(engine: Engine, batch: int, position: int, text: int) -> int:
     """Bytes that one step of `batch` requests must read, each at decoder row `position` over `text` bytes of script.
 
-    Every decoder weight once, but of the embedding one row a channel, and of the cross-attention's keys and values
-    nothing (they are computed once a request); then the caches as far as they are filled: self-attention's for both
-    rows of a request, cross-attention's for the row with text.
+    Every decoder weight once in its own format, but of the embedding one row a channel, and of the cross-attention's
+    keys and values nothing (they are computed once a request); then the caches as far as they are filled:
+    self-attention's for both rows of a request, cross-attention's for the row with text.
     """
-    decoder, size = config.decoder, dtype.itemsize
-    weights = 0
-    for name, shape in parameter_shapes(config).items():
-        if name.startswith("decoder.") and "embedding" not in name and ".cross_attn.kv." not in name:
-            weights += math.prod(shape) * (4 if name.endswith("norm.weight") else size)
+    decoder, size = engine.config.decoder, engine.dtype.itemsize
+    weights = sum(
+        weight.nbytes
+        for name, weight in engine.weights.items()
+        if name.startswith("decoder.") and "embedding" not in name and ".cross_attn.kv." not in name
+    )
     embedding = batch * decoder.num_channels * decoder.hidden_size * size
     self_row = 2 * 2 * decoder.num_key_value_heads * decoder.head_dim * size
     cross_row = 2 * decoder.cross_num_key_value_heads * decoder.cross_head_dim * size

@@ -12,6 +12,7 @@ import json
 import platform
 import statistics
 import sys
+from collections.abc import Iterator
 from datetime import date
 
 import torch
@@ -35,18 +36,17 @@ STEPS_PER_SECOND_OF_SOUND = 44100 / 512
 
 def main() -> None:
     options = _arguments()
-    engine = Engine.load(options.model, dtype=options.dtype, device=options.device, load_dac=False)
-    options.steps = options.steps or (1000 if engine.device.type == "cuda" else 60)
-    text = encode_text(SCRIPT, engine.config.encoder.max_position_embeddings)
-    runners = [Ours(Stepper(engine.model)), *_peers(options, engine)]
-    bandwidth = copy_bandwidth(engine.device)
+    plain = Engine.load(options.model, dtype=options.dtype, device=options.device, load_dac=False)
+    options.steps = options.steps or (1000 if plain.device.type == "cuda" else 60)
+    text = encode_text(SCRIPT, plain.config.encoder.max_position_embeddings)
+    bandwidth = copy_bandwidth(plain.device)
     results = []
-    for runner in runners:
+    for runner, engine in _runners(options, plain):
         print(f"measuring {runner.name} ...", file=sys.stderr)
         memory = WorkingMemory(engine.device)
         runner.run(text, options.batch, 2)  # first calls allocate, compile and fill caches
         results.append({**_measure(runner, text, options, engine, bandwidth), "working_bytes": memory.peak()})
-    report = {**_machine(engine), **_setting(options, engine, text, bandwidth), "results": results}
+    report = {**_machine(plain), **_setting(options, plain, text, bandwidth), "results": results}
     print(_table(report))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
@@ -57,6 +57,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tokens_per_sec", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="synthetic:full", help="hub id, folder or synthetic:... (%(default)s)")
     parser.add_argument("--dtype", help="default: what suits the device")
+    parser.add_argument("--quant", nargs="*", default=[], help="quantise as well: int8, nf4")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--batch", type=int, default=1, help="requests at once (%(default)s)")
     parser.add_argument("--steps", type=int, help="steps a run; the first tenth is not timed (cpu 60, cuda 1000)")
@@ -70,7 +71,19 @@ def _arguments() -> argparse.Namespace:
     return options
 
 
-def _peers(options, engine: Engine) -> list:
+def _runners(options, engine: Engine) -> Iterator[tuple[Ours | Transformers | Nari, Engine]]:
+    """What is timed, ourselves first, and the engine whose weights it reads."""
+    yield Ours(Stepper(engine.model)), engine
+    for quant in options.quant:
+        quantised = Engine.load(
+            options.model, quant=quant, dtype=engine.dtype, device=engine.device, load_dac=False
+        )
+        yield Ours(Stepper(quantised.model), quant), quantised
+    for peer in _peers(options, engine):
+        yield peer, engine
+
+
+def _peers(options, engine: Engine) -> list[Transformers | Nari]:
     peers = []
     if {"transformers", "transformers-compiled"} & set(options.against):
         model = transformers_model(engine.config, engine.weights)
@@ -99,13 +112,19 @@ def _measure(runner, text: torch.Tensor, options, engine: Engine, bandwidth: flo
         "step_milliseconds_p10_p90": [1e3 * steps[len(steps) // 10], 1e3 * steps[len(steps) * 9 // 10]],
         "steps_per_second": 1 / median,
         "times_real_time": options.batch / median / STEPS_PER_SECOND_OF_SOUND,
+        "bytes_per_step": bytes_read,
+        "weight_bytes": _weight_bytes(engine),
         "roofline_percent": 100 * bytes_read / bandwidth / median,
     }
 
 
+def _weight_bytes(engine: Engine) -> int:
+    return sum(weight.nbytes for weight in engine.weights.values())
+
+
 def _step_bytes(engine: Engine, options, text: torch.Tensor) -> int:
     """What a step reads in the middle of a run."""
-    return step_bytes(engine.config, engine.dtype, options.batch, options.steps // 2, len(text))
+    return step_bytes(engine, options.batch, options.steps // 2, len(text))
 
 
 def _machine(engine: Engine) -> dict:
@@ -135,7 +154,7 @@ def _setting(options, engine: Engine, text: torch.Tensor, bandwidth: float) -> d
         "text_bytes": len(text),
         "rows": [options.steps // 10, options.steps],
         "bytes_per_step": _step_bytes(engine, options, text),
-        "weight_bytes": sum(weight.nbytes for weight in engine.weights.values()),
+        "weight_bytes": _weight_bytes(engine),
         "copy_gigabytes_per_second": bandwidth / 1e9,
     }
 
@@ -149,7 +168,7 @@ def _table(report: dict) -> str:
         f"{report['bytes_per_step'] / 1e6:,.0f} MB a step, copy {report['copy_gigabytes_per_second']:.1f} GB/s",
         "",
         f"{'':40}{'text':>9}{'first row':>11}{'ms/step':>10}{'p10-p90':>16}{'steps/s':>10}{'x real':>8}{'roofline':>10}"
-        f"{'memory':>10}{'we are':>14}",
+        f"{'weights':>10}{'memory':>10}{'dia-engine is':>16}",
     ]
     ours = report["results"][0]
     for row in report["results"]:
@@ -160,7 +179,8 @@ def _table(report: dict) -> str:
             f"{row['name']:40}{row['text_seconds']:>7.3f} s{row['first_step_seconds']:>9.3f} s"
             f"{row['step_milliseconds']:>10.2f}"
             f"{f'{low:.1f}-{high:.1f}':>16}{row['steps_per_second']:>10.2f}{row['times_real_time']:>8.3f}"
-            f"{row['roofline_percent']:>9.0f}%{memory:>10}{_compared(ratio):>14}"
+            f"{row['roofline_percent']:>9.0f}%"
+            f"{row['weight_bytes'] / 1e6:>7,.0f} MB{memory:>10}{_compared(ratio):>16}"
         )
     return "\n".join(lines)
 
