@@ -4,8 +4,8 @@ Weights are the tall operand of the tensor cores (16 rows), the few input rows t
 program's K columns are cut into slices, which form the batch axis of a three-dimensional dot: every warp multiplies its
 own slice of the same 16 rows, so all warps load different weights, and one sum over the slices ends it.
 
-Quantised weights are decoded between load and dot, in registers. int8 turns into the inputs' dtype exactly and is scaled
-after the sum. NF4 levels are rounded to the inputs' dtype, and a block's scale multiplies its partial sum in float32.
+Quantised weights are decoded between load and dot, in registers. int8 turns into the inputs' dtype exactly and is
+scaled after the sum. NF4 levels are rounded to the inputs' dtype, and a block's scale multiplies its partial sum in float32.
 
 How a row is summed depends on nothing but K and the format, so it comes out alike in any batch and at any place in it.
 """
@@ -34,14 +34,12 @@ def operands(weight: Weight) -> dict[str, torch.Tensor | None]:
     Raises:
         ValueError: they are not contiguous.
     """
-    if isinstance(weight, Int8Weight):
-        found = {"weight_ptr": weight.values, "scale_ptr": weight.absmax}
-    elif isinstance(weight, NF4Weight):
-        found = {"weight_ptr": weight.packed, "scale_ptr": weight.absmax}
-    else:
-        found = {"weight_ptr": weight, "scale_ptr": None}
-    require_contiguous(**{f"weight ({name})": tensor for name, tensor in found.items() if tensor is not None})
-    return found
+    if isinstance(weight, torch.Tensor):
+        require_contiguous(weight=weight)
+        return {"weight_ptr": weight, "scale_ptr": None}
+    numbers = weight.values if isinstance(weight, Int8Weight) else weight.packed
+    require_contiguous(weight=numbers, scale=weight.absmax)
+    return {"weight_ptr": numbers, "scale_ptr": weight.absmax}
 
 
 @dataclass(frozen=True)
