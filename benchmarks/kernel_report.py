@@ -1,6 +1,7 @@
 """What the compiler makes of every kernel launch of a decode step, without a GPU.
 
-    python -m benchmarks.kernel_report [--arch 80 86 89 90 120] [--slots 1 4 16] [--dtype bfloat16 float16 float32] [--quant nf4]
+    python -m benchmarks.kernel_report [--arch 80 86 89 90 120] [--slots 1 4 16] [--dtype bfloat16 float16 float32]
+                                       [--quant nf4]
 
 Records the launches of one step of the 1.6B model on tensors without memory, so the configurations are those that the
 wrappers launch, compiles each once per architecture, and reads the machine code. Exit status 1 if a kernel spills

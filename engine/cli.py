@@ -1,4 +1,4 @@
-"""The command `dia-engine`: `say` turns a script into a sound file, `info` describes a model, `quantize` shrinks one."""
+"""The command `dia-engine`: `say` makes a sound file of a script, `info` describes a model, `quantize` shrinks one."""
 
 import argparse
 import os
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--revision", help="revision of the hub repository")
 
     quantize = commands.add_parser(
-        "quantize", help="write a quantised copy of a model", description="Write a model in 8 or 4 bits to a new folder."
+        "quantize", help="write a quantised copy of a model", description="Write a model in 8 or 4 bits."
     )
     quantize.set_defaults(run=_quantize)
     quantize.add_argument("model", help="hub id, folder, or synthetic:tiny / synthetic:full")

@@ -1,7 +1,7 @@
 """What is quantised and how: recipes, as data.
 
-A recipe maps patterns of weight names to formats; the first pattern that fits a name decides, and what none fits stays as
-it is. Norms and embeddings are never quantised.
+A recipe maps patterns of weight names to formats; the first pattern that fits a name decides, and what none fits stays
+as it is. Norms and embeddings are never quantised.
 """
 
 import fnmatch

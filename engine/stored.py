@@ -60,7 +60,7 @@ class StoredWeights:
         if header is None or header.dtype != torch.int8 or (header.shape[0],) != scales.shape:
             raise ValueError(f"{self.title}: {module}SCB has no int8 weight of as many rows beside it")
         if kind is not None and int(self._checkpoint.read(f"{module}weight_format")) != _BY_ROWS:
-            raise ValueError(f"{self.title}: {name} is int8 in an order made for one GPU; save it anew with bitsandbytes")
+            raise ValueError(f"{self.title}: {name} is int8 in an order made for one GPU; save it anew")
         self.headers[name] = Header(header.shape, "int8")
 
     def _join_nf4(self, name: str, kind: str) -> None:
@@ -71,7 +71,7 @@ class StoredWeights:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.title}: {state_name} is damaged ({error})") from None
         if kind != "nf4" or block != BLOCK:
-            raise ValueError(f"{self.title}: {name} is {kind} in blocks of {block}; only nf4 in blocks of {BLOCK} is read")
+            raise ValueError(f"{self.title}: {name} is {kind} in blocks of {block}; only nf4 in blocks of {BLOCK} works")
         header = self.headers.get(name)
         size = header and math.prod(header.shape) * getattr(header.dtype, "itemsize", 0)
         absmax = self.headers.get(f"{name}.absmax")

@@ -3,9 +3,9 @@
     int8   one scale a row:               w = value * absmax / 127
     NF4    one scale a block of 64 in K:  w = LEVELS[nibble] * absmax
 
-Values and scales are bitsandbytes' own, bit for bit, and so is what `dequantize` gives. Only the place of the nibbles is
-ours: bitsandbytes puts neighbours into one byte, here byte j of a block's 32 holds weight j (low half) and weight 32 + j
-(high half), so that each half of loaded bytes is a run of weights.
+Values and scales are bitsandbytes' own, bit for bit, and so is what `dequantize` gives. Only the place of the nibbles
+is ours: bitsandbytes puts neighbours into one byte, here byte j of a block's 32 holds weight j (low half) and weight
+32 + j (high half), so that each half of loaded bytes is a run of weights.
 
 Quantising needs torch only: the arithmetic is that of bitsandbytes on a CPU, which the tests compare.
 """

@@ -1,15 +1,14 @@
 """int8 weights on a CPU: products of 8-bit integers, which oneDNN packs and multiplies, exact to the last bit.
 
 The inputs are integers too, of more digits than 8 bits hold: a row x is written as max|x| / 127 * (d0 + d1 / 254 + ...)
-with digits in [-127, 127]. All digits of all rows are rows of one product, so the weights are read once. Sums of integers
-know no order: a row comes out alike in any batch.
+with digits in [-127, 127]. All digits of all rows are rows of one product, so the weights are read once. Sums of
+integers know no order: a row comes out alike in any batch.
 
 Two digits err by at most max|x| / 64516 for each input, a bfloat16 input by up to |x| / 512. Three digits, for float32,
 err by max|x| / 1.6e7.
 """
 
 import functools
-import math
 from dataclasses import dataclass
 
 import torch
@@ -61,21 +60,20 @@ class PackedInt8Weight:
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """x [M, K] of any float dtype -> [M, N] float32.
 
-        Each operation here costs some 5 us a call on matrices that take 400: the product before has filled the caches.
+        Few operations: the product before has filled the caches, so that each costs 5 us and more beside the 200 to
+        1500 us that the integer product takes.
         """
-        largest = torch.linalg.vector_norm(x, math.inf, 1, True, dtype=torch.float32).clamp_(min=SMALLEST)
-        rest = x * (127 / largest)
-        places = torch.empty((DIGITS.get(self.dtype, DIGITS_HALF), *x.shape), dtype=torch.int8)
-        digits = places.unbind()
-        for place in digits[:-1]:
-            digit = rest.round()
-            place.copy_(digit)
-            rest.sub_(digit).mul_(BASE)
-        digits[-1].copy_(rest.round_())
-        *products, total = self._multiply(places.flatten(0, 1)).chunk(len(digits))
-        for higher in reversed(products):
-            total = torch.add(higher, total, alpha=1 / BASE)
-        return total.mul_(largest.mul_(1 / 127))
+        x = x.float()
+        unit = x.abs().amax(dim=1, keepdim=True).mul_(1 / 127).clamp_(min=SMALLEST)
+        rest, digits = x / unit, []
+        for _ in range(DIGITS.get(self.dtype, DIGITS_HALF) - 1):
+            digits.append(rest.round())
+            rest = torch.sub(rest, digits[-1]).mul_(BASE)
+        rows = torch.cat((*digits, rest)).round_().to(torch.int8)
+        total, *lower = self._multiply(rows).split(x.shape[0])
+        for place, part in enumerate(lower, start=1):
+            total.add_(part, alpha=BASE**-place)
+        return total.mul_(unit)
 
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """rows [M, K] int8 -> their exact sums of products times the scales, [M, N] float32."""

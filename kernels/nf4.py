@@ -1,8 +1,8 @@
 """From nibbles to NF4 levels inside a kernel, two tensors from one of bytes.
 
-In bfloat16 and float16 a level is two bytes, and each byte comes from a table of sixteen in four registers: PRMT picks four
-bytes at a time, by nibbles with three bits each, and the fourth bit chooses between two picks. Elsewhere, in float32 and
-in the interpreter, which has no assembly, a tree of selections gives the same numbers.
+In bfloat16 and float16 a level is two bytes, and each byte comes from a table of sixteen in four registers: PRMT picks
+four bytes at a time, by nibbles with three bits each, and the fourth bit chooses between two picks. Elsewhere, in
+float32 and in the interpreter, which has no assembly, a tree of selections gives the same numbers.
 """
 
 import struct
@@ -21,7 +21,7 @@ def _words(dtype: torch.dtype, place: int) -> list[int]:
 
 
 def assembly(dtype: torch.dtype) -> str:
-    """PTX from one register of four bytes, $4, to the levels of the low nibbles, $0 and $1, and of the high, $2 and $3."""
+    """PTX from a register of four bytes, $4, to the levels of the low nibbles, $0 and $1, and the high, $2 and $3."""
     lines = [".reg .b32 bits, index, side, below, above, low, high;"]
     for half in (0, 1):
         lines.append(f"shr.b32 bits, $4, {16 * half};")

@@ -67,7 +67,8 @@ def test_recipes_quantise_matrices_only():
         formats = chosen_formats(recipe, CONFIG)
         assert set(formats) == {name for name in parameter_shapes(CONFIG) if "_attn." in name or ".mlp." in name}
     formats = chosen_formats(RECIPES["nf4"], CONFIG)
-    assert formats["decoder.layers.0.mlp.down.weight"] == "nf4" and formats["decoder.layers.0.self_attn.o.weight"] == "int8"
+    assert formats["decoder.layers.0.mlp.down.weight"] == "nf4"
+    assert formats["decoder.layers.0.self_attn.o.weight"] == "int8"
 
 
 def test_rows_that_blocks_do_not_fill_become_int8(caplog):
@@ -77,7 +78,8 @@ def test_rows_that_blocks_do_not_fill_become_int8(caplog):
 
 
 def test_the_first_pattern_that_fits_decides():
-    formats = chosen_formats(checked_recipe({"decoder.layers.0.*": "none", "*.head.*": "int8", **RECIPES["nf4"]}), CONFIG)
+    recipe = checked_recipe({"decoder.layers.0.*": "none", "*.head.*": "int8", **RECIPES["nf4"]})
+    formats = chosen_formats(recipe, CONFIG)
     assert not any(name.startswith("decoder.layers.0.") for name in formats)
     assert formats["decoder.head.weight"] == "int8"
 
@@ -284,7 +286,7 @@ def renamed_to_fp4(tensors):
         (lambda tensors: tensors.pop(DOWN), "do not hold"),
         (lambda tensors: tensors.pop(f"{OUT}weight"), "SCB has no int8 weight of as many rows"),
         (lambda tensors: tensors.update({f"{OUT}SCB": torch.zeros(3)}), "SCB has no int8 weight of as many rows"),
-        (lambda tensors: tensors.update({f"{OUT}weight_format": torch.tensor(2, dtype=torch.uint8)}), "made for one GPU"),
+        (lambda tensors: tensors[f"{OUT}weight_format"].fill_(2), "made for one GPU"),
         (lambda tensors: tensors.pop(f"{OUT}SCB"), "not in float16, bfloat16 or float32"),
         (lambda tensors: tensors.pop(STATE), "unexpected"),
     ],

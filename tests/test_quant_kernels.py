@@ -1,4 +1,4 @@
-"""The projections of a step with int8 and NF4 weights: kernels equal their twins, and the decoding assembly its table."""
+"""A step's projections with int8 and NF4 weights: kernels equal their twins, and the decoding assembly its table."""
 
 import re
 
@@ -83,7 +83,9 @@ def test_residual_linear(kind, rows, width, inner, text, dtype):
 
 @dtypes
 @formats
-@pytest.mark.parametrize("slots, heads, groups, head_dim, width", [(1, 4, 2, 16, 64), (3, 3, 1, 10, 33), (9, 1, 1, 32, 128)])
+@pytest.mark.parametrize(
+    "slots, heads, groups, head_dim, width", [(1, 4, 2, 16, 64), (3, 3, 1, 10, 33), (9, 1, 1, 32, 128)]
+)
 def test_project_qkv(kind, slots, heads, groups, head_dim, width, dtype):
     capacity = 13
     residual = random_residual(2 * slots, width, dtype)
@@ -134,14 +136,17 @@ def test_the_assembly_gives_the_rounded_levels(dtype):
     codes = torch.tensor(LEVELS).to(dtype).view(torch.int16).int().bitwise_and(0xFFFF).tolist()
     text = nf4.assembly(dtype)
     for word in [byte * 0x01010101 for byte in range(256)] + [0x10325476, 0xFEDCBA98, 0x80F7007F]:
-        nibbles = [[byte & 15 for byte in word.to_bytes(4, "little")], [byte >> 4 for byte in word.to_bytes(4, "little")]]
+        packed = word.to_bytes(4, "little")
+        nibbles = [[byte & 15 for byte in packed], [byte >> 4 for byte in packed]]
         found = run_assembly(text, word)
         for half, chosen in zip((found[:2], found[2:]), nibbles):
             assert half == [codes[chosen[0]] | codes[chosen[1]] << 16, codes[chosen[2]] | codes[chosen[3]] << 16]
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)], ids=["fp32", "fp16", "bf16"]
+    "dtype",
+    [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)],
+    ids=["fp32", "fp16", "bf16"],
 )
 def test_the_tree_gives_the_rounded_levels(dtype):
     """In the interpreter, which cuts bfloat16 instead of rounding; on a GPU half precision is the assembly."""

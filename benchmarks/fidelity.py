@@ -1,0 +1,225 @@
+"""What quantising does to a model's choices, teacher-forced, against the same model in float32.
+
+    python -m benchmarks.fidelity [--model FOLDER] [--rows N] [--modules] [--json FILE] [--png FILE]
+
+Every variant is fed the same rows, which the float32 model drew, and its logits are compared row by row and channel by
+channel: KL divergence of the distributions (float32 to variant), agreement of the likeliest id, cosine of the logits,
+and the share of draws for which the sampler is left with the very same ids. bfloat16 stands beside the recipes: what it
+loses is the noise floor that everyone accepts. `--modules` quantises one kind of matrix at a time.
+
+Without real weights, `synthetic:heavy` stands in: Student-t entries with four degrees of freedom, in rows whose sizes
+differ by a log-normal factor. The largest entry of a row of 2048 is 8 deviations out, of one row in a hundred 21,
+against 3.6 for Gaussian rows, and scales by the largest entry lose the more the further out it is: this flatters neither format.
+Queries and keys make attention logits of deviation 2, so that errors in them move its weights.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from engine.config import DecoderConfig, DiaConfig, EncoderConfig
+from engine.generation import start_requests
+from engine.graph import Stepper
+from engine.hub import find_model
+from engine.kernels.formats import FORMATS, NF4Weight, Weight
+from engine.kernels.int8_cpu import PackedInt8Weight, fastest
+from engine.kernels.sample import filter_probabilities
+from engine.model import DiaModel, parameter_shapes
+from engine.options import GenerationOptions
+from engine.quant import RECIPES, Recipe, chosen_formats
+from engine.request import Request
+from engine.text import encode_text
+from engine.weights import load_weights
+
+from .tokens_per_sec import SCRIPT
+
+HEAVY = "synthetic:heavy"
+# Dia's widths over fewer layers and a narrower MLP, so that float32 and four variants run on a CPU in minutes.
+HEAVY_CONFIG = DiaConfig(
+    encoder=EncoderConfig(num_hidden_layers=2),
+    decoder=DecoderConfig(num_hidden_layers=6, intermediate_size=4096),
+)
+MODULES = ("self_attn.qkv", "self_attn.o", "cross_attn.q", "cross_attn.kv", "cross_attn.o", "mlp.gate_up", "mlp.down")
+MEASURES = ("kl", "agreement", "cosine", "supports")
+
+
+def heavy_weights(config: DiaConfig, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random float32 weights with heavy-tailed rows, as the module says."""
+    weights = {}
+    generator = torch.Generator().manual_seed(seed)
+    for name, shape in parameter_shapes(config).items():
+        if name.endswith("norm.weight"):
+            weights[name] = torch.empty(shape).log_normal_(0, 0.2, generator=generator)
+            continue
+        values = torch.randn(shape, generator=generator)
+        if "embedding" in name:
+            weights[name] = values / math.sqrt(config.decoder.num_channels)
+            continue
+        # Student's t: a Gaussian over the root of a chi-squared with 4 degrees of freedom, its deviation sqrt(2).
+        chi = sum(torch.randn(shape, generator=generator).square_() for _ in range(4)) / 4
+        values = values / chi.sqrt_() / math.sqrt(2)
+        row = torch.empty(shape[0], 1).log_normal_(0, 0.4, generator=generator)
+        weights[name] = values * row * _deviation(name, shape, config)
+    return weights
+
+
+def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
+    deviation = shape[1] ** -0.5
+    if name.endswith("head.weight"):
+        return 2.0 * deviation  # logits of a model that has preferences
+    if ".qkv." in name or ".cross_attn.q." in name or ".cross_attn.kv." in name:
+        return math.sqrt(2.0) * config.decoder.head_dim**-0.25 * deviation
+    return deviation
+
+
+class Variant:
+    """A model in one precision, and how its logits differ from those recorded."""
+
+    def __init__(self, config: DiaConfig, weights: dict[str, torch.Tensor], dtype: torch.dtype, recipe: Recipe):
+        formats = chosen_formats(recipe, config) if recipe else {}
+        converted = {name: _converted(name, weight, dtype, formats.get(name)) for name, weight in weights.items()}
+        self.bytes = sum(weight.nbytes for weight in converted.values())
+        self.model = DiaModel(config, {name: _expanded(weight) for name, weight in converted.items()})
+
+    def logits(self, text: torch.Tensor, rows: torch.Tensor | None, count: int, seed: int) -> Iterator[torch.Tensor]:
+        """Logits [2, C, V] of `count` rows of one request, which goes on with its own draws, or with the given rows."""
+        options = GenerationOptions(max_tokens=count + self.model.config.max_delay + 2)
+        no_prompt = torch.zeros((0, self.model.config.decoder.num_channels), dtype=torch.int64)
+        self.state = start_requests(Stepper(self.model, graph=False), [Request(text, no_prompt, seed)], options)
+        for _ in range(count):
+            if rows is not None:
+                self.state.grid[0, : len(rows)] = rows.to(self.state.grid.device)
+                self.model.feed(self.state)
+            yield self.model.logits(self.state).cpu()
+            self.model.step(self.state)
+
+
+def _converted(name: str, weight: torch.Tensor, dtype: torch.dtype, format: str | None) -> Weight:
+    if format is not None:
+        return FORMATS[format].quantize(weight, dtype)
+    return weight if name.endswith("norm.weight") else weight.to(dtype)
+
+
+def _expanded(weight: Weight) -> Weight | PackedInt8Weight:
+    """As the engine multiplies it; NF4 read back once and not at every step, which on a CPU are the same numbers."""
+    return weight.dequantize() if isinstance(weight, NF4Weight) and weight.device.type == "cpu" else fastest(weight)
+
+
+def compare(truth: torch.Tensor, found: torch.Tensor, options: GenerationOptions, config: DiaConfig) -> dict:
+    """Measures of one row, each [C]: logits [2, C, V] of float32 and of a variant."""
+    exact, other = (logits[1].double().log_softmax(dim=-1) for logits in (truth, found))
+    supports = [_probabilities(logits, options, config) > 0 for logits in (truth, found)]
+    return {
+        "kl": (exact.exp() * (exact - other)).sum(dim=-1),
+        "agreement": (exact.argmax(dim=-1) == other.argmax(dim=-1)).double(),
+        "cosine": torch.cosine_similarity(truth[1].double(), found[1].double(), dim=-1),
+        "supports": (supports[0] == supports[1]).all(dim=-1).double(),
+    }
+
+
+def _probabilities(logits: torch.Tensor, options: GenerationOptions, config: DiaConfig) -> torch.Tensor:
+    knobs = (torch.tensor([value]) for value in (options.cfg_scale, options.temperature, options.top_p))
+    top_k = torch.tensor([min(options.top_k, config.decoder.vocab_size)])
+    return filter_probabilities(logits, *knobs, top_k, config.eos_token_id)[0]
+
+
+@torch.no_grad()
+def measure(config: DiaConfig, weights: dict[str, torch.Tensor], variants: dict[str, tuple], rows: int) -> list[dict]:
+    """Figures of each variant (dtype, recipe) by name, in order."""
+    options, text = GenerationOptions(), encode_text(SCRIPT, config.encoder.max_position_embeddings)
+    exact = Variant(config, weights, torch.float32, {})
+    truths = list(exact.logits(text, None, rows, seed=1))
+    drawn = exact.state.grid[0].cpu()
+    results = []
+    for name, (dtype, recipe) in variants.items():
+        print(f"measuring {name} ...", file=sys.stderr)
+        variant = Variant(config, weights, dtype, recipe)
+        pairs = zip(truths, variant.logits(text, drawn, rows, 1))
+        found = [compare(truth, logits, options, config) for truth, logits in pairs]
+        channels = {key: torch.stack([row[key] for row in found]).mean(dim=0).tolist() for key in MEASURES}
+        means = {key: statistics.fmean(values) for key, values in channels.items()}
+        results.append({"name": name, "megabytes": variant.bytes / 1e6, **means, "channels": channels})
+    return results
+
+
+def recipes() -> dict[str, tuple]:
+    """bfloat16, then the recipes over it."""
+    return {"bfloat16": (torch.bfloat16, {}), **{name: (torch.bfloat16, recipe) for name, recipe in RECIPES.items()}}
+
+
+def modules() -> dict[str, tuple]:
+    """One kind of matrix at a time, the rest in float32, so that nothing but that kind is rounded."""
+    return {
+        f"{module} in {format}": (torch.float32, {f"*.{module}.*": format}) for module in MODULES for format in FORMATS
+    }
+
+
+def table(results: list[dict]) -> str:
+    """The means over rows and channels, and KL over the first variant's."""
+    floor = results[0]["kl"]
+    lines = [f"{'':28}{'MB':>9}{'KL':>12}{'x first':>9}{'top-1':>9}{'cosine':>12}{'supports':>10}"]
+    for row in results:
+        lines.append(
+            f"{row['name']:28}{row['megabytes']:>9,.1f}{row['kl']:>12.2e}{row['kl'] / floor:>9.2f}"
+            f"{row['agreement']:>9.2%}{row['cosine']:>12.7f}{row['supports']:>10.2%}"
+        )
+    return "\n".join(lines)
+
+
+def draw(results: list[dict], title: str, path: Path) -> None:
+    """KL by channel, a line a variant."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for row in results:
+        axes.plot(row["channels"]["kl"], marker="o", label=f"{row['name']}, {row['megabytes']:,.0f} MB")
+    axes.set_yscale("log")
+    axes.set_xlabel("channel")
+    axes.set_ylabel("KL divergence from float32, nats")
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=HEAVY, help="folder, hub id or synthetic:heavy (%(default)s)")
+    parser.add_argument("--rows", type=int, default=40, help="rows that are compared (%(default)s)")
+    parser.add_argument("--modules", action="store_true", help="add one variant a kind of matrix and format")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--png", type=Path, help="draw KL by channel there")
+    options = parser.parse_args(arguments)
+    if options.rows < 1:
+        parser.error(f"--rows must be at least 1, got {options.rows}")
+    if options.model == HEAVY:
+        config = HEAVY_CONFIG
+        weights = heavy_weights(config)
+    else:
+        files = find_model(options.model)
+        config = DiaConfig.from_file(files.config)
+        weights = load_weights(files.weights, config, dtype=torch.float32, device="cpu")
+    results = measure(config, weights, recipes(), options.rows)
+    print(f"{options.model}, {options.rows} rows x {config.decoder.num_channels} channels against float32\n")
+    print(table(results))
+    report = {"model": options.model, "rows": options.rows, "torch": torch.__version__, "recipes": results}
+    if options.modules:
+        report["modules"] = sorted(measure(config, weights, modules(), options.rows), key=lambda row: -row["kl"])
+        print("\n" + table(report["modules"]))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if options.png:
+        draw(results, f"{options.model}, {options.rows} rows, torch {torch.__version__}", options.png)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
