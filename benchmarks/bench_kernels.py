@@ -2,10 +2,10 @@
 
     pytest benchmarks --benchmark-only
 
-On a GPU both run, captured in a graph of many calls over rotating copies of the weights, so that neither the launch nor
-the L2 cache is what is measured; a kernel is compared with its twin before it is timed. On a CPU the twin is all there
-is. The table's times are those of a round of CALLS calls; microseconds per call, GB/s and percent of the roofline are in
-`extra_info` of the JSON (`--benchmark-json FILE`), from which `benchmarks.gpu` prints them.
+On a GPU both run, captured in a graph of many calls over rotating copies of the weights, so that neither the launch
+nor the L2 cache is what is measured; a kernel is compared with its twin before it is timed. On a CPU the twin is all
+there is. The table's times are those of a round of CALLS calls; microseconds per call, GB/s and percent of the roofline
+are in `extra_info` of the JSON (`--benchmark-json FILE`), from which `benchmarks.gpu` prints them.
 """
 
 from collections.abc import Callable

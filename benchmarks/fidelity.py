@@ -9,7 +9,8 @@ loses is the noise floor that everyone accepts. `--modules` quantises one kind o
 
 Without real weights, `synthetic:heavy` stands in: Student-t entries with four degrees of freedom, in rows whose sizes
 differ by a log-normal factor. The largest entry of a row of 2048 is 8 deviations out, of one row in a hundred 21,
-against 3.6 for Gaussian rows, and scales by the largest entry lose the more the further out it is: this flatters neither format.
+against 3.6 for Gaussian rows, and scales by the largest entry lose the more the further out it is: this flatters
+neither format.
 Queries and keys make attention logits of deviation 2, so that errors in them move its weights.
 """
 

@@ -71,7 +71,8 @@ class StoredWeights:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.title}: {state_name} is damaged ({error})") from None
         if kind != "nf4" or block != BLOCK:
-            raise ValueError(f"{self.title}: {name} is {kind} in blocks of {block}; only nf4 in blocks of {BLOCK} works")
+            found, fits = f"{kind} in blocks of {block}", f"nf4 in blocks of {BLOCK}"
+            raise ValueError(f"{self.title}: {name} is {found}; only {fits} works")
         header = self.headers.get(name)
         size = header and math.prod(header.shape) * getattr(header.dtype, "itemsize", 0)
         absmax = self.headers.get(f"{name}.absmax")

@@ -4,8 +4,9 @@ Weights are the tall operand of the tensor cores (16 rows), the few input rows t
 program's K columns are cut into slices, which form the batch axis of a three-dimensional dot: every warp multiplies its
 own slice of the same 16 rows, so all warps load different weights, and one sum over the slices ends it.
 
-Quantised weights are decoded between load and dot, in registers. int8 turns into the inputs' dtype exactly and is scaled
-after the sum. NF4 levels are rounded to the inputs' dtype, and a block's scale multiplies its partial sum in float32.
+Quantised weights are decoded between load and dot, in registers. int8 turns into the inputs' dtype exactly and is
+scaled after the sum. NF4 levels are rounded to the inputs' dtype, and a block's scale multiplies its partial sum in
+float32.
 
 How a row is summed depends on nothing but K and the format, so it comes out alike in any batch and at any place in it.
 """

@@ -16,7 +16,7 @@ from engine.model import DiaModel  # noqa: E402
 from engine.quant import RECIPES, chosen_formats  # noqa: E402
 from test_kernels import (  # noqa: E402
     DEVICE, EPS, ON_GPU, REQUESTS, check, clone, dtypes, kernels, matrix, randn, random_residual, random_weights,
-    recorded, scaling, small_config, started, to_float,
+    scaling, small_config, started,
 )  # fmt: skip
 
 formats = pytest.mark.parametrize("kind", [Int8Weight, NF4Weight], ids=["int8", "nf4"])
