@@ -22,14 +22,15 @@ def draw(report: dict, path: Path) -> None:
     roofline = report["batch"] * report["copy_gigabytes_per_second"] * 1e9 / report["bytes_per_step"]
     real_time = 44100 / 512
     figure, axes = pyplot.subplots(figsize=(9, 1.6 + 0.55 * len(rows)), layout="constrained")
-    bars = axes.barh(names, speeds, color=["#4477aa"] * (len(rows) - 1) + ["#228833"])
+    colors = ["#228833" if name.startswith("dia-engine") else "#4477aa" for name in names]
+    bars = axes.barh(names, speeds, color=colors)
     labels = [f"{row['steps_per_second']:.1f} steps/s, {row['times_real_time']:.2f}x real time" for row in rows]
     axes.bar_label(bars, labels, padding=4, zorder=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-    axes.axvline(roofline, color="#aa3377", linestyle="--", label=f"roofline, {roofline:.0f} steps/s")
+    axes.axvline(roofline, color="#aa3377", linestyle="--", label=f"roofline in {report['dtype']}, {roofline:.0f} steps/s")
     if real_time < 1.6 * roofline:
         axes.axvline(real_time, color="#666666", linestyle=":", label="real time, 86.13 steps/s")
     axes.set_xlim(0, 1.25 * max(1.3 * max(speeds), roofline))
-    axes.set_xlabel(f"steps/s x {report['batch']} requests")
+    axes.set_xlabel("steps/s" if report["batch"] == 1 else f"steps/s of {report['batch']} requests together")
     title = f"{report['model']}, {report['dtype']}, {report['device']}, torch {report['torch']}, {report['date']}"
     axes.set_title(title, fontsize=9)
     axes.legend(loc="lower right", fontsize=8)

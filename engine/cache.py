@@ -28,7 +28,3 @@ class KVCache:
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of one layer's keys and values, [R, G, T, Dh]."""
         return self.keys[index], self.values[index]
-
-    @property
-    def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
