@@ -26,7 +26,8 @@ def draw(report: dict, path: Path) -> None:
     bars = axes.barh(names, speeds, color=colors)
     labels = [f"{row['steps_per_second']:.1f} steps/s, {row['times_real_time']:.2f}x real time" for row in rows]
     axes.bar_label(bars, labels, padding=4, zorder=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-    axes.axvline(roofline, color="#aa3377", linestyle="--", label=f"roofline in {report['dtype']}, {roofline:.0f} steps/s")
+    limit = f"roofline in {report['dtype']}, {roofline:.0f} steps/s"
+    axes.axvline(roofline, color="#aa3377", linestyle="--", label=limit)
     if real_time < 1.6 * roofline:
         axes.axvline(real_time, color="#666666", linestyle=":", label="real time, 86.13 steps/s")
     axes.set_xlim(0, 1.25 * max(1.3 * max(speeds), roofline))
