@@ -51,7 +51,9 @@ def _commands(reference: str | None, prefix: Path) -> dict[str, list[str]]:
     speed = [*python, "benchmarks.tokens_per_sec", "--model", "synthetic:full", "--dtype", "bfloat16"]
     nari = ["nari", "--reference", reference] if reference else []
     commands = {
-        "speed": [*speed, "--against", "transformers", *nari, "--json", f"{prefix}-speed.json"],
+        "speed": [
+            *speed, "--quant", "int8", "nf4", "--against", "transformers", *nari, "--json", f"{prefix}-speed.json",
+        ],
         "tests": [*python, "pytest", "-q", "-m", "gpu", "tests"],
         "kernels": [
             *python, "pytest", "-q", "benchmarks", "--benchmark-only", "--benchmark-json", f"{prefix}-kernels.json",
