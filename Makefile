@@ -7,8 +7,9 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test test-slow gpu clean
 
+# One thread: in so small a model the others only wait, and on a busy machine they wait for long.
 demo: $(READY)
-	@$(BIN)/dia-engine say --model synthetic:tiny --max-tokens 360 --seed 7 -o demo.wav \
+	@OMP_NUM_THREADS=1 $(BIN)/dia-engine say --model synthetic:tiny --max-tokens 360 --seed 7 -o demo.wav \
 		"[S1] Dia is an open text to dialogue model. [S2] And this engine runs it. (laughs)"
 
 test: $(READY)
