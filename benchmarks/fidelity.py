@@ -38,6 +38,7 @@ from engine.request import Request
 from engine.text import encode_text
 from engine.weights import load_weights
 
+from .command import run
 from .tokens_per_sec import SCRIPT
 
 HEAVY = "synthetic:heavy"
@@ -223,4 +224,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -21,6 +21,7 @@ from engine import Engine
 from engine.graph import Stepper
 from engine.text import encode_text
 
+from .command import run
 from .memory import WorkingMemory
 from .nari import Nari, load_nari
 from .peers import Ours, Transformers, transformers_model
@@ -190,4 +191,4 @@ def _compared(ratio: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

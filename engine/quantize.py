@@ -10,7 +10,7 @@ from .hub import find_model
 from .placement import checked_dtype
 from .quant import checked_recipe
 from .synthetic import is_synthetic, stream_random_weights, synthetic_config
-from .weights import save_weights, stored_formats, stream_weights
+from .weights import check_new_folder, save_weights, stored_formats, stream_weights
 
 
 def quantize_model(
@@ -36,8 +36,7 @@ def quantize_model(
         FileNotFoundError, ValueError: as `Engine.load`, or the model is quantised already.
     """
     recipe, dtype, target = checked_recipe(quant), checked_dtype(dtype), Path(folder)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty folder")
+    check_new_folder(target)
     if is_synthetic(model):
         config = synthetic_config(model)
         stream = stream_random_weights(config, dtype=dtype, device="cpu", recipe=recipe)

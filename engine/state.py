@@ -189,7 +189,3 @@ class DecodeState:
         self.countdown.zero_()
         self.position.zero_()
         self.last_text.zero_()
-
-    def stopped(self) -> bool:
-        """Whether every slot has stopped. Waits for the device."""
-        return not self.countdown.any().item()

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from .checkpoint import Checkpoint, Header
 from .config import DiaConfig
-from .kernels.formats import FORMATS, Weight
+from .kernels.formats import FORMATS, Weight, plain
 from .layouts import HARMLESS_NAMES, NARI, TRANSFORMERS, Layout, Piece, tensor_table
 from .model import parameter_shapes
 from .quant import Recipe, chosen_formats, is_matrix
@@ -198,12 +198,8 @@ def _joined(checkpoint: StoredWeights, pieces: list[Piece], kind, dtype: torch.d
 
 def _assembled(checkpoint: StoredWeights, pieces: list[Piece], target: torch.Tensor) -> torch.Tensor:
     for piece, rows in zip(pieces, target.split([piece.rows for piece in pieces])):
-        _fill(rows, piece, _plain(checkpoint.read(piece.name, target.dtype)))
+        _fill(rows, piece, plain(checkpoint.read(piece.name, target.dtype)))
     return target
-
-
-def _plain(weight: Weight) -> torch.Tensor:
-    return weight if isinstance(weight, torch.Tensor) else weight.dequantize()
 
 
 def _fill(rows: torch.Tensor, piece: Piece, stored: torch.Tensor) -> None:
@@ -310,12 +306,21 @@ def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def check_new_folder(folder: Path) -> None:
+    """Refuse to write over anything.
+
+    Raises:
+        FileExistsError: a file, or a folder that holds something.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not an empty folder")
+
+
 @contextmanager
 def _folder_at_once(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes the place of `folder` at the end, and is removed after any failure."""
     folder = folder.expanduser().absolute()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not an empty folder")
+    check_new_folder(folder)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
     try:

@@ -203,6 +203,11 @@ FORMATS = {"int8": Int8Weight, "nf4": NF4Weight}
 Weight = torch.Tensor | Int8Weight | NF4Weight
 
 
+def plain(weight: Weight) -> torch.Tensor:
+    """The matrix itself: a quantised one read back, any other as it is."""
+    return weight if isinstance(weight, torch.Tensor) else weight.dequantize()
+
+
 def _check_width(columns: int) -> None:
     if not NF4Weight.fits(columns):
         raise ValueError(f"NF4 needs rows of a multiple of {BLOCK} weights, got {columns}")

@@ -8,7 +8,7 @@ rows. A sequence belongs to one request, so there any product will do.
 import torch
 import torch.nn.functional as F
 
-from .formats import Weight
+from .formats import Weight, plain
 from .int8_cpu import PackedInt8Weight
 
 # Rows of one product in a step. Within these a CPU gives a row the same bits for every even number of rows, measured
@@ -25,7 +25,7 @@ def sequence_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch
     """
     if isinstance(weight, PackedInt8Weight):
         return weight.product(x.flatten(0, -2)).unflatten(0, x.shape[:-1]).to(weight.dtype)
-    return F.linear(x.to(weight.dtype), _plain(weight))
+    return F.linear(x.to(weight.dtype), plain(weight))
 
 
 def step_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Tensor:
@@ -41,7 +41,7 @@ def step_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Ten
     x = x.to(weight.dtype)
     if isinstance(weight, PackedInt8Weight):
         return weight.product(x)
-    weight = _plain(weight)
+    weight = plain(weight)
     if x.device.type != "cpu":
         return F.linear(x, weight)
     rows = x.shape[0]
@@ -49,10 +49,6 @@ def step_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Ten
         x = torch.cat((x, x[-1:]))
     tiles = x.split(STEADY_ROWS.get(x.dtype, STEADY_ROWS_HALF))
     return torch.cat([_product(tile, weight) for tile in tiles])[:rows]
-
-
-def _plain(weight: Weight) -> torch.Tensor:
-    return weight if isinstance(weight, torch.Tensor) else weight.dequantize()
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
