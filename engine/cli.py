@@ -80,6 +80,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from .options import REFERENCE_DEFAULTS
+
     parser = _Parser(prog="dia-engine", description="Run Dia, the open text-to-dialogue model.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -88,22 +90,27 @@ def _parser() -> argparse.ArgumentParser:
     say.add_argument("text", nargs="?", help='the script, such as "[S1] Hello. [S2] Hi!"; - reads standard input')
     say.add_argument("-f", "--file", type=Path, help="read the script from a text file")
     say.add_argument("-o", "--output", default="speech.wav", help="wav, flac, ogg or mp3 (default: %(default)s)")
+    say.add_argument("--spectrogram", metavar="PNG", help="also draw what was said: 0 to 8 kHz upwards, 5 ms a column")
     _add_model_arguments(say, default_model="nari-labs/Dia-1.6B-0626")
     voice = say.add_argument_group("voice")
     voice.add_argument("--prompt", metavar="SOUND", help="sound file whose voices go on")
     voice.add_argument("--prompt-text", metavar="TEXT", help="what is said in the prompt")
     knobs = say.add_argument_group("generation")
     knobs.add_argument("--seed", type=int, help="same seed, same sound (default: a new one, which is shown)")
-    knobs.add_argument("--max-tokens", type=int, default=3072, help="decoder rows at most (default: %(default)s)")
-    knobs.add_argument("--cfg-scale", type=float, default=3.0, help="guidance by the text (default: %(default)s)")
-    knobs.add_argument("--temperature", type=float, default=1.2, help="0 = likeliest (default: %(default)s)")
-    knobs.add_argument("--top-p", type=float, default=0.95, help="in (0, 1] (default: %(default)s)")
-    knobs.add_argument("--top-k", type=_top_k, default=45, help="candidates, or all (default: %(default)s)")
+    for flag, kind, name, meaning in (
+        ("--max-tokens", int, "max_tokens", "decoder rows at most"),
+        ("--cfg-scale", float, "cfg_scale", "guidance by the text"),
+        ("--temperature", float, "temperature", "0 = likeliest"),
+        ("--top-p", float, "top_p", "in (0, 1]"),
+        ("--top-k", _top_k, "cfg_filter_top_k", "candidates, or all"),
+    ):
+        meaning += " (default: the model's own, else %(default)s)"
+        knobs.add_argument(flag, type=kind, default=REFERENCE_DEFAULTS[name], dest=name, help=meaning)
     say.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
     info = commands.add_parser("info", help="describe a model", description=INFO)
     info.set_defaults(run=_info)
-    info.add_argument("model", help="hub id, folder, or synthetic:tiny / synthetic:full")
+    info.add_argument("model", help="hub id, folder, talker, or synthetic:tiny / synthetic:full")
     info.add_argument("--dtype", default="bfloat16", help="dtype that memory is counted in (default: %(default)s)")
     info.add_argument("--quant", help="count the memory of a quantised model: int8 or nf4")
     info.add_argument("--revision", help="revision of the hub repository")
@@ -112,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         "quantize", help="write a quantised copy of a model", description="Write a model in 8 or 4 bits."
     )
     quantize.set_defaults(run=_quantize)
-    quantize.add_argument("model", help="hub id, folder, or synthetic:tiny / synthetic:full")
+    quantize.add_argument("model", help="hub id, folder, talker, or synthetic:tiny / synthetic:full")
     quantize.add_argument("folder", type=Path, metavar="OUT", help="folder to create")
     quantize.add_argument("--quant", required=True, help="int8 or nf4")
     quantize.add_argument("--dtype", default="bfloat16", help="of what is not quantised (default: %(default)s)")
@@ -122,8 +129,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model_arguments(command: argparse.ArgumentParser, default_model: str) -> None:
     group = command.add_argument_group("model")
-    group.add_argument("--model", default=default_model, help="hub id, folder or synthetic:... (default: %(default)s)")
-    group.add_argument("--codec", help="codec's hub id, folder or file (default: descript/dac_44khz)")
+    group.add_argument("--model", default=default_model, help="hub id, folder, talker or synthetic:... (default: %(default)s)")
+    group.add_argument("--codec", help="codec's hub id, folder or file (default: the model's own, else descript/dac_44khz)")
     group.add_argument("--revision", help="revision of the hub repository")
     group.add_argument("--quant", help="int8 or nf4: quantise the weights while loading")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: what suits the device)")
@@ -141,24 +148,26 @@ def _say(options: argparse.Namespace) -> None:
     script = _script(options)
     from .audio import check_writable
     from .engine import Engine, open_codec
-    from .inventory import model_config
-    from .options import GenerationOptions
+    from .inventory import model_config, model_defaults
+    from .options import REFERENCE_DEFAULTS, GenerationOptions
     from .placement import checked_device, checked_dtype
     from .quant import checked_recipe
     from .request import encode_script, read_requests
+    from .spectrogram import check_spectrogram_path, draw_spectrogram
 
     # All that can be known to be wrong is found before a model is fetched or loaded, which takes long.
     check_writable(options.output)
-    knobs = GenerationOptions(
-        options.max_tokens, options.cfg_scale, options.temperature, options.top_p, options.top_k
-    )
+    check_spectrogram_path(options.spectrogram)
+    given = {name: getattr(options, name) for name in REFERENCE_DEFAULTS}
+    GenerationOptions.resolve({}, **given)
     device = checked_device(options.device)
     if options.dtype is not None:
         checked_dtype(options.dtype)
     if options.quant is not None:
         checked_recipe(options.quant)
     seed = _seed(options.seed)
-    config = model_config(options.model, options.revision)
+    config, defaults = model_config(options.model, options.revision), model_defaults(options.model, options.revision)
+    knobs = GenerationOptions.resolve(defaults, **given)
     encode_script(script, options.prompt_text, options.prompt is not None, config)
     codec = options.codec
     if options.prompt is not None:  # its length in frames depends on the codec
@@ -177,11 +186,7 @@ def _say(options: argparse.Namespace) -> None:
     loaded = time.perf_counter()
     audio = engine.generate(
         script,
-        max_tokens=options.max_tokens,
-        cfg_scale=options.cfg_scale,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        cfg_filter_top_k=options.top_k,
+        **given,
         audio_prompt=options.prompt,
         audio_prompt_text=options.prompt_text,
         seed=seed,
@@ -191,6 +196,8 @@ def _say(options: argparse.Namespace) -> None:
     if not len(audio):
         raise ValueError(f"the model ended at once and said nothing (seed {seed}); try another seed or a longer text")
     engine.save_audio(options.output, audio)
+    if options.spectrogram is not None:
+        draw_spectrogram(options.spectrogram, audio, engine.sample_rate)
     if not options.quiet:
         seconds = len(audio) / engine.sample_rate
         print(f"{options.output}: {seconds:.2f} s of sound in {spent:.2f} s ({seconds / spent:.2f}x real time)")
@@ -198,6 +205,8 @@ def _say(options: argparse.Namespace) -> None:
         print(f"seed {seed}, {dtype} on {engine.device}, loaded in {loaded - started:.1f} s")
         if options.model.startswith("synthetic:"):
             print("The weights are random: this is noise, not speech.")
+        if options.model == "talker":
+            print("talker is a toy of 41 words, for trying the engine without a GPU; it is no measure of Dia.")
 
 
 def _script(options: argparse.Namespace) -> str:

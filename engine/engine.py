@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from .audio import write_audio
 from .codec import DEFAULT_CODEC, Codec
+from .companions import own_codec, own_defaults
 from .config import DiaConfig
 from .generation import finished_codes, start_requests
 from .graph import Stepper
@@ -18,7 +19,7 @@ from .hub import DEFAULT_MODEL, find_model
 from .kernels.formats import Weight
 from .kernels.int8_cpu import PackedInt8Weight, fastest
 from .model import DiaModel
-from .options import DEFAULT_MAX_TOKENS, GenerationOptions
+from .options import REFERENCE_DEFAULTS, GenerationOptions
 from .placement import checked_device, checked_dtype, default_dtype
 from .prompts import encode_prompt, read_prompt
 from .quant import checked_recipe
@@ -36,6 +37,7 @@ class Engine:
         config: sizes and special ids of the model.
         model, codec: what computes; codec is None after `load_dac=False`.
         device, dtype: where and in what the model computes.
+        defaults: the model's own defaults for `generate`, by name; what is not in it is as the signature says.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Engine:
         codec: Codec | None = None,
         *,
         graph: bool = True,
+        defaults: Mapping[str, float | int | None] | None = None,
     ):
         """Build from weights named as in `parameter_shapes`; `load`, `from_pretrained` and `from_local` read them."""
         with torch.no_grad():
             self.model = DiaModel(config, weights)
         self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype
+        self.defaults = dict(defaults or {})
         self._stepper = Stepper(self.model, graph)
 
     @classmethod
@@ -66,16 +70,18 @@ class Engine:
         revision: str | None = None,
         graph: bool = True,
     ) -> "Engine":
-        """Load a model from the hub or a local folder, or make one up (`synthetic:tiny`, `synthetic:full`).
+        """Load a model from the hub or a local folder, the small one that comes with the engine ("talker"), or make one up
+        (`synthetic:tiny`, `synthetic:full`).
 
         Args:
-            model: hub id or folder, weights in transformers' or nari-labs' layout.
+            model: hub id or folder, weights in transformers' or nari-labs' layout; "talker"; or a synthetic name.
             quant: "int8", "nf4" (also "4bit") or a recipe of one's own, see `quant.checked_recipe`: quantises while
                 loading. None leaves the weights as they are stored; a quantised checkpoint needs no more than that.
             dtype: "float32", "bfloat16" or "float16". Default: on a GPU bfloat16, or float16 where the GPU lacks it; on
                 a CPU float32 for a model under 100 million parameters, else bfloat16 if the CPU multiplies it natively.
             device: default "cuda" if there is one, else "cpu".
-            codec: hub id, folder or file of the audio codec, or a loaded one. Default: `descript/dac_44khz`.
+            codec: hub id, folder or file of the audio codec, or a loaded one. Default: the folder `codec` in the
+                model's own folder if there is one, else `descript/dac_44khz`.
             load_dac: False leaves the codec out, and `generate` returns codes.
             revision: of the hub repository.
             graph: False runs the step's kernels one by one, instead of many steps captured in a CUDA graph. The sound
@@ -88,6 +94,7 @@ class Engine:
         recipe = None if quant is None else checked_recipe(quant)
         device = checked_device(device)
         dtype = None if dtype is None else checked_dtype(dtype)
+        defaults = {}
         if is_synthetic(model):
             if revision is not None:
                 raise ValueError(f"revision {revision!r} has no meaning for {model}")
@@ -96,13 +103,13 @@ class Engine:
             stream = stream_random_weights(config, dtype=dtype, device=device, recipe=recipe)
         else:
             files = find_model(model, revision)
-            config = DiaConfig.from_file(files.config)
+            config, defaults = DiaConfig.from_file(files.config), own_defaults(files.config)
             dtype = dtype or default_dtype(config, device)
             stream = stream_weights(files.weights, config, dtype=dtype, device=device, recipe=recipe)
         # The files are checked by now and read after the codec: neither a bad file nor a codec that is missing or does
         # not fit should cost the time to read everything.
         codec = open_codec(codec, model, config, device) if load_dac else None
-        return cls(config, _ready(stream), codec, graph=graph)
+        return cls(config, _ready(stream), codec, graph=graph, defaults=defaults)
 
     @classmethod
     def from_pretrained(
@@ -147,12 +154,12 @@ class Engine:
     def generate(
         self,
         text: str | list[str],
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        cfg_scale: float = 3.0,
-        temperature: float = 1.2,
-        top_p: float = 0.95,
+        max_tokens: int = REFERENCE_DEFAULTS["max_tokens"],
+        cfg_scale: float = REFERENCE_DEFAULTS["cfg_scale"],
+        temperature: float = REFERENCE_DEFAULTS["temperature"],
+        top_p: float = REFERENCE_DEFAULTS["top_p"],
         use_torch_compile: bool = False,
-        cfg_filter_top_k: int | None = 45,
+        cfg_filter_top_k: int | None = REFERENCE_DEFAULTS["cfg_filter_top_k"],
         audio_prompt=None,
         audio_prompt_path=None,
         use_cfg_filter: bool | None = None,
@@ -161,7 +168,9 @@ class Engine:
         audio_prompt_text: str | list[str | None] | None = None,
         seed: int | list[int] | None = None,
     ) -> np.ndarray | list[np.ndarray]:
-        """Turn a script, or a list of scripts at once, into sound. Names, order and defaults are the reference's.
+        """Turn a script, or a list of scripts at once, into sound. Names, order and defaults are the reference's: max_tokens
+        3072, cfg_scale 3.0, temperature 1.2, top_p 0.95, cfg_filter_top_k 45. A model may have defaults of its own
+        (`Engine.defaults`; the published ones have none, "talker" has), which stand for what a caller leaves out.
 
         An item of a list gives the very sound that it gives alone with the same seed.
 
@@ -190,7 +199,7 @@ class Engine:
         Raises:
             FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
         """
-        options = GenerationOptions(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
+        options = self._options(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
         audio_prompt = _merge_prompt_names(audio_prompt, audio_prompt_path)
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = make_requests(text, audio_prompt, audio_prompt_text, seed, options, self.config, self.codec)
@@ -211,6 +220,12 @@ class Engine:
     def save_audio(self, path: str | Path, audio: np.ndarray) -> None:
         """Write sound [samples] float32 to a file; the extension decides the format. See `audio.write_audio`."""
         write_audio(path, audio, self.sample_rate)
+
+    def _options(self, max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k) -> GenerationOptions:
+        return GenerationOptions.resolve(
+            self.defaults, max_tokens=max_tokens, cfg_scale=cfg_scale, temperature=temperature, top_p=top_p,
+            cfg_filter_top_k=cfg_filter_top_k,
+        )  # fmt: skip
 
     def _on_device(self):
         """Makes the engine's GPU the current one: streams, graphs and kernel launches ask for that."""
@@ -249,7 +264,7 @@ def open_codec(
     if codec is None and is_synthetic(model):
         codec = synthetic_codec(config, model, device)
     elif not isinstance(codec, Codec):
-        codec = Codec.load(DEFAULT_CODEC if codec is None else codec, device=device)
+        codec = Codec.load(codec or own_codec(model) or DEFAULT_CODEC, device=device)
     _check_codec_fits(config, codec)
     return codec
 

@@ -23,9 +23,10 @@ CONFIG = dict(
 )  # fmt: skip
 STEPS, DECODER_STEPS = 2600, 5000
 FREE_STEPS = 300  # without the quantiser, which is then laid into what the encoder has found
-BATCH, LENGTH = 8, 16384
-RATE = 1.5e-3
-STFT_SIZES = (2048, 1024, 512, 256)
+BATCH, LENGTH = 8, 12288
+RATE = 7e-4
+STFT_SIZES = {2048: 80, 1024: 80, 512: 64, 256: 40}  # and mel bands
+GAINS = {"encoder.conv1.weight": 10.0, "decoder.conv2.weight": 0.02}  # speech has a deviation of 0.08
 STATE = "codec.pt"
 
 
@@ -47,7 +48,7 @@ def train(work: Path, steps: int, compiled: bool) -> None:
     device = pick_device()
     torch.manual_seed(0)
     model = new_model().to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.8, 0.99), weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=1e-3)
     step = load_state(work / STATE, model=model, optimizer=optimizer)
     encoder, decoder = _callables(model, compiled)
     sounds, distance = list(load_speech(work).values()), SpectralDistance(device)
@@ -63,7 +64,7 @@ def train(work: Path, steps: int, compiled: bool) -> None:
                 extra = 0.3 * (codebook + 0.25 * commitment).mean()
                 usage = 0.98 * usage + _counts(codes, usage.shape[1])
             loss = distance(decoder(latent)[:, 0], sound[:, 0])
-            _descend(optimizer, model, loss + extra, RATE * cosine(step, steps, warm=100, floor=0.1))
+            _descend(optimizer, model, loss + extra, RATE * cosine(step, steps, warm=200, floor=0.1))
             if step > FREE_STEPS and step % 50 == 0 and step < 0.8 * steps:
                 revive(model, encoder(sound).detach(), usage)
             hold_constant_dimension(model)
@@ -80,7 +81,7 @@ def train_decoder(work: Path, steps: int, compiled: bool) -> None:
     if not load_state(work / STATE, model=model):
         raise FileNotFoundError(f"no {work / STATE}; run python -m talker.codec first")
     decoder = model.decoder
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=RATE, betas=(0.8, 0.99), weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=1e-3)
     step = load_state(work / "decoder.pt", model=decoder, optimizer=optimizer)
     encode, decode = _callables(model, compiled)
     sounds, distance = list(load_speech(work).values()), SpectralDistance(device)
@@ -91,7 +92,7 @@ def train_decoder(work: Path, steps: int, compiled: bool) -> None:
             with torch.no_grad():
                 latent = model.quantizer(encode(sound))[0]
             loss = distance(decode(latent)[:, 0], sound[:, 0])
-            _descend(optimizer, decoder, loss, 0.7 * RATE * cosine(step, steps, warm=50, floor=0.02))
+            _descend(optimizer, decoder, loss, RATE * cosine(step, steps, warm=50, floor=0.02))
             progress.update(loss=loss.item())
             if step % 200 == 199 or step + 1 == steps:
                 save_state(work / "decoder.pt", step + 1, model=decoder, optimizer=optimizer)
@@ -99,13 +100,14 @@ def train_decoder(work: Path, steps: int, compiled: bool) -> None:
 
 
 def new_model() -> DacModel:
-    """A codec of random weights that keep a signal's size through the layers."""
+    """A codec of random weights that bring speech to unit size, where Snake bends it, and keep it there until the end."""
     model = DacModel(DacConfig(**CONFIG))
     for name, parameter in model.named_parameters():
         if not name.startswith("quantizer") and name.endswith("weight"):
             in_residual_unit = "res_unit" in name and ".conv2." in name
             fan_in = parameter[0].numel() if "conv_t1" not in name else 2 * parameter.shape[0]
-            torch.nn.init.normal_(parameter, std=(0.3 if in_residual_unit else 0.8) / math.sqrt(fan_in))
+            scale = GAINS.get(name, 0.3 if in_residual_unit else 1.0)
+            torch.nn.init.normal_(parameter, std=scale / math.sqrt(fan_in))
     return model
 
 
@@ -129,7 +131,7 @@ class SpectralDistance:
 
     def __init__(self, device: torch.device):
         self.windows = [torch.hann_window(size, device=device) for size in STFT_SIZES]
-        self.mels = [mel_filters(size, bands).to(device) for size, bands in zip(STFT_SIZES, (80, 80, 64, 40), strict=True)]
+        self.mels = [mel_filters(size, bands).to(device) for size, bands in STFT_SIZES.items()]
 
     def __call__(self, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
         total = 0.0
@@ -164,8 +166,8 @@ def lay_codebooks(model: DacModel, encoder, sounds: list[Spoken], device: torch.
     transformers looks entries up by cosine, which loses a frame's gain. One of the eight dimensions is therefore held
     at a constant: beside it the other seven are small, and the nearest by angle is the nearest by distance.
     """
-    residual = torch.cat([encoder(batch_of(sounds, 10**6 + index).to(device)) for index in range(24)])
-    residual = residual.transpose(1, 2).flatten(0, 1)
+    latents = [encoder(batch_of(sounds, 10**6 + index).to(device)) for index in range(24)]
+    residual = torch.cat(latents).transpose(1, 2).flatten(0, 1)
     for layer in model.quantizer.quantizers:
         mean = residual.mean(0)
         axes = torch.linalg.svd(residual - mean, full_matrices=False).Vh[: layer.codebook_dim - 1]
@@ -215,7 +217,7 @@ def revive(model: DacModel, latent: torch.Tensor, usage: torch.Tensor) -> None:
 
 
 def _counts(codes: torch.Tensor, size: int) -> torch.Tensor:
-    return torch.stack([torch.bincount(codes[:, channel].flatten(), minlength=size) for channel in range(codes.shape[1])])
+    return torch.stack([torch.bincount(each.flatten(), minlength=size) for each in codes.unbind(1)])
 
 
 def _callables(model: DacModel, compiled: bool):

@@ -15,6 +15,7 @@ from .flite import SAMPLE_RATE, Spoken, speak
 
 GAP = 0.08  # seconds between sentences, beside the margins of both
 HOP = 512
+ROW, SILENCE = 512, 8  # frames encoded at once, and between two scripts
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,41 @@ def _encoded(path: Path, scripts: list[Script], speech, codec: DacModel) -> list
         stored = torch.load(path, weights_only=True)
         return [Example(*(part.numpy() for part in parts)) for parts in stored]
     rng = np.random.default_rng(3)
+    assembled = [assemble(script, speech, int(rng.integers(HOP))) for script in scripts]
+    codes = encode_all([sound for sound, _ in assembled], codec, path.stem)
     examples = []
-    for script in tqdm(scripts, desc=path.stem, mininterval=2.0):
-        sound, spans = assemble(script, speech, int(rng.integers(HOP)))
-        (text, letters), codes = text_ids(script.text), _codes(sound, codec)
-        examples.append(Example(text, codes, _words_of_frames(spans, len(codes)), letters))
+    for script, (_, spans), coded in zip(scripts, assembled, codes, strict=True):
+        text, letters = text_ids(script.text)
+        examples.append(Example(text, coded, _words_of_frames(spans, len(coded)), letters))
     torch.save([tuple(map(torch.from_numpy, vars(example).values())) for example in examples], path)
     return examples
+
+
+@torch.no_grad()
+def encode_all(sounds: list[np.ndarray], codec: DacModel, name: str) -> list[np.ndarray]:
+    """The codes [T, C] of many sounds.
+
+    They are laid one after another, with silence between, into rows of one length: so the encoder is compiled once.
+    """
+    encoder = torch.compile(codec.encoder)
+    frames = [-(-len(sound) // HOP) for sound in sounds]
+    found: list[np.ndarray] = []
+    with tqdm(total=len(sounds), desc=name, mininterval=2.0) as bar:
+        while len(found) < len(sounds):
+            row, places = np.zeros(ROW * HOP, np.float32), []
+            at = SILENCE
+            while len(found) + len(places) < len(sounds) and at + frames[len(found) + len(places)] + SILENCE <= ROW:
+                index = len(found) + len(places)
+                row[at * HOP : at * HOP + len(sounds[index])] = sounds[index]
+                places.append((at, at + frames[index]))
+                at += frames[index] + SILENCE
+            if not places:
+                raise ValueError(f"a script of {frames[len(found)]} frames is too long, {ROW - 2 * SILENCE} fit")
+            latent = encoder(torch.from_numpy(row)[None, None].to(codec.device))
+            codes = codec.quantizer(latent)[1][0].T.cpu().numpy().astype(np.int64)
+            found += [codes[begin:end] for begin, end in places]
+            bar.update(len(places))
+    return found
 
 
 def text_ids(text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -93,13 +122,6 @@ def text_ids(text: str) -> tuple[np.ndarray, np.ndarray]:
     for number, match in enumerate(re.finditer("[A-Za-z]+", coded), start=1):
         letters[match.start() : match.end()] = number
     return np.frombuffer(coded.encode("ascii"), np.uint8).astype(np.int64), letters
-
-
-@torch.no_grad()
-def _codes(sound: np.ndarray, codec: DacModel) -> np.ndarray:
-    padded = np.pad(sound, (0, -len(sound) % HOP))
-    codes = codec.encode(torch.from_numpy(padded)[None, None].to(codec.device)).audio_codes
-    return codes[0].T.cpu().numpy().astype(np.int64)
 
 
 def _words_of_frames(spans: list[tuple[float, float]], frames: int) -> np.ndarray:

@@ -61,7 +61,8 @@ def grammar_sentence(rng: random.Random) -> str:
     """A sentence that makes sense, such as "I see two black cats."."""
     number, colour, animals = (lambda: rng.choice(NUMBERS[1:])), (lambda: rng.choice(COLOURS)), rng.choice(ANIMALS)
     group = f"{number()} {colour()} {animals}"
-    the_animals = rng.choice([f"the {animals}", f"the {colour()} {animals}", f"my {animals}", f"my {number()} {animals}"])
+    owned = rng.choice(["the", f"the {colour()}", "my", f"my {number()}"])
+    the_animals = f"{owned} {animals}"
     verb = rng.choice(VERBS)
     sentence = rng.choice(
         [
