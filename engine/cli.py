@@ -129,8 +129,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model_arguments(command: argparse.ArgumentParser, default_model: str) -> None:
     group = command.add_argument_group("model")
-    group.add_argument("--model", default=default_model, help="hub id, folder, talker or synthetic:... (default: %(default)s)")
-    group.add_argument("--codec", help="codec's hub id, folder or file (default: the model's own, else descript/dac_44khz)")
+    names = "hub id, folder, talker or synthetic:... (default: %(default)s)"
+    group.add_argument("--model", default=default_model, help=names)
+    group.add_argument("--codec", help="codec's hub id, folder or file (default: the model's, else descript/dac_44khz)")
     group.add_argument("--revision", help="revision of the hub repository")
     group.add_argument("--quant", help="int8 or nf4: quantise the weights while loading")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: what suits the device)")

@@ -4,7 +4,7 @@
     codec/                            its codec, instead of descript/dac_44khz
     generation_config.json            "dia_engine": {"temperature": 0.8, ...}, names and values as `generate` takes them
 
-transformers' own keys of generation_config.json are left alone: the published ones differ from the reference's defaults.
+transformers' own keys of generation_config.json are left alone: those of the published model differ from the reference.
 """
 
 import json

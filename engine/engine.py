@@ -70,11 +70,11 @@ class Engine:
         revision: str | None = None,
         graph: bool = True,
     ) -> "Engine":
-        """Load a model from the hub or a local folder, the small one that comes with the engine ("talker"), or make one up
-        (`synthetic:tiny`, `synthetic:full`).
+        """Load a model from the hub or a folder, the one that comes with the engine, or make one up.
 
         Args:
-            model: hub id or folder, weights in transformers' or nari-labs' layout; "talker"; or a synthetic name.
+            model: hub id or folder, weights in transformers' or nari-labs' layout; "talker", a small one that comes
+                with the engine; or random weights, `synthetic:tiny` and `synthetic:full`.
             quant: "int8", "nf4" (also "4bit") or a recipe of one's own, see `quant.checked_recipe`: quantises while
                 loading. None leaves the weights as they are stored; a quantised checkpoint needs no more than that.
             dtype: "float32", "bfloat16" or "float16". Default: on a GPU bfloat16, or float16 where the GPU lacks it; on
@@ -168,11 +168,10 @@ class Engine:
         audio_prompt_text: str | list[str | None] | None = None,
         seed: int | list[int] | None = None,
     ) -> np.ndarray | list[np.ndarray]:
-        """Turn a script, or a list of scripts at once, into sound. Names, order and defaults are the reference's: max_tokens
-        3072, cfg_scale 3.0, temperature 1.2, top_p 0.95, cfg_filter_top_k 45. A model may have defaults of its own
-        (`Engine.defaults`; the published ones have none, "talker" has), which stand for what a caller leaves out.
+        """Turn a script, or a list of scripts at once, into sound. Names, order and defaults are the reference's.
 
-        An item of a list gives the very sound that it gives alone with the same seed.
+        A model may have defaults of its own, which stand for what a caller leaves out (`Engine.defaults`: "talker" has,
+        the published Dia has not). An item of a list gives the very sound that it gives alone with the same seed.
 
         Args:
             text: the script, with the tags [S1] and [S2] and sounds such as (laughs).

@@ -61,7 +61,7 @@ def _coloured(levels: np.ndarray) -> np.ndarray:
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    """An image [height, width, 3] uint8 in the PNG format: each row after a zero, which says that it is not filtered."""
+    """An image [height, width, 3] uint8 in the PNG format: each row after a zero, which says: not filtered."""
     height, width, _ = pixels.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
 

@@ -21,7 +21,7 @@ CONFIG = dict(
     encoder_hidden_size=16, decoder_hidden_size=256, downsampling_ratios=[8, 4, 4, 4], n_codebooks=4,
     codebook_size=256, codebook_dim=8, sampling_rate=SAMPLE_RATE,
 )  # fmt: skip
-STEPS, DECODER_STEPS = 2600, 5000
+STEPS, DECODER_STEPS = 2600, 1300
 FREE_STEPS = 300  # without the quantiser, which is then laid into what the encoder has found
 BATCH, LENGTH = 8, 12288
 RATE = 7e-4
@@ -92,7 +92,7 @@ def train_decoder(work: Path, steps: int, compiled: bool) -> None:
             with torch.no_grad():
                 latent = model.quantizer(encode(sound))[0]
             loss = distance(decode(latent)[:, 0], sound[:, 0])
-            _descend(optimizer, decoder, loss, RATE * cosine(step, steps, warm=50, floor=0.02))
+            _descend(optimizer, decoder, loss, 0.6 * RATE * cosine(step, steps, warm=50, floor=0.02))
             progress.update(loss=loss.item())
             if step % 200 == 199 or step + 1 == steps:
                 save_state(work / "decoder.pt", step + 1, model=decoder, optimizer=optimizer)
@@ -100,7 +100,7 @@ def train_decoder(work: Path, steps: int, compiled: bool) -> None:
 
 
 def new_model() -> DacModel:
-    """A codec of random weights that bring speech to unit size, where Snake bends it, and keep it there until the end."""
+    """A codec of random weights that bring speech to unit size, where Snake bends it, and keep it there."""
     model = DacModel(DacConfig(**CONFIG))
     for name, parameter in model.named_parameters():
         if not name.startswith("quantizer") and name.endswith("weight"):

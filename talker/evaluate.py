@@ -65,7 +65,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def evaluate(
-    engine: Engine, count: int = 100, seed: int = 0, batch: int = 20, knobs: dict | None = None, *, baselines: bool = True
+    engine: Engine,
+    count: int = 100,
+    seed: int = 0,
+    batch: int = 20,
+    knobs: dict | None = None,
+    *,
+    baselines: bool = True,
 ) -> dict:
     """Listen to `count` held-out scripts of an engine. Returns `Heard` as dicts under "heard", by whose sound it is,
     and the transcripts of the model's under "scripts"."""
@@ -86,9 +92,10 @@ def evaluate(
             said = [listener.words(sound) for sound in tqdm(each, desc=name, leave=False)]
             heard[name] = describe(scripts, scripts, each, said, lengths, math.inf)
     seconds = sum(map(len, sounds)) / SAMPLE_RATE
+    lines = zip(scripts, texts, strict=True)
     return {
         "heard": {name: asdict(each) for name, each in heard.items()},
-        "scripts": [{"text": script.text, "heard": " ".join(said)} for script, said in zip(scripts, texts, strict=True)],
+        "scripts": [{"text": script.text, "heard": " ".join(said)} for script, said in lines],
         "seconds": round(seconds, 1),
         "real_time": round(seconds / spent, 2),
     }

@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +95,6 @@ def _word_spans(phones: list[tuple[str, float]], words: list[str], voice: str) -
     return spans
 
 
-@lru_cache(maxsize=None)
+@cache
 def _phone_count(word: str, voice: str) -> int:
     return len(re.findall(r"\b(?!pau\b)\w+", _run("-voice", voice, "-ps", "-t", word, "-o", "/dev/null")))

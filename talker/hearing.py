@@ -84,7 +84,7 @@ def word_errors(said: list[str], meant: list[str]) -> int:
 def pitch(sound: np.ndarray) -> float:
     """The median pitch of the voiced parts of a sound [samples] at 16 kHz, in Hz; NaN if there are none.
 
-    Autocorrelation of 40 ms frames, divided by that of the window; a frame counts if it is loud enough and repeats itself.
+    Autocorrelation of 40 ms frames, divided by that of the window; a frame counts if it is loud and repeats itself.
     """
     size, hop = 640, 160
     if len(sound) < size:

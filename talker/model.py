@@ -3,7 +3,6 @@ was stopped."""
 
 import argparse
 import copy
-import math
 from pathlib import Path
 
 import numpy as np
