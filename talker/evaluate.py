@@ -127,9 +127,9 @@ def describe(
     wanted = [words_of(script.text) for script in meant]
     errors = np.array([word_errors(ours, theirs) for ours, theirs in zip(said, wanted, strict=True)])
     words = np.array([len(each) for each in wanted])
-    share = errors.sum() / words.sum()
+    share = float(errors.sum() / words.sum())
     # The ratio's deviation, by how far each script is from the mean.
-    deviation = math.sqrt(np.sum((errors - share * words) ** 2)) / words.sum()
+    deviation = math.sqrt(np.sum((errors - share * words) ** 2)) / int(words.sum())
     pitches = {"[S1]": [], "[S2]": []}
     for script, sound in zip(spoken, sounds, strict=True):
         if len({tag for tag, _ in script.turns}) == 1:

@@ -32,7 +32,7 @@ CONFIG = dict(
     delay_pattern=DELAY,
 )  # fmt: skip
 SCRIPTS = 7000
-STEPS = 4000
+STEPS = 2700
 ROWS = 2400  # decoder rows a batch, padding included
 RATE = 2e-3
 CHANNEL_WEIGHTS = (2.0, 1.0, 1.0, 1.0)  # the first says most of what is said, and when it ends

@@ -13,14 +13,29 @@ from engine.cli import main
 from engine.companions import TALKER_FOLDER, own_codec, own_defaults
 from engine.quantize import quantize_model
 from engine.spectrogram import draw_spectrogram
-from talker.domain import DEMO
+from talker.domain import DEMO, WORDS, held_out_scripts, sentences_of, training_sentences, words_of
 from talker.evaluate import rows_of_sound
-from talker.hearing import pitch
+from talker.hearing import pitch, word_errors
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     return Engine.load("talker", device="cpu")
+
+
+def test_training_never_sees_what_is_held_out():
+    learnt = {tuple(words_of(sentence)) for sentence in training_sentences(4500)}
+    scripts = held_out_scripts(100)
+    held_out = [tuple(words_of(sentence)) for script in scripts for _, sentence in script.turns]
+    assert len(set(held_out)) == len(held_out) >= 100 and not learnt & set(held_out)
+    assert {tuple(words_of(sentence)) for sentence in sentences_of(DEMO)} <= learnt, "the demo is no test"
+    assert set().union(*learnt, *held_out) == set(WORDS)
+
+
+def test_word_errors_are_edits():
+    assert word_errors("i see cats".split(), "i see two cats".split()) == 1
+    assert word_errors("no".split(), "yes i can".split()) == 3
+    assert word_errors([], ["yes"]) == word_errors(["yes"], []) == 1
 
 
 def test_it_is_small():
