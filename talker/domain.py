@@ -21,6 +21,8 @@ VERBS = ["speak", "sing", "count", "hear me", "hear you", "see you", "speak well
 DEMO = "[S1] Can you see my little cats? [S2] No, I see nine blue dogs."
 ALWAYS_LEARNT = ("Hello, little robot.", "Can you speak?", "Yes, my friend.", "I can speak very well.")
 
+PHRASES = "(Hello|Good morning|Thank you|Very good|Yes|No), |Can you "  # how sentences begin that open or answer
+
 SPEAKERS = {"[S1]": "rms", "[S2]": "slt"}  # the tag and flite's voice
 HELD_OUT_SHARE = 10  # one in so many sentences of the grammar
 
@@ -113,6 +115,15 @@ def training_scripts(sentences: list[str], count: int, seed: int = 1) -> list[Sc
     """Scripts of one to four sentences, in one or two voices, either of which may begin."""
     rng = random.Random(seed)
     return [_script(rng, sentences, rng.choices([1, 2, 3, 4], [50, 30, 12, 8])[0]) for _ in range(count)]
+
+
+def talking_scripts(sentences: list[str], count: int, seed: int = 4) -> list[Script]:
+    """As `training_scripts`, with more sentences each, and every third of them one that opens or answers, of which
+    there are so few that the others crowd them out."""
+    rng = random.Random(seed)
+    phrases = [sentence for sentence in sentences if re.match(PHRASES, sentence)]
+    pool = [rng.choice(phrases) if rng.random() < 1 / 3 else rng.choice(sentences) for _ in range(4 * count)]
+    return [_script(rng, pool, rng.choices([1, 2, 3, 4], [30, 35, 20, 15])[0]) for _ in range(count)]
 
 
 def held_out_scripts(count: int, seed: int = 2) -> list[Script]:
