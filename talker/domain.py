@@ -126,16 +126,19 @@ def talking_scripts(sentences: list[str], count: int, seed: int = 4) -> list[Scr
     return [_script(rng, pool, rng.choices([1, 2, 3, 4], [30, 35, 20, 15])[0]) for _ in range(count)]
 
 
-def held_out_scripts(count: int, seed: int = 2) -> list[Script]:
-    """Scripts for the evaluation: three in five are one sentence, the others one by each speaker; every sentence is one
-    that training has left out, whichever the voice, and comes once."""
+def held_out_scripts(count: int, length: int | None = None, seed: int = 2) -> list[Script]:
+    """Scripts for the evaluation; each sentence is one that training has left out, whichever the voice, and comes once.
+
+    Args:
+        length: sentences of each script, by both speakers in turn. Default: one in three of every five scripts, two in the others.
+    """
     rng = random.Random(seed)
-    sentences = iter(distinct(grammar_sentence, rng, 2 * count, is_held_out))
+    sentences = iter(distinct(grammar_sentence, rng, (length or 2) * count, is_held_out))
     scripts = []
     for index in range(count):
-        first, second = list(SPEAKERS)[:: 1 if index % 2 == 0 else -1]
-        turns = [(first, next(sentences))] + ([(second, next(sentences))] if index % 5 >= 3 else [])
-        scripts.append(Script(tuple(turns)))
+        tags = list(SPEAKERS)[:: 1 if index % 2 == 0 else -1]
+        turns = length or (2 if index % 5 >= 3 else 1)
+        scripts.append(Script(tuple((tags[turn % 2], next(sentences)) for turn in range(turns))))
     return scripts
 
 
