@@ -130,7 +130,7 @@ def held_out_scripts(count: int, length: int | None = None, seed: int = 2) -> li
     """Scripts for the evaluation; each sentence is one that training has left out, whichever the voice, and comes once.
 
     Args:
-        length: sentences of each script, by both speakers in turn. Default: three scripts in five have one, two have two.
+        length: sentences of each script, by both speakers in turn. Default: three in five have one, two have two.
     """
     rng = random.Random(seed)
     sentences = iter(distinct(grammar_sentence, rng, (length or 2) * count, is_held_out))
