@@ -10,7 +10,9 @@ import torch
 from tqdm import tqdm
 
 from .audio import write_audio
+from .background import Stream
 from .codec import DEFAULT_CODEC, Codec
+from .codec.windows import CodeWindows, SoundWindows
 from .config import DiaConfig
 from .generation import finished_codes, start_requests
 from .graph import Stepper
@@ -22,7 +24,8 @@ from .options import DEFAULT_MAX_TOKENS, GenerationOptions
 from .placement import checked_device, checked_dtype, default_dtype
 from .prompts import encode_prompt, read_prompt
 from .quant import checked_recipe
-from .request import make_requests
+from .request import Request, make_requests
+from .streaming import DEFAULT_CHUNK_FRAMES, ChunkSizes, speak
 from .synthetic import is_synthetic, stream_random_weights, synthetic_codec, synthetic_config
 from .weights import stream_weights
 
@@ -52,6 +55,7 @@ class Engine:
         self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype
         self._stepper = Stepper(self.model, graph)
+        self._windows = CodeWindows(self.device) if codec is None else SoundWindows(codec)
 
     @classmethod
     def load(
@@ -201,6 +205,67 @@ class Engine:
             codes = finished_codes(state, requests)
         results = [self._sound(each) for each in codes]
         return results if isinstance(text, (list, tuple)) else results[0]
+
+    def stream(
+        self,
+        text: str | list[str],
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        cfg_scale: float = 3.0,
+        temperature: float = 1.2,
+        top_p: float = 0.95,
+        use_torch_compile: bool = False,
+        cfg_filter_top_k: int | None = 45,
+        audio_prompt=None,
+        audio_prompt_path=None,
+        use_cfg_filter: bool | None = None,
+        verbose: bool = False,
+        *,
+        audio_prompt_text: str | list[str | None] | None = None,
+        seed: int | list[int] | None = None,
+        chunk_frames: int = DEFAULT_CHUNK_FRAMES,
+        first_chunk_frames: int | None = None,
+    ) -> Stream[np.ndarray] | Stream[tuple[int, np.ndarray]]:
+        """`generate`, with the sound given out as it is made: the chunks joined are the same sound.
+
+        The work is done in a thread that starts with the first chunk that is asked for and does not wait for the
+        reader, who may play a chunk meanwhile; what is not read yet is kept. One generation at a time: another call of
+        `stream` or `generate`, from whatever thread, waits until this sound is made (not until it is read) or given up.
+        To give up: `close` the stream, leave a `with` over it, drop it, or raise out of the loop over it. Then the
+        engine is free again after the step that is in progress.
+
+        Args:
+            text, ..., seed: as in `generate`, and checked in this call. A prompt in the form of sound is encoded in
+                this call too; codes (see `load_audio`) cost nothing.
+            chunk_frames: frames a chunk, 512 samples each for the published codec. Each chunk is decoded together with
+                the frames around it that its sound depends on, so that small chunks cost more work.
+            first_chunk_frames: of the first chunk, 8 or chunk_frames where that is less; from then on chunks double
+                up to chunk_frames. The last may be smaller.
+
+        Returns:
+            an iterator, and asynchronous iterator, over what `generate` would give in pieces: sound [samples] float32,
+            or codes [n, C] int64 if the engine has no codec, none of it empty. For a list of texts (index, piece): the
+            pieces of a text in order, those of different texts as they come.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
+        """
+        sizes = ChunkSizes(chunk_frames, first_chunk_frames)
+        options = GenerationOptions(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
+        audio_prompt = _merge_prompt_names(audio_prompt, audio_prompt_path)
+        _note_ignored(use_torch_compile, use_cfg_filter)
+        requests = make_requests(text, audio_prompt, audio_prompt_text, seed, options, self.config, self.codec)
+        numbered = isinstance(text, (list, tuple))
+        return Stream(lambda: self._pieces(requests, options, sizes, numbered, verbose))
+
+    astream = stream  # for `async for`: a stream is both kinds of iterator
+
+    @torch.no_grad()
+    def _pieces(self, requests: list[Request], options: GenerationOptions, sizes: ChunkSizes, numbered, verbose):
+        """The generator behind `stream`, see `streaming.speak`."""
+        real_time = self._frames_per_second / len(requests)
+        with self._on_device(), _progress(verbose, real_time) as progress:
+            for item in speak(self._stepper, requests, options, self._windows, sizes, progress):
+                yield item if item is None or numbered else item[1]
 
     def load_audio(self, audio_path: str | Path) -> torch.Tensor:
         """Encode a sound file as a prompt: codes [P, C] int64 on the CPU."""

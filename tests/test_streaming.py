@@ -1,0 +1,490 @@
+"""Streamed sound is the sound: windows, their order, and the engine's streams from every side that can break them."""
+
+import asyncio
+import gc
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.memory import WorkingMemory
+from engine import Engine
+from engine.codec import Codec, CodecConfig
+from engine.codec.reach import Reach, reach
+from engine.codec.windows import SoundWindows, widened
+from engine.kernels.advance import RUNNING
+from engine.streaming import ChunkSizes, Schedule, complete_frames, full_windows, window_lengths
+from engine.synthetic import random_weights, synthetic_config
+
+TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
+LONG = {"max_tokens": 3072, "seed": 2}  # this seed does not end by itself
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def speaker() -> Engine:
+    return Engine.load("synthetic:tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def mute() -> Engine:
+    return Engine.load("synthetic:tiny", device="cpu", load_dac=False)
+
+
+def small_codec(seed: int = 0, **sizes) -> Codec:
+    config = CodecConfig(**{"encoder_hidden_size": 4, "decoder_hidden_size": 32, "codebook_dim": 4, **sizes})
+    return Codec.from_config(config, seed)
+
+
+def random_codec(chance: random.Random) -> Codec:
+    ratios = tuple(chance.choice([1, 2, 3, 4, 5, 7, 8]) for _ in range(chance.randint(1, 4)))
+    return small_codec(
+        chance.randrange(99),
+        downsampling_ratios=ratios[::-1],
+        upsampling_ratios=ratios,
+        decoder_hidden_size=2 ** len(ratios) * chance.choice([1, 2, 3]),
+        hidden_size=chance.choice([4, 7, 16]),
+        n_codebooks=chance.randint(1, 9),
+        codebook_size=chance.choice([8, 16, 1024]),
+    )
+
+
+def joined(pieces, like: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros((0, *like.shape[1:]), like.dtype), *pieces])
+
+
+def difference(pieces, whole: np.ndarray) -> float:
+    pieces = joined(pieces, whole)
+    assert pieces.shape == whole.shape and pieces.dtype == whole.dtype
+    return float(np.abs(pieces - whole).max(initial=0.0))
+
+
+# Reach
+
+
+def test_reach_of_the_published_codec():
+    assert reach(Codec.from_config(replace(CodecConfig(), decoder_hidden_size=16)).decoder) == Reach(10, 10)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_reach_is_what_the_sound_depends_on_and_no_more(seed):
+    codec = random_codec(random.Random(seed))
+    found, hop = reach(codec.decoder), codec.hop_length
+    frames = found.before + found.after + 3
+    latent = torch.randn(1, codec.config.hidden_size, frames, requires_grad=True)
+    with torch.enable_grad():
+        sound = codec.decoder(latent)[0, 0]
+        middle = found.before + 1
+        (gradient,) = torch.autograd.grad(sound[middle * hop : (middle + 1) * hop].square().sum(), latent)
+    heard = gradient[0].abs().sum(dim=0).nonzero().flatten()
+    assert heard[0] >= middle - found.before and heard[-1] <= middle + found.after, "or a window would be wrong"
+    assert heard[0] <= middle - found.before + 1 and heard[-1] >= middle + found.after - 1, "nearly all of it counts"
+
+
+def test_an_unknown_layer_is_refused():
+    with pytest.raises(TypeError, match="how far a LSTM reaches"):
+        reach([nn.Conv1d(3, 3, 3), nn.LSTM(3, 3)])
+
+
+# Windows
+
+
+def windows_of(sizes: ChunkSizes, around: Reach, arrivals: list[int]):
+    """The windows of a sound whose complete frames grow as in `arrivals`, the last of which is its end."""
+    schedule, found = Schedule(sizes, around), []
+    for index, frames in enumerate(arrivals):
+        while window := schedule.next(frames, ended=index == len(arrivals) - 1):
+            assert window.stop <= frames
+            found.append(window)
+    return found
+
+
+def test_chunks_double_up_to_the_steady_size():
+    around = Reach(10, 10)
+    found = list(islice(full_windows(ChunkSizes(48, 8), around), 6))
+    assert [window.last - window.first for window in found] == [8, 16, 32, 48, 48, 48]
+    assert [(window.start, window.stop) for window in found[:4]] == [(0, 18), (0, 34), (14, 66), (46, 114)]
+    assert window_lengths(ChunkSizes(48, 8), around) == {18, 34, 52, 68}
+    assert window_lengths(ChunkSizes(5, 5), Reach(0, 0)) == {5}
+    assert window_lengths(ChunkSizes(1), Reach(2, 1)) == {2, 3, 4}
+
+
+def test_windows_cover_every_frame_once():
+    chance = random.Random(0)
+    for _ in range(300):
+        steady, around = chance.randint(1, 60), Reach(chance.randint(0, 12), chance.randint(0, 12))
+        sizes = ChunkSizes(steady, chance.randint(1, steady))
+        total = chance.randint(0, 150)
+        arrivals = sorted(chance.randint(0, total) for _ in range(chance.randint(0, 30))) + [total]
+        found, given = windows_of(sizes, around, arrivals), 0
+        for window in found:
+            assert window.first == given < window.last and window.last - window.first <= steady
+            assert window.start == max(0, window.first - around.before)
+            assert window.stop == min(total, window.last + around.after)
+            assert window.ends == (window.last == total)
+            given = window.last
+        assert given == total
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_windows_of_any_codec_are_the_whole(seed):
+    chance = random.Random(seed)
+    codec = random_codec(chance)
+    windows = SoundWindows(codec)
+    steady = chance.choice([1, 2, 5, 16, 40])
+    total = chance.choice([len(codec.config.upsampling_ratios) + 1, 17, 50, chance.randint(5, 90)])
+    codes = torch.randint(codec.codebook_size, (total, codec.num_codebooks))
+    pieces = []
+    for window in windows_of(ChunkSizes(steady, chance.randint(1, steady)), windows.reach, [*range(total), total]):
+        start = chance.randint(0, window.start)  # more context than necessary is no harm
+        last = None if window.ends else window.last - start
+        pieces.append(windows.decode(codes[start : window.stop], window.first - start, last).wait().numpy())
+    assert difference(pieces, codec.decode(codes).numpy()) < TOLERANCE
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 3, 8])
+def test_windows_of_the_recorded_codec(chunk_frames):
+    codec = Codec.load(Path(__file__).parent / "data" / "dac", device="cpu")
+    windows, codes = SoundWindows(codec), torch.randint(codec.codebook_size, (40, codec.num_codebooks))
+    pieces = [
+        windows.decode(codes[part.start : part.stop], part.first - part.start, None if part.ends else part.last - part.start)
+        for part in windows_of(ChunkSizes(chunk_frames), windows.reach, [40])
+    ]
+    assert difference([piece.wait().numpy() for piece in pieces], codec.decode(codes).numpy()) < TOLERANCE
+
+
+def test_a_last_window_is_widened_to_a_captured_length():
+    assert widened(30, 40, {18, 34, 52}) == 22 and widened(30, 40, {10, 34}) == 30
+    assert widened(0, 40, {18, 34, 52}) == 0, "none fits: longer than what there is, or shorter than the window"
+    assert widened(5, 40, {52, 38}) == 2 and widened(5, 40, ()) == 5
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
+def test_half_precision_of_the_codec_is_near_float32(dtype, limit):
+    """Error against float32, as a share of the sound's size; README states that of the full-size codec."""
+    sizes = {"decoder_hidden_size": 64, "n_codebooks": 3, "codebook_size": 64}
+    exact, half = small_codec(**sizes), Codec.from_config(small_codec(**sizes).config, dtype=dtype)
+    codes = torch.randint(64, (40, 3))
+    whole = exact.decode(codes)
+    assert (half.decode(codes) - whole).std() < limit * whole.std()
+
+
+# Frames
+
+
+def test_complete_frames():
+    knobs = {"prompt": 5, "max_delay": 15}
+    assert complete_frames(5, RUNNING, 0, **knobs) == (0, False)
+    assert complete_frames(5 + 15, RUNNING, 0, **knobs) == (0, False)
+    assert complete_frames(5 + 16, RUNNING, 0, **knobs) == (1, False), "frame 0 stands in row P + 1 + max delay"
+    assert complete_frames(60, RUNNING, 0, **knobs) == (40, False)
+    assert complete_frames(48, 14, 47, **knobs) == (28, False), "the end has come, of what is left 13 are open"
+    assert complete_frames(61, 1, 47, **knobs) == (41, False)
+    assert complete_frames(61, 0, 47, **knobs) == (41, True)
+    assert complete_frames(6, 0, 6, **knobs) == (0, True), "it ended at once"
+    assert complete_frames(9, 0, 10, prompt=0, max_delay=0) == (9, True)
+
+
+@pytest.mark.parametrize("values", [{"steady": 0}, {"steady": 4, "first": 5}, {"first": 0}])
+def test_chunk_sizes_out_of_range(values):
+    with pytest.raises(ValueError, match="chunk_frames must be|first_chunk_frames must be in 1.."):
+        ChunkSizes(**values)
+    assert ChunkSizes(4).first == 4 and ChunkSizes().first == 8
+
+
+# Streams
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_stream_is_the_whole(speaker, seed):
+    chance = random.Random(seed)
+    steady = chance.choice([1, 3, 16, 48, 100])
+    chunks = {"chunk_frames": steady, "first_chunk_frames": chance.choice([None, 1, steady])}
+    prompt = torch.randint(1024, (chance.randint(1, 20), 9)) if seed % 2 else None
+    frames = chance.choice([1, 2, 9, 20, 60, 130])
+    knobs = {"seed": seed, "audio_prompt": prompt, "temperature": chance.choice([0.0, 1.2])}
+    knobs["max_tokens"] = frames + 16 + (0 if prompt is None else len(prompt))
+    whole, pieces = speaker.generate(TEXT, **knobs), list(speaker.stream(TEXT, **knobs, **chunks))
+    assert difference(pieces, whole) < TOLERANCE
+    assert all(0 < len(piece) <= steady * 512 for piece in pieces)
+
+
+def test_a_batch_streams_each_of_its_texts(speaker, mute):
+    texts = [TEXT, "[S2] A longer second script, so that lengths differ.", "[S1] x"]
+    knobs = {"audio_prompt": [None, torch.randint(1024, (7, 9)), None], "seed": [3, 4, 5], "max_tokens": 60}
+    for engine in (speaker, mute):
+        pieces = [[], [], []]
+        for index, piece in engine.stream(texts, chunk_frames=10, **knobs):
+            pieces[index].append(piece)
+        for found, whole in zip(pieces, engine.generate(texts, **knobs)):
+            assert difference(found, whole) < TOLERANCE
+    assert [index for index, _ in mute.stream([TEXT], max_tokens=20)] == [0], "a list of one is a list"
+
+
+def test_without_a_codec_a_stream_is_of_codes(mute):
+    pieces = list(mute.stream(TEXT, seed=1, max_tokens=60))
+    assert [piece.shape for piece in pieces] == [(8, 9), (16, 9), (20, 9)] and pieces[0].dtype == np.int64
+    assert np.array_equal(np.concatenate(pieces), mute.generate(TEXT, seed=1, max_tokens=60))
+
+
+def random_engine(chance: random.Random) -> Engine:
+    """A model that ends by itself at rows all over the place, with delays and a codec of its own."""
+    codec = random_codec(chance)
+    codes, channels = codec.codebook_size, codec.num_codebooks
+    delay = (0, *(chance.randint(0, 6) for _ in range(channels - 1)))
+    sizes = synthetic_config("synthetic:tiny")
+    decoder = replace(
+        sizes.decoder, num_channels=channels, vocab_size=codes + 3, num_hidden_layers=1, max_position_embeddings=160
+    )
+    ids = {"eos_token_id": codes, "pad_token_id": codes + 1, "bos_token_id": codes + 2}
+    config = replace(sizes, decoder=decoder, delay_pattern=delay, **ids)
+    return Engine(config, random_weights(config, dtype=torch.float32, device="cpu", seed=chance.randrange(99)), codec)
+
+
+def test_random_models_with_ends_of_their_own():
+    ended = 0
+    for seed in range(30):
+        chance = random.Random(seed)
+        engine = random_engine(chance)
+        texts = [TEXT, "[S2] x"]
+        prompts = [None, torch.randint(engine.codec.codebook_size, (3, engine.codec.num_codebooks))]
+        knobs = {"audio_prompt": prompts, "seed": seed, "temperature": 2.0, "cfg_filter_top_k": None}
+        pieces = [[], []]
+        for index, piece in engine.stream(texts, chunk_frames=chance.choice([1, 2, 5, 30]), **knobs):
+            pieces[index].append(piece)
+        for found, whole in zip(pieces, engine.generate(texts, **knobs)):
+            assert difference(found, whole) < TOLERANCE
+            ended += len(whole) < (160 - 3 - 1 - engine.config.max_delay) * engine.codec.hop_length // 2
+    assert ended >= 30, "most of them end early"
+
+
+def test_first_sound_after_the_fewest_steps(speaker):
+    made = []
+    step, speaker.model.step = speaker.model.step, lambda state: (made.append(1), step(state))
+    try:
+        with speaker.stream(TEXT, **LONG) as stream:
+            # The thread does not wait for its reader: what matters is where the first window starts.
+            original, seen = speaker._windows.decode, []
+            speaker._windows.decode = lambda *window: (seen.append(len(made)), original(*window))[1]
+            next(stream)
+    finally:
+        speaker.model.step = step
+        del speaker._windows.decode
+    around = speaker._windows.reach
+    assert seen[0] == 15 + 8 + around.after, "the delay, the frames of the chunk, and those it hears"
+
+
+def test_steady_windows_decode_less_than_1_6_times_the_whole():
+    window = next(islice(full_windows(ChunkSizes(), Reach(10, 10)), 9, None))
+    assert (window.stop - window.start) / (window.last - window.first) < 1.6
+
+
+@pytest.mark.parametrize("chunks", [{"chunk_frames": 0}, {"chunk_frames": 2.5}, {"first_chunk_frames": 49}])
+def test_mistakes_are_named_at_the_call(speaker, chunks):
+    with pytest.raises((ValueError, TypeError), match="chunk_frames"):
+        speaker.stream(TEXT, **chunks)
+    for arguments in ({"text": ""}, {"seed": -1}, {"max_tokens": 16}, {"audio_prompt": "absent.wav"}):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            speaker.stream(**{"text": TEXT, **arguments, **{"chunk_frames": 5}})
+
+
+def leave_by_close(engine):
+    stream = engine.stream(TEXT, **LONG)
+    next(stream)
+    stream.close()
+    assert next(stream, None) is None, "closed is closed"
+
+
+def leave_by_with(engine):
+    with engine.stream(TEXT, **LONG) as stream:
+        next(stream)
+
+
+def leave_by_error(engine):
+    with pytest.raises(ZeroDivisionError):
+        for _ in engine.stream(TEXT, **LONG):
+            1 / 0
+
+
+def leave_by_ctrl_c(engine):
+    stream = engine.stream(TEXT, chunk_frames=3000, first_chunk_frames=3000, **LONG)
+    timer = threading.Timer(0.3, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def leave_by_collection(engine):
+    stream = engine.stream(TEXT, **LONG)
+    next(stream)
+    holder = [stream]
+    holder.append(holder)
+    del stream, holder
+    gc.collect()
+
+
+def leave_before_the_start(engine):
+    engine.stream(TEXT, **LONG)
+    engine.stream(TEXT, **LONG).close()
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [leave_by_close, leave_by_with, leave_by_error, leave_by_ctrl_c, leave_by_collection, leave_before_the_start],
+)
+def test_whoever_leaves_frees_the_engine_at_once(speaker, leave):
+    wanted = speaker.generate(TEXT, seed=5, max_tokens=30)
+    leave(speaker)
+    assert not speaker._stepper.lock.locked()
+    assert np.array_equal(speaker.generate(TEXT, seed=5, max_tokens=30), wanted)
+
+
+def test_an_error_in_the_work_reaches_the_reader_and_frees_the_engine(speaker):
+    wanted = speaker.generate(TEXT, seed=5, max_tokens=30)
+    step, speaker.model.step = speaker.model.step, lambda state: 1 / 0
+    stream = speaker.stream(TEXT)
+    with pytest.raises(ZeroDivisionError):
+        next(stream)
+    speaker.model.step = step
+    assert next(stream, None) is None and not speaker._stepper.lock.locked()
+    assert np.array_equal(speaker.generate(TEXT, seed=5, max_tokens=30), wanted)
+
+
+def test_two_streams_and_a_generation_at_once_are_all_right(mute):
+    texts = [TEXT, "[S2] Another script.", "[S1] And one more."]
+    knobs = {"seed": 1, "max_tokens": 90}
+    wanted, found = [mute.generate(text, **knobs) for text in texts], {}
+
+    def read(index):
+        found[index] = np.concatenate(list(mute.stream(texts[index], chunk_frames=4, **knobs)))
+
+    threads = [threading.Thread(target=read, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    found[2] = mute.generate(texts[2], **knobs)
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(found[index], whole) for index, whole in enumerate(wanted))
+
+
+def test_one_thread_may_read_two_streams_and_generate_in_between(mute):
+    knobs = {"seed": 1, "max_tokens": 90}
+    first, second = mute.stream(TEXT, chunk_frames=4, **knobs), mute.stream("[S2] Two.", chunk_frames=4, **knobs)
+    pieces = [[next(first)], [next(second)]]
+    between = mute.generate("[S1] Three.", **knobs)
+    pieces[1] += second
+    pieces[0] += first
+    for found, text in zip(pieces, (TEXT, "[S2] Two.")):
+        assert np.array_equal(np.concatenate(found), mute.generate(text, **knobs))
+    assert np.array_equal(between, mute.generate("[S1] Three.", **knobs))
+
+
+def test_a_stream_that_waits_for_its_turn_can_be_closed(mute):
+    first, second = mute.stream(TEXT, **LONG), mute.stream(TEXT, **LONG)
+    next(first)
+    reader = threading.Thread(target=lambda: next(second, None))
+    reader.start()
+    time.sleep(0.05)
+    second.close()
+    reader.join(timeout=5)
+    assert not reader.is_alive() and len(next(first)), "the first goes on"
+    first.close()
+
+
+def test_async_streams(speaker):
+    knobs = {"seed": 1, "max_tokens": 60}
+
+    async def read(text):
+        return [piece async for piece in speaker.astream(text, chunk_frames=7, **knobs)]
+
+    async def both():
+        ticks, counting = [], asyncio.create_task(count())
+        results = await asyncio.gather(read(TEXT), read("[S2] Two."))
+        counting.cancel()
+        return results, ticks
+
+    async def count():
+        while True:
+            beats.append(1)
+            await asyncio.sleep(0.005)
+
+    beats = []
+    results, _ = asyncio.run(both())
+    for found, text in zip(results, (TEXT, "[S2] Two.")):
+        assert difference(found, speaker.generate(text, **knobs)) < TOLERANCE
+    assert len(beats) > 10, "the event loop goes on meanwhile"
+
+
+@pytest.mark.parametrize("leave", ["cancel", "error", "aclose", "timeout"])
+def test_leaving_an_async_stream_frees_the_engine(speaker, leave):
+    async def reader():
+        async for _ in speaker.astream(TEXT, **LONG):
+            if leave == "error":
+                raise ZeroDivisionError
+
+    async def main():
+        if leave == "aclose":
+            stream = speaker.astream(TEXT, **LONG)
+            await stream.__anext__()
+            await stream.aclose()
+            await stream.aclose()
+            assert [piece async for piece in stream] == []
+            return
+        task = asyncio.create_task(reader())
+        if leave == "timeout":
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(task, 0.3)
+            return
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises((asyncio.CancelledError, ZeroDivisionError)):
+            await task
+
+    asyncio.run(main())
+    assert speaker._stepper.lock.acquire(timeout=0.5), "a step later at most"
+    speaker._stepper.lock.release()
+
+
+def test_an_unread_stream_does_not_keep_the_process_from_ending():
+    code = (
+        "from engine import Engine; stream = Engine.load('synthetic:tiny', device='cpu').stream('x', seed=2);"
+        "print(len(next(stream)))"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == b"4096\n" and not done.stderr, done.stderr
+    assert time.monotonic() - started < 15
+
+
+def test_verbose_counts_the_steps(mute, capsys):
+    list(mute.stream(TEXT, max_tokens=40, verbose=True))
+    assert "steps/s" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc to measure memory")
+def test_memory_does_not_grow_with_the_length(speaker):
+    def drained(frames):
+        for index, _ in enumerate(speaker.stream(TEXT, **LONG)):
+            if index * 48 > frames:
+                return
+
+    drained(300)  # first calls fill caches
+    memory = WorkingMemory(torch.device("cpu"))
+    drained(300)
+    short, memory = memory.peak(), WorkingMemory(torch.device("cpu"))
+    drained(3072)
+    assert memory.peak() < short + 5e6, "the whole sound is 6 MB, and decoding it at once takes more"
