@@ -1,8 +1,8 @@
 """When which frames can be given out, and the loop that makes steps and sound in turn.
 
-A frame is complete when the row of its most delayed channel is written: frame t of a request with P prompt frames in row
-P + 1 + t + max(delay). Its sound is final when the frames that its codec's reach covers are complete too, or the end has
-come. So each chunk is decoded in a window: its frames and the reach on both sides, as far as there are frames.
+A frame is complete when the row of its most delayed channel is written: frame t after P prompt frames in row
+P + 1 + t + max(delay). Its sound is final when the frames in the codec's reach are complete too, or the end has come. So
+each chunk is decoded in a window: its frames and the reach on both sides, as far as there are frames.
 
     frames     0 1 2 3 4 5 6 7 8 9 ...
     chunk 1    [first][ after ]              what is in brackets is given out, the rest is context

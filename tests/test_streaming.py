@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import random
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from engine import Engine
 from engine.codec import Codec, CodecConfig
 from engine.codec.reach import Reach, reach
 from engine.codec.windows import SoundWindows, widened
-from engine.kernels.advance import RUNNING
+from engine.kernels.advance import RUNNING, advance
 from engine.streaming import ChunkSizes, Schedule, complete_frames, full_windows, window_lengths
 from engine.synthetic import random_weights, synthetic_config
 
@@ -47,7 +48,9 @@ def small_codec(seed: int = 0, **sizes) -> Codec:
 
 
 def random_codec(chance: random.Random) -> Codec:
-    ratios = tuple(chance.choice([1, 2, 3, 4, 5, 7, 8]) for _ in range(chance.randint(1, 4)))
+    ratios = (99,)
+    while math.prod(ratios) > 90:  # quick
+        ratios = tuple(chance.choice([1, 2, 3, 4, 5, 7, 8]) for _ in range(chance.randint(1, 4)))
     return small_codec(
         chance.randrange(99),
         downsampling_ratios=ratios[::-1],
@@ -144,23 +147,27 @@ def test_any_windows_of_any_codec_are_the_whole(seed):
     steady = chance.choice([1, 2, 5, 16, 40])
     total = chance.choice([len(codec.config.upsampling_ratios) + 1, 17, 50, chance.randint(5, 90)])
     codes = torch.randint(codec.codebook_size, (total, codec.num_codebooks))
-    pieces = []
-    for window in windows_of(ChunkSizes(steady, chance.randint(1, steady)), windows.reach, [*range(total), total]):
-        start = chance.randint(0, window.start)  # more context than necessary is no harm
-        last = None if window.ends else window.last - start
-        pieces.append(windows.decode(codes[start : window.stop], window.first - start, last).wait().numpy())
+    sizes = ChunkSizes(steady, chance.randint(1, steady))
+    pieces = decoded(windows, codes, sizes, lambda start: chance.randint(0, start))  # more context is no harm
     assert difference(pieces, codec.decode(codes).numpy()) < TOLERANCE
+
+
+def decoded(windows: SoundWindows, codes: torch.Tensor, sizes: ChunkSizes, earlier=lambda start: start):
+    """The sound of codes, window by window as they become complete."""
+    pieces = []
+    for window in windows_of(sizes, windows.reach, [*range(len(codes)), len(codes)]):
+        start = earlier(window.start)
+        last = None if window.ends else window.last - start
+        pieces.append(windows.decode(codes[start : window.stop], window.first - start, last).wait().cpu().numpy())
+    return pieces
 
 
 @pytest.mark.parametrize("chunk_frames", [1, 3, 8])
 def test_windows_of_the_recorded_codec(chunk_frames):
     codec = Codec.load(Path(__file__).parent / "data" / "dac", device="cpu")
-    windows, codes = SoundWindows(codec), torch.randint(codec.codebook_size, (40, codec.num_codebooks))
-    pieces = [
-        windows.decode(codes[part.start : part.stop], part.first - part.start, None if part.ends else part.last - part.start)
-        for part in windows_of(ChunkSizes(chunk_frames), windows.reach, [40])
-    ]
-    assert difference([piece.wait().numpy() for piece in pieces], codec.decode(codes).numpy()) < TOLERANCE
+    codes = torch.randint(codec.codebook_size, (40, codec.num_codebooks))
+    pieces = decoded(SoundWindows(codec), codes, ChunkSizes(chunk_frames))
+    assert difference(pieces, codec.decode(codes).numpy()) < TOLERANCE
 
 
 def test_a_last_window_is_widened_to_a_captured_length():
@@ -205,7 +212,7 @@ def test_chunk_sizes_out_of_range(values):
 # Streams
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(8))
 def test_a_stream_is_the_whole(speaker, seed):
     chance = random.Random(seed)
     steady = chance.choice([1, 3, 16, 48, 100])
@@ -237,35 +244,52 @@ def test_without_a_codec_a_stream_is_of_codes(mute):
     assert np.array_equal(np.concatenate(pieces), mute.generate(TEXT, seed=1, max_tokens=60))
 
 
-def random_engine(chance: random.Random) -> Engine:
-    """A model that ends by itself at rows all over the place, with delays and a codec of its own."""
-    codec = random_codec(chance)
+def scripted_engine(chance: random.Random, end_row: int | None = None, rows: int = 200, **codec_sizes) -> Engine:
+    """An engine whose steps take codes from a table by row and seed, and EOS in a given row: quick, with ends anywhere."""
+    codec = small_codec(**codec_sizes) if codec_sizes else random_codec(chance)
     codes, channels = codec.codebook_size, codec.num_codebooks
-    delay = (0, *(chance.randint(0, 6) for _ in range(channels - 1)))
     sizes = synthetic_config("synthetic:tiny")
     decoder = replace(
-        sizes.decoder, num_channels=channels, vocab_size=codes + 3, num_hidden_layers=1, max_position_embeddings=160
+        sizes.decoder, num_channels=channels, vocab_size=codes + 3, num_hidden_layers=1, max_position_embeddings=rows
     )
+    delay = (0, *(chance.randint(0, 6) for _ in range(channels - 1)))
     ids = {"eos_token_id": codes, "pad_token_id": codes + 1, "bos_token_id": codes + 2}
     config = replace(sizes, decoder=decoder, delay_pattern=delay, **ids)
-    return Engine(config, random_weights(config, dtype=torch.float32, device="cpu", seed=chance.randrange(99)), codec)
+    engine = Engine(config, random_weights(config, dtype=torch.float32, device="cpu"), codec)
+    table = torch.randint(codes, (16, rows + 1, channels))
+
+    def step(state):
+        row = state.position + 1
+        tokens = table[state.seed % 16, row]
+        if end_row is not None:
+            tokens[:, 0] = torch.where(row == end_row, codes, tokens[:, 0])
+        advance(
+            tokens, state.grid, state.position, state.countdown, state.end_row, state.max_tokens, state.delay,
+            config.max_delay, codes, codes + 1,
+        )  # fmt: skip
+
+    engine.model.step = step
+    return engine
 
 
-def test_random_models_with_ends_of_their_own():
-    ended = 0
-    for seed in range(30):
-        chance = random.Random(seed)
-        engine = random_engine(chance)
-        texts = [TEXT, "[S2] x"]
-        prompts = [None, torch.randint(engine.codec.codebook_size, (3, engine.codec.num_codebooks))]
-        knobs = {"audio_prompt": prompts, "seed": seed, "temperature": 2.0, "cfg_filter_top_k": None}
-        pieces = [[], []]
-        for index, piece in engine.stream(texts, chunk_frames=chance.choice([1, 2, 5, 30]), **knobs):
-            pieces[index].append(piece)
-        for found, whole in zip(pieces, engine.generate(texts, **knobs)):
-            assert difference(found, whole) < TOLERANCE
-            ended += len(whole) < (160 - 3 - 1 - engine.config.max_delay) * engine.codec.hop_length // 2
-    assert ended >= 30, "most of them end early"
+@pytest.mark.parametrize("seed", range(30))
+def test_random_codecs_delays_prompts_and_ends(seed):
+    chance = random.Random(seed)
+    prompt_frames = chance.randint(1, 9)
+    engine = scripted_engine(chance, end_row=prompt_frames + 1 + chance.choice([0, 4, 5, 9, 30, 100]))
+    prompts = [None, torch.randint(engine.codec.codebook_size, (prompt_frames, engine.codec.num_codebooks))]
+    call = {"text": [TEXT, "[S2] x"], "audio_prompt": prompts, "seed": [1, 2]}
+    pieces, steady = [[], []], chance.choice([1, 2, 5, 30, 90])
+    try:
+        whole = engine.generate(**call)
+    except RuntimeError:  # so few frames that a layer of odd stride leaves nothing
+        with pytest.raises(RuntimeError):
+            list(engine.stream(**call))
+        return
+    for index, piece in engine.stream(**call, chunk_frames=steady, first_chunk_frames=chance.randint(1, steady)):
+        pieces[index].append(piece)
+    for found, sound in zip(pieces, whole):
+        assert difference(found, sound) < TOLERANCE
 
 
 def test_first_sound_after_the_fewest_steps(speaker):
@@ -476,15 +500,61 @@ def test_verbose_counts_the_steps(mute, capsys):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc to measure memory")
-def test_memory_does_not_grow_with_the_length(speaker):
-    def drained(frames):
-        for index, _ in enumerate(speaker.stream(TEXT, **LONG)):
-            if index * 48 > frames:
-                return
-
-    drained(300)  # first calls fill caches
+def test_memory_does_not_grow_with_the_length():
+    engine = scripted_engine(random.Random(0), rows=3072, decoder_hidden_size=64)
+    pieces = engine.stream(TEXT, seed=1)
+    for _ in islice(pieces, 6):  # first calls fill caches
+        pass
     memory = WorkingMemory(torch.device("cpu"))
-    drained(300)
-    short, memory = memory.peak(), WorkingMemory(torch.device("cpu"))
-    drained(3072)
-    assert memory.peak() < short + 5e6, "the whole sound is 6 MB, and decoding it at once takes more"
+    assert sum(map(len, pieces)) > 2800 * 512
+    assert memory.peak() < 5e6, "the whole sound is 6 MB, and decoding it at once takes more"
+
+
+# What only a GPU can show
+
+
+@pytest.fixture(scope="module")
+def on_gpu() -> Engine:
+    return Engine.load("synthetic:tiny", dtype="bfloat16", device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("chunks", [{}, {"chunk_frames": 5}, {"chunk_frames": 100, "first_chunk_frames": 3}])
+def test_a_stream_is_the_whole_with_graphs(on_gpu, chunks, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # or float32 has the rounding of 10 bits
+    for max_tokens in (17, 40, 200, 600):
+        knobs = {"seed": 3, "max_tokens": max_tokens}
+        assert difference(on_gpu.stream(TEXT, **knobs, **chunks), on_gpu.generate(TEXT, **knobs)) < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("codec_dtype", "limit"), [("bfloat16", 0.03), ("float16", 0.004)])
+def test_half_precision_on_a_gpu_is_within_the_codecs_own_rounding(on_gpu, codec_dtype, limit):
+    engine = Engine.load("synthetic:tiny", dtype="bfloat16", device="cuda", codec_dtype=codec_dtype)
+    exact = on_gpu.generate(TEXT, seed=3, max_tokens=300)
+    found = np.concatenate(list(engine.stream(TEXT, seed=3, max_tokens=300)))
+    assert (found - exact).std() < limit * exact.std()
+
+
+@pytest.mark.gpu
+def test_windows_are_captured_once_and_used(on_gpu):
+    for _ in range(2):
+        list(on_gpu.stream(TEXT, seed=3, max_tokens=400))
+        graphs = on_gpu._windows._graphs
+        assert set(graphs) == {18, 34, 52, 68}
+    list(on_gpu.stream(TEXT, seed=4, max_tokens=400))
+    assert on_gpu._windows._graphs is graphs
+
+
+@pytest.mark.gpu
+def test_streams_do_not_grow_the_memory_of_a_gpu(on_gpu):
+    list(on_gpu.stream(TEXT, seed=3, max_tokens=300))
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for max_tokens in (300, 1500):
+        list(on_gpu.stream(TEXT, seed=3, max_tokens=max_tokens))
+        on_gpu.stream(TEXT, seed=3).close()
+    with on_gpu.stream(TEXT, seed=3) as stream:
+        next(stream)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() == before
