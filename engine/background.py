@@ -15,10 +15,10 @@ END = object()
 class Stream(Generic[Item]):
     """The items of a generator that runs ahead in a thread, for one reader with `for` or `async for`.
 
-    The generator starts when the first item is asked for and does not wait for its reader; what is not read yet is kept.
-    It is stopped where it next yields (None included), and closed, by `close` and `aclose`, by Ctrl-C or a cancelled task
-    while its reader waits, when nobody holds the stream any more (as when an exception leaves the reader's loop), and
-    when the interpreter exits. Its errors are raised to the reader, after it is closed.
+    The generator starts when the first item is asked for and does not wait for its reader; what is not read is kept.
+    It is stopped where it next yields (None included), and closed, by `close` and `aclose`, by Ctrl-C or a cancelled
+    task while its reader waits, when nobody holds the stream any more (as when an exception leaves the reader's loop),
+    and when the interpreter exits. Its errors are raised to the reader, after it is closed.
     """
 
     def __init__(self, make: Callable[[], Generator[Item | None, None, None]]):

@@ -1,8 +1,8 @@
 """When which frames can be given out, and the loop that makes steps and sound in turn.
 
 A frame is complete when the row of its most delayed channel is written: frame t after P prompt frames in row
-P + 1 + t + max(delay). Its sound is final when the frames in the codec's reach are complete too, or the end has come. So
-each chunk is decoded in a window: its frames and the reach on both sides, as far as there are frames.
+P + 1 + t + max(delay). Its sound is final when the frames in the codec's reach are complete too, or the end has come.
+So each chunk is decoded in a window: its frames and the reach on both sides, as far as there are frames.
 
     frames     0 1 2 3 4 5 6 7 8 9 ...
     chunk 1    [first][ after ]              what is in brackets is given out, the rest is context
@@ -33,7 +33,7 @@ LOCK_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class ChunkSizes:
-    """Frames a chunk: `first`, then twice as many each time up to `steady`.
+    """Frames a chunk: `first_chunk_frames`, then twice as many each time up to `chunk_frames`.
 
     A player that starts with the first chunk runs dry if the next takes longer to make than this one plays: doubling
     asks for twice real time at the start, and for real time from then on.
@@ -43,18 +43,19 @@ class ChunkSizes:
         ValueError: under 1, or a first chunk larger than the others.
     """
 
-    steady: int = DEFAULT_CHUNK_FRAMES
-    first: int | None = None
+    chunk_frames: int = DEFAULT_CHUNK_FRAMES
+    first_chunk_frames: int | None = None  # 8, or chunk_frames where that is less
 
     def __post_init__(self):
-        require_integer("chunk_frames", self.steady)
-        if self.steady < 1:
-            raise ValueError(f"chunk_frames must be at least 1, got {self.steady}")
-        if self.first is None:
-            object.__setattr__(self, "first", min(DEFAULT_FIRST_CHUNK_FRAMES, self.steady))
-        require_integer("first_chunk_frames", self.first)
-        if not 1 <= self.first <= self.steady:
-            raise ValueError(f"first_chunk_frames must be in 1..{self.steady}, which is chunk_frames, got {self.first}")
+        require_integer("chunk_frames", self.chunk_frames)
+        if self.chunk_frames < 1:
+            raise ValueError(f"chunk_frames must be at least 1, got {self.chunk_frames}")
+        if self.first_chunk_frames is None:
+            object.__setattr__(self, "first_chunk_frames", min(DEFAULT_FIRST_CHUNK_FRAMES, self.chunk_frames))
+        require_integer("first_chunk_frames", self.first_chunk_frames)
+        if not 1 <= self.first_chunk_frames <= self.chunk_frames:
+            limits = f"1..{self.chunk_frames}, from one frame to chunk_frames"
+            raise ValueError(f"first_chunk_frames must be in {limits}, got {self.first_chunk_frames}")
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Schedule:
     """The windows of one sound, in order."""
 
     def __init__(self, sizes: ChunkSizes, reach: Reach):
-        self._reach, self._steady = reach, sizes.steady
-        self._size = sizes.first
+        self._reach, self._steady = reach, sizes.chunk_frames
+        self._size = sizes.first_chunk_frames
         self._given = 0
 
     def wanted(self) -> int:
@@ -107,7 +108,7 @@ def window_lengths(sizes: ChunkSizes, reach: Reach) -> set[int]:
     lengths = set()
     for window in full_windows(sizes, reach):
         lengths.add(window.stop - window.start)
-        if window.last - window.first == sizes.steady and window.first >= reach.before:
+        if window.last - window.first == sizes.chunk_frames and window.first >= reach.before:
             return lengths
 
 

@@ -92,7 +92,7 @@ class SoundWindows(CodeWindows):
             self._graphs[length] = _Graph(self.codec, length, pool, self._stream)
 
     def widened(self, start: int, stop: int) -> int:
-        """The last window of a sound may have any length; more frames before it do no harm and make it a captured one."""
+        """The last window of a sound may have any length: with more frames before it it may be a captured one."""
         return widened(start, stop, self._graphs)
 
     def decode(self, codes: torch.Tensor, first: int, last: int | None) -> HostCopy:
