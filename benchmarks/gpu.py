@@ -55,8 +55,8 @@ def _commands(reference: str | None, prefix: Path) -> dict[str, list[str]]:
             *speed, "--quant", "int8", "nf4", "--against", "transformers", *nari, "--json", f"{prefix}-speed.json",
         ],
         "first audio": [
-            *python, "benchmarks.first_audio", "--model", "synthetic:full", "--dtype", "bfloat16", "--peer-steps", "200",
-            "--against", "transformers", *nari, "--json", f"{prefix}-first-audio.json",
+            *python, "benchmarks.first_audio", "--model", "synthetic:full", "--dtype", "bfloat16",
+            "--against", "transformers", *nari, "--peer-steps", "200", "--json", f"{prefix}-first-audio.json",
         ],
         "tests": [*python, "pytest", "-q", "-m", "gpu", "tests"],
         "kernels": [
