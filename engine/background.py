@@ -1,4 +1,4 @@
-"""A generator run ahead in a thread of its own, read with `for` or `async for`."""
+"""A generator read with `for` or `async for`, which can run ahead of its reader in a thread of its own."""
 
 import asyncio
 import queue
@@ -13,21 +13,25 @@ END = object()
 
 
 class Stream(Generic[Item]):
-    """The items of a generator that runs ahead in a thread, for one reader with `for` or `async for`.
+    """The items of a generator, for one reader with `for` or `async for`.
 
-    The generator starts when the first item is asked for and does not wait for its reader; what is not read is kept.
-    It is stopped where it next yields (None included), and closed, by `close` and `aclose`, by Ctrl-C or a cancelled
-    task while its reader waits, when nobody holds the stream any more (as when an exception leaves the reader's loop),
-    and when the interpreter exits. Its errors are raised to the reader, after it is closed.
+    `async for` and `ahead` run the generator in a thread, which does not wait for the reader: what is not read is kept.
+    Otherwise the reader's thread runs it. It starts when the first item is asked for. It is stopped where it next
+    yields (None included), and closed, by `close` and `aclose`, by Ctrl-C or a cancelled task while its reader waits,
+    when nobody holds the stream any more (as when an exception leaves the reader's loop), and when the interpreter
+    exits. Its errors are raised to the reader, after it is closed.
     """
 
-    def __init__(self, make: Callable[[], Generator[Item | None, None, None]]):
-        """`make` is called in the thread. Of the generator's items None are not passed on."""
-        self._worker = _Worker(make)  # which must not know this stream, or it would never be collected
-        self._stop = weakref.finalize(self, self._worker.stop)
+    def __init__(self, make: Callable[[], Generator[Item | None, None, None]], ahead: bool):
+        """`make` is called where the generator will run. Of its items None are not passed on."""
+        self._make, self._ahead = make, ahead
+        self._worker: _Here | _Thread | None = None
+        self._stop = lambda: None
+        self._closed = False
 
     def close(self) -> None:
         """Stop, and wait until the generator is closed. There are no items after that."""
+        self._closed = True
         self._stop()
 
     def __enter__(self) -> "Stream[Item]":
@@ -41,24 +45,67 @@ class Stream(Generic[Item]):
 
     def __next__(self) -> Item:
         try:
-            return self._worker.take(StopIteration)
+            item = END if self._closed else self._started(self._ahead).take()
         except KeyboardInterrupt:
             self.close()
             raise
+        if item is END or self._closed:
+            raise StopIteration
+        return item
 
     async def aclose(self) -> None:
         """`close`, without holding up the event loop."""
-        await self._worker.stop_async()
+        self._closed = True
+        if self._worker is not None:
+            await self._worker.stop_async()
 
     def __aiter__(self) -> "Stream[Item]":
         return self
 
     async def __anext__(self) -> Item:
         try:
-            return await self._worker.take_async(StopAsyncIteration)
+            item = END if self._closed else await self._started(ahead=True).take_async()
         except asyncio.CancelledError:
+            self._closed = True
             self._worker.cancel()
             raise
+        if item is END or self._closed:
+            raise StopAsyncIteration
+        return item
+
+    def _started(self, ahead: bool) -> "_Here | _Thread":
+        if self._worker is None:
+            self._worker = _Thread(self._make) if ahead else _Here(self._make)
+            # Neither must know this stream, or it would never be collected.
+            self._stop = weakref.finalize(self, self._worker.stop)
+        return self._worker
+
+
+class _Here:
+    """The generator, run by whoever takes its items."""
+
+    def __init__(self, make: Callable[[], Generator]):
+        self._source, self._cancelled = make(), False
+
+    def take(self) -> Any:
+        for item in self._source:
+            if self._cancelled:
+                break
+            if item is not None:
+                return item
+        self._source.close()
+        return END
+
+    async def take_async(self) -> Any:
+        raise RuntimeError("this stream was begun with `for` and cannot go on with `async for`")
+
+    async def stop_async(self) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self._cancelled = True
+        with suppress(ValueError):  # it is running in another thread, which will see that it is cancelled
+            self._source.close()
 
 
 class _Failure:
@@ -66,52 +113,41 @@ class _Failure:
         self.error = error
 
 
-class _Worker:
-    """The thread and what it hands over: items, perhaps a _Failure, then END, which stays."""
+class _Thread:
+    """The generator in a thread that hands over items, perhaps a _Failure, then END, which stays."""
 
     def __init__(self, make: Callable[[], Generator]):
         self._make = make
         self._items: queue.SimpleQueue = queue.SimpleQueue()
         self._cancelled = threading.Event()
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
         self._waiting: set[Callable[[], Any]] = set()  # wake up those who wait in an event loop
+        # A daemon, because what it makes has no reader once the interpreter wants to exit; `stop` ends it then.
+        self._thread = threading.Thread(target=self._run, name="dia-engine stream", daemon=True)
+        self._thread.start()
 
-    def take(self, at_end: type[Exception]) -> Any:
-        self._start()
-        return self._unpacked(self._items.get(), at_end)
+    def take(self) -> Any:
+        return self._unpacked(self._items.get())
 
-    async def take_async(self, at_end: type[Exception]) -> Any:
-        self._start()
-        return self._unpacked(await self._next(), at_end)
+    async def take_async(self) -> Any:
+        return self._unpacked(await self._next())
 
     def cancel(self) -> None:
         self._cancelled.set()
 
     def stop(self) -> None:
         self.cancel()
-        # A collection can come to this in the thread itself.
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not threading.current_thread():  # where a collection can come to this
             self._thread.join()
 
     async def stop_async(self) -> None:
         self.cancel()
-        if self._thread is not None:
-            while await self._next() is not END:
-                pass
-            self._items.put(END)
-
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is None:
-                # A daemon, because what it makes has no reader once the interpreter wants to exit; `stop` ends it then.
-                self._thread = threading.Thread(target=self._run, name="dia-engine stream", daemon=True)
-                self._thread.start()
+        while await self._next() is not END:
+            pass
+        self._items.put(END)
 
     def _run(self) -> None:
         try:
-            if not self._cancelled.is_set():
-                self._hand_over_all()
+            self._hand_over_all()
         except BaseException as error:  # whatever it is, it is the reader's
             self._put(_Failure(error))
         self._put(END)
@@ -146,11 +182,9 @@ class _Worker:
         finally:
             self._waiting.discard(wake)
 
-    def _unpacked(self, item: Any, at_end: type[Exception]) -> Any:
+    def _unpacked(self, item: Any) -> Any:
         if item is END:
             self._items.put(END)
-        if item is END or self._cancelled.is_set():
-            raise at_end
         if isinstance(item, _Failure):
             raise item.error
         return item

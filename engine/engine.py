@@ -55,6 +55,8 @@ class Engine:
         self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype
         self._stepper = Stepper(self.model, graph)
+        # Threads of a CPU would share its cores, and each brings a pool of its own: steps get slower by a third.
+        self._runs_ahead = self.device.type == "cuda"
         self._windows = CodeWindows(self.device) if codec is None else SoundWindows(codec)
 
     @classmethod
@@ -203,7 +205,7 @@ class Engine:
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = make_requests(text, audio_prompt, audio_prompt_text, seed, options, self.config, self.codec)
         real_time = self._frames_per_second / len(requests)
-        with self._on_device(), self._stepper.lock, _progress(verbose, real_time) as progress:
+        with self._on_device(), self._stepper.turn, _progress(verbose, real_time) as progress:
             state = start_requests(self._stepper, requests, options)
             self._stepper.run(state, progress)
             codes = finished_codes(state, requests)
@@ -231,11 +233,14 @@ class Engine:
     ) -> Stream[np.ndarray] | Stream[tuple[int, np.ndarray]]:
         """`generate`, with the sound given out as it is made: the chunks joined are the same sound.
 
-        The work is done in a thread that starts with the first chunk that is asked for and does not wait for the
-        reader, who may play a chunk meanwhile; what is not read yet is kept. One generation at a time: another call of
-        `stream` or `generate`, from whatever thread, waits until this sound is made (not until it is read) or given up.
-        To give up: `close` the stream, leave a `with` over it, drop it, or raise out of the loop over it. Then the
+        One generation at a time: another `stream` or `generate`, from whatever thread, waits until this sound is made or
+        given up. To give up: `close` the stream, leave a `with` over it, drop it, or raise out of the loop over it; the
         engine is free again after the step that is in progress.
+
+        On a GPU, and in `async for`, the work is done in a thread that starts with the first chunk that is asked for
+        and does not wait for the reader, who may play a chunk meanwhile; what is not read yet is kept. On a CPU, where
+        a second thread would only take the first one's time, `for` does the work in the reader's thread, and that
+        thread cannot start another generation in between.
 
         Args:
             text, ..., seed: as in `generate`, and checked in this call. A prompt in the form of sound is encoded in
@@ -252,6 +257,7 @@ class Engine:
 
         Raises:
             FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
+            RuntimeError: at the first chunk; this thread is in the middle of another stream, on a CPU.
         """
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
         options = GenerationOptions(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
@@ -259,7 +265,7 @@ class Engine:
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = make_requests(text, audio_prompt, audio_prompt_text, seed, options, self.config, self.codec)
         numbered = isinstance(text, (list, tuple))
-        return Stream(lambda: self._pieces(requests, options, sizes, numbered, verbose))
+        return Stream(lambda: self._pieces(requests, options, sizes, numbered, verbose), self._runs_ahead)
 
     astream = stream  # for `async for`: a stream is both kinds of iterator
 

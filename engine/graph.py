@@ -5,7 +5,6 @@ graph holds addresses: it belongs to one set of slots, whose tensors stay where 
 slots of the same tensors, with a graph of their own.
 """
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -14,6 +13,7 @@ import torch
 from .capture import captured
 from .model import DiaModel
 from .state import DecodeState
+from .turn import Turn
 
 STEPS_PER_GRAPH = 8
 SLOT_COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -22,13 +22,13 @@ SLOT_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 class Stepper:
     """Makes the steps of a model: captured on a GPU, one by one elsewhere or with `graph=False`.
 
-    One batch at a time: `lock` is held by whoever uses a state from `state_for` until its codes are read.
+    One batch at a time: `turn` is held by whoever uses a state from `state_for` until its codes are read.
     """
 
     def __init__(self, model: DiaModel, graph: bool = True):
         self.model = model
         self.captures = graph and model.device.type == "cuda"
-        self.lock = threading.Lock()
+        self.turn = Turn()
         self._state: DecodeState | None = None
         self._launch_sizes = (STEPS_PER_GRAPH, 1) if self.captures else (1,)
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # by slots and steps

@@ -28,7 +28,7 @@ from .state import DecodeState
 DEFAULT_CHUNK_FRAMES = 48
 DEFAULT_FIRST_CHUNK_FRAMES = 8
 POLL_SECONDS = 1e-4
-LOCK_SECONDS = 0.02
+TURN_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,14 @@ def speak(
 ) -> Iterator[tuple[int, np.ndarray] | None]:
     """Generate a batch and give out its sound as it is made.
 
-    Holds the stepper's lock while it is open. The decoding of sound does not hold up the steps: on a GPU it runs beside
+    Holds the stepper's turn while it is open. The decoding of sound does not hold up the steps: on a GPU it runs beside
     them, on a CPU they take turns.
 
     Yields:
         (index of the request, what `windows` makes of its next frames); None when texts and prompts are read, after
         every launch of steps and while it waits for its turn, so that its user can stop it or look at the time.
     """
-    while not stepper.lock.acquire(timeout=LOCK_SECONDS):
+    while not stepper.turn.acquire(timeout=TURN_SECONDS):
         yield None
     try:
         windows.prepare(window_lengths(sizes, windows.reach))
@@ -158,7 +158,7 @@ def speak(
         try:
             windows.drain()  # what it reads belongs to the next request from here on
         finally:
-            stepper.lock.release()
+            stepper.turn.release()
 
 
 class _Speech:

@@ -213,7 +213,8 @@ def test_chunk_sizes_out_of_range(values):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_stream_is_the_whole(speaker, seed):
+def test_a_stream_is_the_whole(speaker, seed, monkeypatch):
+    monkeypatch.setattr(speaker, "_runs_ahead", seed % 3 == 0)
     chance = random.Random(seed)
     steady = chance.choice([1, 3, 16, 48, 100])
     chunks = {"chunk_frames": steady, "first_chunk_frames": chance.choice([None, 1, steady])}
@@ -322,6 +323,14 @@ def test_mistakes_are_named_at_the_call(speaker, chunks):
             speaker.stream(**{"text": TEXT, **arguments, **{"chunk_frames": 5}})
 
 
+@pytest.fixture(params=[False, True], ids=["in the reader's thread", "in a thread ahead of the reader"])
+def ahead(request, speaker, mute, monkeypatch):
+    """Both ways to run a stream: as on a CPU, and as on a GPU and in an event loop."""
+    for engine in (speaker, mute):
+        monkeypatch.setattr(engine, "_runs_ahead", request.param)
+    return request.param
+
+
 def leave_by_close(engine):
     stream = engine.stream(TEXT, **LONG)
     next(stream)
@@ -370,25 +379,25 @@ def leave_before_the_start(engine):
     "leave",
     [leave_by_close, leave_by_with, leave_by_error, leave_by_ctrl_c, leave_by_collection, leave_before_the_start],
 )
-def test_whoever_leaves_frees_the_engine_at_once(speaker, leave):
+def test_whoever_leaves_frees_the_engine_at_once(speaker, leave, ahead):
     wanted = speaker.generate(TEXT, seed=5, max_tokens=30)
     leave(speaker)
-    assert not speaker._stepper.lock.locked()
+    assert not speaker._stepper.turn.locked()
     assert np.array_equal(speaker.generate(TEXT, seed=5, max_tokens=30), wanted)
 
 
-def test_an_error_in_the_work_reaches_the_reader_and_frees_the_engine(speaker):
+def test_an_error_in_the_work_reaches_the_reader_and_frees_the_engine(speaker, ahead):
     wanted = speaker.generate(TEXT, seed=5, max_tokens=30)
     step, speaker.model.step = speaker.model.step, lambda state: 1 / 0
     stream = speaker.stream(TEXT)
     with pytest.raises(ZeroDivisionError):
         next(stream)
     speaker.model.step = step
-    assert next(stream, None) is None and not speaker._stepper.lock.locked()
+    assert next(stream, None) is None and not speaker._stepper.turn.locked()
     assert np.array_equal(speaker.generate(TEXT, seed=5, max_tokens=30), wanted)
 
 
-def test_two_streams_and_a_generation_at_once_are_all_right(mute):
+def test_two_streams_and_a_generation_at_once_are_all_right(mute, ahead):
     texts = [TEXT, "[S2] Another script.", "[S1] And one more."]
     knobs = {"seed": 1, "max_tokens": 50}
     wanted, found = [mute.generate(text, **knobs) for text in texts], {}
@@ -405,19 +414,28 @@ def test_two_streams_and_a_generation_at_once_are_all_right(mute):
     assert all(np.array_equal(found[index], whole) for index, whole in enumerate(wanted))
 
 
-def test_one_thread_may_read_two_streams_and_generate_in_between(mute):
-    knobs = {"seed": 1, "max_tokens": 50}
-    first, second = mute.stream(TEXT, chunk_frames=4, **knobs), mute.stream("[S2] Two.", chunk_frames=4, **knobs)
-    pieces = [[next(first)], [next(second)]]
-    between = mute.generate("[S1] Three.", **knobs)
+def test_one_thread_and_two_streams(mute, ahead):
+    knobs = {"seed": 1, "max_tokens": 50, "chunk_frames": 4}
+    texts = [TEXT, "[S2] Two."]
+    first, second = (mute.stream(text, **knobs) for text in texts)
+    pieces = [[next(first)], []]
+    if ahead:  # the first is made to its end, whether it is read or not
+        assert len(mute.generate("[S1] Three.", max_tokens=30)) == 14
+    else:  # who would wait would wait for itself
+        with pytest.raises(RuntimeError, match="in the middle of a stream of this engine"):
+            mute.generate("[S1] Three.", max_tokens=30)
+        with pytest.raises(RuntimeError, match="in the middle of a stream of this engine"):
+            next(second)
+        pieces[0] += first
+        second = mute.stream(texts[1], **knobs)
     pieces[1] += second
     pieces[0] += first
-    for found, text in zip(pieces, (TEXT, "[S2] Two.")):
+    del knobs["chunk_frames"]
+    for found, text in zip(pieces, texts):
         assert np.array_equal(np.concatenate(found), mute.generate(text, **knobs))
-    assert np.array_equal(between, mute.generate("[S1] Three.", **knobs))
 
 
-def test_a_stream_that_waits_for_its_turn_can_be_closed(mute):
+def test_a_stream_that_waits_for_its_turn_can_be_closed(mute, ahead):
     first, second = mute.stream(TEXT, **LONG), mute.stream(TEXT, **LONG)
     next(first)
     reader = threading.Thread(target=lambda: next(second, None))
@@ -479,14 +497,14 @@ def test_leaving_an_async_stream_frees_the_engine(speaker, leave):
             await task
 
     asyncio.run(main())
-    assert speaker._stepper.lock.acquire(timeout=0.5), "a step later at most"
-    speaker._stepper.lock.release()
+    assert speaker._stepper.turn.acquire(timeout=0.5), "a step later at most"
+    speaker._stepper.turn.release()
 
 
 def test_an_unread_stream_does_not_keep_the_process_from_ending():
     code = (
-        "from engine import Engine; stream = Engine.load('synthetic:tiny', device='cpu').stream('x', seed=2);"
-        "print(len(next(stream)))"
+        "from engine import Engine; engine = Engine.load('synthetic:tiny', device='cpu'); engine._runs_ahead = True;"
+        "stream = engine.stream('x', seed=2); print(len(next(stream)))"
     )
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
@@ -500,8 +518,10 @@ def test_verbose_counts_the_steps(mute, capsys):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc to measure memory")
-def test_memory_does_not_grow_with_the_length():
+@pytest.mark.parametrize("ahead", [False, True])
+def test_memory_does_not_grow_with_the_length(ahead):
     engine = scripted_engine(random.Random(0), rows=3072, decoder_hidden_size=64)
+    engine._runs_ahead = ahead
     pieces = engine.stream(TEXT, seed=1)
     for _ in islice(pieces, 6):  # first calls fill caches
         pass
