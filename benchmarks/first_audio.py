@@ -47,10 +47,10 @@ def main() -> None:
     frames = round(options.seconds * engine.sample_rate / engine.codec.hop_length)
     options.peer_steps = options.peer_steps or (_steps(engine, frames) if cuda else 30)
     options.stream_frames = options.stream_frames or (frames if cuda else 80)
-    sizes = ChunkSizes()
+    trace = Trace(engine)
+    sizes = ChunkSizes().settled(trace.windows.reach)
     print("measuring dia-engine ...", file=sys.stderr)
     report = {**machine(engine), **_setting(options, engine, sizes, frames), **_first_audio(engine, options.runs)}
-    trace = Trace(engine)
     report["split"] = _split(trace, sizes, max(3, options.runs // 4))
     report["stream"], report["timeline"] = _long_stream(trace, sizes, options.stream_frames)
     report["codec_work"] = _codec_work(engine, sizes, frames)

@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         "--stream", action="store_true",
         help="write sound as it is made: to a wav file, or with -o - to standard output as 16-bit mono samples",
     )  # fmt: skip
-    streaming.add_argument("--chunk-frames", type=int, metavar="N", help="frames a chunk (default: 48)")
+    streaming.add_argument("--chunk-frames", type=int, metavar="N", help="frames a chunk (default: as suits the codec)")
     streaming.add_argument(
         "--first-chunk-frames", type=int, metavar="N", help="frames of the first chunk; the next double (default: 8)"
     )
@@ -225,18 +225,13 @@ def _check_streaming(options: argparse.Namespace) -> None:
     from .audio import check_writable
     from .streaming import ChunkSizes
 
-    ChunkSizes(**_chunk_sizes(options))
+    ChunkSizes(options.chunk_frames, options.first_chunk_frames)
     if options.output != "-":
         check_writable(options.output)
         if not options.output.lower().endswith(".wav"):
             raise ValueError(f"{options.output}: --stream writes wav files, or samples to standard output with -o -")
     elif sys.stdout.isatty():
         raise ValueError("standard output is a terminal: pipe it to a player, or name a wav file with -o")
-
-
-def _chunk_sizes(options: argparse.Namespace) -> dict[str, int]:
-    sizes = {"chunk_frames": options.chunk_frames, "first_chunk_frames": options.first_chunk_frames}
-    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def _generate(engine, call: dict, options: argparse.Namespace) -> str:
@@ -256,8 +251,9 @@ def _stream(engine, call: dict, options: argparse.Namespace) -> str:
     to_pipe = options.output == "-"
     name = "standard output" if to_pipe else options.output
     started, first, said, sink = time.perf_counter(), 0.0, 0.0, None
+    sizes = {"chunk_frames": options.chunk_frames, "first_chunk_frames": options.first_chunk_frames}
     try:
-        with engine.stream(**call, **_chunk_sizes(options)) as stream:
+        with engine.stream(**call, **sizes) as stream:
             for chunk in stream:
                 if sink is None:  # not before: what fails until here leaves an older file as it was
                     sink = RawSamples(sys.stdout.buffer) if to_pipe else GrowingWav(name, engine.sample_rate)

@@ -25,7 +25,7 @@ from .placement import checked_device, checked_dtype, default_dtype
 from .prompts import encode_prompt, read_prompt
 from .quant import checked_recipe
 from .request import Request, make_requests
-from .streaming import DEFAULT_CHUNK_FRAMES, ChunkSizes, speak
+from .streaming import ChunkSizes, speak
 from .synthetic import is_synthetic, stream_random_weights, synthetic_codec, synthetic_config
 from .weights import stream_weights
 
@@ -228,14 +228,14 @@ class Engine:
         *,
         audio_prompt_text: str | list[str | None] | None = None,
         seed: int | list[int] | None = None,
-        chunk_frames: int = DEFAULT_CHUNK_FRAMES,
+        chunk_frames: int | None = None,
         first_chunk_frames: int | None = None,
     ) -> Stream[np.ndarray] | Stream[tuple[int, np.ndarray]]:
         """`generate`, with the sound given out as it is made: the chunks joined are the same sound.
 
-        One generation at a time: another `stream` or `generate`, from whatever thread, waits until this sound is made or
-        given up. To give up: `close` the stream, leave a `with` over it, drop it, or raise out of the loop over it; the
-        engine is free again after the step that is in progress.
+        One generation at a time: another `stream` or `generate`, from whatever thread, waits until this sound is made
+        or given up. To give up: `close` the stream, leave a `with` over it, drop it, or raise out of the loop over it;
+        the engine is free again after the step that is in progress.
 
         On a GPU, and in `async for`, the work is done in a thread that starts with the first chunk that is asked for
         and does not wait for the reader, who may play a chunk meanwhile; what is not read yet is kept. On a CPU, where
@@ -246,9 +246,10 @@ class Engine:
             text, ..., seed: as in `generate`, and checked in this call. A prompt in the form of sound is encoded in
                 this call too; codes (see `load_audio`) cost nothing.
             chunk_frames: frames a chunk, 512 samples each for the published codec. Each chunk is decoded together with
-                the frames around it that its sound depends on, so that small chunks cost more work.
-            first_chunk_frames: of the first chunk, 8 or chunk_frames where that is less; from then on chunks double
-                up to chunk_frames. The last may be smaller.
+                the frames around it that its sound depends on, so that small chunks cost more work. Default: 48, or
+                more where a codec depends on so many that this would cost half as much again.
+            first_chunk_frames: of the first chunk; from then on chunks double up to chunk_frames, and the last may be
+                smaller. Default: 8, or chunk_frames where that is less.
 
         Returns:
             an iterator, and asynchronous iterator, over what `generate` would give in pieces: sound [samples] float32,

@@ -12,7 +12,7 @@ So each chunk is decoded in a window: its frames and the reach on both sides, as
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -43,19 +43,25 @@ class ChunkSizes:
         ValueError: under 1, or a first chunk larger than the others.
     """
 
-    chunk_frames: int = DEFAULT_CHUNK_FRAMES
-    first_chunk_frames: int | None = None  # 8, or chunk_frames where that is less
+    chunk_frames: int | None = None
+    first_chunk_frames: int | None = None
 
     def __post_init__(self):
-        require_integer("chunk_frames", self.chunk_frames)
-        if self.chunk_frames < 1:
-            raise ValueError(f"chunk_frames must be at least 1, got {self.chunk_frames}")
-        if self.first_chunk_frames is None:
-            object.__setattr__(self, "first_chunk_frames", min(DEFAULT_FIRST_CHUNK_FRAMES, self.chunk_frames))
-        require_integer("first_chunk_frames", self.first_chunk_frames)
-        if not 1 <= self.first_chunk_frames <= self.chunk_frames:
-            limits = f"1..{self.chunk_frames}, from one frame to chunk_frames"
-            raise ValueError(f"first_chunk_frames must be in {limits}, got {self.first_chunk_frames}")
+        for name, frames in asdict(self).items():
+            if frames is not None:
+                require_integer(name, frames)
+                if frames < 1:
+                    raise ValueError(f"{name} must be at least 1, got {frames}")
+        if None not in (self.chunk_frames, self.first_chunk_frames) and self.first_chunk_frames > self.chunk_frames:
+            raise ValueError(
+                f"first_chunk_frames must be at most chunk_frames, {self.chunk_frames}, got {self.first_chunk_frames}"
+            )
+
+    def settled(self, reach: Reach) -> "ChunkSizes":
+        """Both sizes, with defaults that keep the work for a codec of this reach within 1.5 times that of the whole."""
+        first, context = self.first_chunk_frames, reach.before + reach.after
+        steady = self.chunk_frames or max(DEFAULT_CHUNK_FRAMES, 2 * context, first or 0)
+        return ChunkSizes(steady, first or min(DEFAULT_FIRST_CHUNK_FRAMES, steady))
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,8 @@ class Schedule:
     """The windows of one sound, in order."""
 
     def __init__(self, sizes: ChunkSizes, reach: Reach):
-        self._reach, self._steady = reach, sizes.chunk_frames
-        self._size = sizes.first_chunk_frames
+        sizes = sizes.settled(reach)
+        self._reach, self._steady, self._size = reach, sizes.chunk_frames, sizes.first_chunk_frames
         self._given = 0
 
     def wanted(self) -> int:
@@ -105,10 +111,10 @@ def full_windows(sizes: ChunkSizes, reach: Reach) -> Iterator[Window]:
 
 def window_lengths(sizes: ChunkSizes, reach: Reach) -> set[int]:
     """Frames of every window but the last ones of a sound."""
-    lengths = set()
+    lengths, steady = set(), sizes.settled(reach).chunk_frames
     for window in full_windows(sizes, reach):
         lengths.add(window.stop - window.start)
-        if window.last - window.first == sizes.chunk_frames and window.first >= reach.before:
+        if window.last - window.first == steady and window.first >= reach.before:
             return lengths
 
 

@@ -202,11 +202,17 @@ def test_complete_frames():
     assert complete_frames(9, 0, 10, prompt=0, max_delay=0) == (9, True)
 
 
-@pytest.mark.parametrize("values", [(0,), (4, 5), (48, 0)])
+@pytest.mark.parametrize("values", [(0,), (4, 5), (48, 0), (None, -1)])
 def test_chunk_sizes_out_of_range(values):
-    with pytest.raises(ValueError, match="chunk_frames must be|first_chunk_frames must be in 1.."):
+    with pytest.raises(ValueError, match="chunk_frames must be at (least 1|most chunk_frames, 4), got"):
         ChunkSizes(*values)
-    assert ChunkSizes(4).first_chunk_frames == 4 and ChunkSizes().first_chunk_frames == 8
+
+
+def test_default_chunk_sizes_follow_the_reach():
+    assert ChunkSizes().settled(Reach(10, 10)) == ChunkSizes(48, 8)
+    assert ChunkSizes().settled(Reach(15, 15)) == ChunkSizes(60, 8), "a window of 90 frames for 60"
+    assert ChunkSizes(4).settled(Reach(10, 10)) == ChunkSizes(4, 4)
+    assert ChunkSizes(None, 70).settled(Reach(1, 1)) == ChunkSizes(70, 70)
 
 
 # Streams
@@ -309,15 +315,16 @@ def test_first_sound_after_the_fewest_steps(speaker):
     assert seen[0] == 15 + 8 + around.after, "the delay, the frames of the chunk, and those it hears"
 
 
-def test_steady_windows_decode_less_than_1_6_times_the_whole():
-    window = next(islice(full_windows(ChunkSizes(), Reach(10, 10)), 9, None))
+@pytest.mark.parametrize("frames", [0, 3, 10, 15, 40])
+def test_steady_windows_decode_less_than_1_6_times_the_whole(frames):
+    window = next(islice(full_windows(ChunkSizes(), Reach(frames, frames)), 9, None))
     assert (window.stop - window.start) / (window.last - window.first) < 1.6
 
 
-@pytest.mark.parametrize("chunks", [{"chunk_frames": 0}, {"chunk_frames": 2.5}, {"first_chunk_frames": 49}])
+@pytest.mark.parametrize("chunks", [(0, None), (2.5, None), (3, 4)])
 def test_mistakes_are_named_at_the_call(speaker, chunks):
     with pytest.raises((ValueError, TypeError), match="chunk_frames"):
-        speaker.stream(TEXT, **chunks)
+        speaker.stream(TEXT, chunk_frames=chunks[0], first_chunk_frames=chunks[1])
     for arguments in ({"text": ""}, {"seed": -1}, {"max_tokens": 16}, {"audio_prompt": "absent.wav"}):
         with pytest.raises((ValueError, FileNotFoundError)):
             speaker.stream(**{"text": TEXT, **arguments, **{"chunk_frames": 5}})
