@@ -106,7 +106,8 @@ def _weight_bytes(engine: Engine) -> int:
 
 def _step_bytes(engine: Engine, options, text: torch.Tensor) -> int:
     """What a step reads in the middle of a run."""
-    return step_bytes(engine, options.batch, options.steps // 2, len(text))
+    sizes = {name: weight.nbytes for name, weight in engine.weights.items()}
+    return step_bytes(engine.config, sizes, engine.dtype.itemsize, options.batch, options.steps // 2, len(text))
 
 
 def _setting(options, engine: Engine, text: torch.Tensor, bandwidth: float) -> dict:
