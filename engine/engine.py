@@ -199,11 +199,11 @@ class Engine:
 
         Raises:
             FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
+            RuntimeError: this thread is in the middle of a stream, on a CPU.
         """
         options = GenerationOptions(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
-        audio_prompt = _merge_prompt_names(audio_prompt, audio_prompt_path)
         _note_ignored(use_torch_compile, use_cfg_filter)
-        requests = make_requests(text, audio_prompt, audio_prompt_text, seed, options, self.config, self.codec)
+        requests = self._requests(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
         real_time = self._frames_per_second / len(requests)
         with self._on_device(), self._stepper.turn, _progress(verbose, real_time) as progress:
             state = start_requests(self._stepper, requests, options)
@@ -262,9 +262,8 @@ class Engine:
         """
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
         options = GenerationOptions(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
-        audio_prompt = _merge_prompt_names(audio_prompt, audio_prompt_path)
         _note_ignored(use_torch_compile, use_cfg_filter)
-        requests = make_requests(text, audio_prompt, audio_prompt_text, seed, options, self.config, self.codec)
+        requests = self._requests(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
         numbered = isinstance(text, (list, tuple))
         return Stream(lambda: self._pieces(requests, options, sizes, numbered, verbose), self._runs_ahead)
 
@@ -287,6 +286,10 @@ class Engine:
     def save_audio(self, path: str | Path, audio: np.ndarray) -> None:
         """Write sound [samples] float32 to a file; the extension decides the format. See `audio.write_audio`."""
         write_audio(path, audio, self.sample_rate)
+
+    def _requests(self, text, prompt, prompt_path, prompt_text, seed, options: GenerationOptions) -> list[Request]:
+        prompt = _merge_prompt_names(prompt, prompt_path)
+        return make_requests(text, prompt, prompt_text, seed, options, self.config, self.codec)
 
     def _on_device(self):
         """Makes the engine's GPU the current one: streams, graphs and kernel launches ask for that."""
