@@ -9,6 +9,7 @@ a long stream is played in simulation: the player starts with the first chunk an
 """
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -54,6 +55,7 @@ def main() -> None:
     report["split"] = _split(trace, sizes, max(3, options.runs // 4))
     report["stream"], report["timeline"] = _long_stream(trace, sizes, options.stream_frames)
     report["codec_work"] = _codec_work(engine, sizes, frames)
+    report["codec_errors"] = _codec_errors(engine)
     ours = Ours(trace.stepper, f"{options.quant or ''} whole".lstrip())
     codec_seconds = frames * report["codec_work"]["whole_seconds_a_frame"]
     report["whole"] = [
@@ -215,11 +217,15 @@ def _long_stream(trace: Trace, sizes: ChunkSizes, frames: int) -> tuple[dict, di
     """A stream of so many frames: how a player in real time fares, and what was done when."""
     for _ in islice(trace.run(sizes, frames), 2):  # captures graphs
         pass
-    memory = WorkingMemory(trace.engine.device)
+    memory, hop = WorkingMemory(trace.engine.device), trace.engine.codec.hop_length
+    early, made = None, 0
     for _ in trace.run(sizes, frames):
-        pass
+        made = round(sum(samples for _, samples in trace.chunks) / hop)
+        early = memory.peak() if made <= frames / 4 else early
     played = _played(trace.chunks, trace.engine.sample_rate)
-    figures = {"frames": frames, **_underruns(played), "working_bytes": memory.peak()}
+    figures = {
+        "frames": made, **_underruns(played), "working_bytes_first_quarter": early, "working_bytes": memory.peak(),
+    }  # fmt: skip
     timeline = {"text": trace.text, "steps": trace.steps, "codec": trace.codec, "played": played}
     return figures, timeline
 
@@ -267,6 +273,18 @@ def _codec_work(engine: Engine, sizes: ChunkSizes, frames: int) -> dict:
     }
 
 
+@torch.no_grad()
+def _codec_errors(engine: Engine) -> dict[str, float]:
+    """Of the sound in half precision against that in float32, as a share of the sound's size (deviations)."""
+    codec = engine.codec
+    codes = torch.randint(codec.codebook_size, (30, codec.num_codebooks), device=codec.device)
+    latent, sounds = codec.quantizer.decode(codes), {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        sounds[str(dtype).removeprefix("torch.")] = copy.deepcopy(codec.decoder).to(dtype)(latent.to(dtype)).float()
+    exact = sounds.pop("float32")
+    return {name: float((sound - exact).std() / exact.std()) for name, sound in sounds.items()}
+
+
 def _peers(options: argparse.Namespace, engine: Engine) -> list[Transformers | Nari]:
     if options.against and options.quant:  # they read the weights as they are
         engine = Engine.load(options.model, dtype=engine.dtype, device=engine.device, load_dac=False)
@@ -295,7 +313,7 @@ def _whole(runtime, options: argparse.Namespace, engine: Engine, frames: int, co
 
 def _table(report: dict) -> str:
     first, split, stream, work = (report[name] for name in ("first_audio_seconds", "split", "stream", "codec_work"))
-    name = f"dia-engine {report['quant'] or ''}".rstrip()
+    name, errors = f"dia-engine {report['quant'] or ''}".rstrip(), report["codec_errors"]
     lines = [
         f"{report['model']} in {report['dtype']} on {report['device']}, {report['threads']} threads, torch "
         f"{report['torch']}, {report['date']}; {report['text_bytes']} bytes of text, codec in {report['codec_dtype']}",
@@ -306,8 +324,10 @@ def _table(report: dict) -> str:
         f"codec {split['codec_seconds']:.3f} s",
         f"    played in real time: {stream['underruns']} underruns in {stream['chunks']} chunks of up to "
         f"{report['chunk_frames']} frames, {stream['silence_seconds']:.2f} s of silence in {stream['frames']} frames",
+        f"    memory beside the model: {_megabytes(stream['working_bytes_first_quarter'])} in the first quarter of it, "
+        f"{_megabytes(stream['working_bytes'])} in all",
         f"    codec, windows against the whole: {work['frames_ratio']:.2f}x the frames, {work['time_ratio']:.2f}x the "
-        "time",
+        "time; against float32 " + ", ".join(f"{name} is off by {100 * off:.2f} %" for name, off in errors.items()),
         "",
         f"first sound of {report['whole_frames']} frames made whole:",
     ]
@@ -319,6 +339,10 @@ def _table(report: dict) -> str:
             f"{row['first_audio_seconds'] / first['p50']:>7.1f}x later"
         )
     return "\n".join(lines)
+
+
+def _megabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:.1f} MB"
 
 
 if __name__ == "__main__":
