@@ -13,6 +13,8 @@ from ..capture import captured
 from .codec import Codec
 from .reach import Reach, reach
 
+MOST_GRAPHS = 64  # for callers who ask for chunks of ever other sizes
+
 
 class HostCopy:
     """A tensor on its way to the host's memory, behind the work on the current stream."""
@@ -80,16 +82,20 @@ class SoundWindows(CodeWindows):
         self.codec = codec
         self.reach = reach(codec.decoder)
         self._graphs: dict[int, _Graph] = {}
+        self._pool = None
 
     def prepare(self, lengths: Iterable[int]) -> None:
-        """On a GPU capture a graph for each length, all in one pool, unless those of the last call hold them."""
-        lengths = set(lengths)
-        if self._stream is None or lengths <= set(self._graphs):
+        """On a GPU capture a graph for each length that has none yet, all in one memory pool."""
+        missing = set(lengths) - set(self._graphs)
+        if self._stream is None or not missing:
             return
-        self._graphs = {}  # before the new memory is asked for
-        pool = torch.cuda.graph_pool_handle()
-        for length in sorted(lengths, reverse=True):
-            self._graphs[length] = _Graph(self.codec, length, pool, self._stream)
+        if len(self._graphs) + len(missing) > MOST_GRAPHS:
+            self._graphs = {}  # before the new memory is asked for
+            missing = set(lengths)
+        if not self._graphs:
+            self._pool = torch.cuda.graph_pool_handle()
+        for length in sorted(missing, reverse=True):
+            self._graphs[length] = _Graph(self.codec, length, self._pool, self._stream)
 
     def widened(self, start: int, stop: int) -> int:
         """The last window of a sound may have any length: with more frames before it it may be a captured one."""
