@@ -205,7 +205,7 @@ class Engine:
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = self._requests(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
         real_time = self._frames_per_second / len(requests)
-        with self._on_device(), self._stepper.turn, _progress(verbose, real_time) as progress:
+        with self._on_device(), self._stepper.lock, _progress(verbose, real_time) as progress:
             state = start_requests(self._stepper, requests, options)
             self._stepper.run(state, progress)
             codes = finished_codes(state, requests)

@@ -22,13 +22,13 @@ SLOT_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 class Stepper:
     """Makes the steps of a model: captured on a GPU, one by one elsewhere or with `graph=False`.
 
-    One batch at a time: `turn` is held by whoever uses a state from `state_for` until its codes are read.
+    One batch at a time: `lock` is held by whoever uses a state from `state_for` until its codes are read.
     """
 
     def __init__(self, model: DiaModel, graph: bool = True):
         self.model = model
         self.captures = graph and model.device.type == "cuda"
-        self.turn = Turn()
+        self.lock = Turn()
         self._state: DecodeState | None = None
         self._launch_sizes = (STEPS_PER_GRAPH, 1) if self.captures else (1,)
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # by slots and steps

@@ -146,14 +146,14 @@ def speak(
 ) -> Iterator[tuple[int, np.ndarray] | None]:
     """Generate a batch and give out its sound as it is made.
 
-    Holds the stepper's turn while it is open. The decoding of sound does not hold up the steps: on a GPU it runs beside
+    Holds the stepper's lock while it is open. The decoding of sound does not hold up the steps: on a GPU it runs beside
     them, on a CPU they take turns.
 
     Yields:
         (index of the request, what `windows` makes of its next frames); None when texts and prompts are read, after
         every launch of steps and while it waits for its turn, so that its user can stop it or look at the time.
     """
-    while not stepper.turn.acquire(timeout=TURN_SECONDS):
+    while not stepper.lock.acquire(timeout=TURN_SECONDS):
         yield None
     try:
         windows.prepare(window_lengths(sizes, windows.reach))
@@ -164,7 +164,7 @@ def speak(
         try:
             windows.drain()  # what it reads belongs to the next request from here on
         finally:
-            stepper.turn.release()
+            stepper.lock.release()
 
 
 class _Speech:

@@ -13,8 +13,8 @@ class Turn:
         self._lock = threading.Lock()
         self._holder: int | None = None
 
-    def acquire(self, timeout: float = -1) -> bool:
-        """Whether the lock is held now; without a timeout in seconds it waits as long as it takes.
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Whether the lock is held now; arguments as for `threading.Lock`.
 
         Raises:
             RuntimeError: this thread holds it.
@@ -23,7 +23,7 @@ class Turn:
             raise RuntimeError(
                 "this thread is in the middle of a stream of this engine: read it to its end or close it first"
             )
-        if not self._lock.acquire(timeout=timeout):
+        if not self._lock.acquire(blocking, timeout):
             return False
         self._holder = threading.get_ident()
         return True

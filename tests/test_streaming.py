@@ -219,14 +219,14 @@ def test_default_chunk_sizes_follow_the_reach():
 # Streams
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_stream_is_the_whole(speaker, seed, monkeypatch):
     monkeypatch.setattr(speaker, "_runs_ahead", seed % 3 == 0)
     chance = random.Random(seed)
     steady = chance.choice([1, 3, 16, 48, 100])
     chunks = {"chunk_frames": steady, "first_chunk_frames": chance.choice([None, 1, steady])}
     prompt = torch.randint(1024, (chance.randint(1, 20), 9)) if seed % 2 else None
-    frames = chance.choice([1, 2, 9, 20, 60, 130])
+    frames = chance.choice([1, 2, 9, 20, 60])
     knobs = {"seed": seed, "audio_prompt": prompt, "temperature": chance.choice([0.0, 1.2])}
     knobs["max_tokens"] = frames + 16 + (0 if prompt is None else len(prompt))
     whole, pieces = speaker.generate(TEXT, **knobs), list(speaker.stream(TEXT, **knobs, **chunks))
@@ -236,7 +236,7 @@ def test_a_stream_is_the_whole(speaker, seed, monkeypatch):
 
 def test_a_batch_streams_each_of_its_texts(speaker, mute):
     texts = [TEXT, "[S2] A longer second script, so that lengths differ.", "[S1] x"]
-    knobs = {"audio_prompt": [None, torch.randint(1024, (7, 9)), None], "seed": [3, 4, 5], "max_tokens": 60}
+    knobs = {"audio_prompt": [None, torch.randint(1024, (7, 9)), None], "seed": [3, 4, 5], "max_tokens": 40}
     for engine in (speaker, mute):
         pieces = [[], [], []]
         for index, piece in engine.stream(texts, chunk_frames=10, **knobs):
@@ -324,7 +324,7 @@ def test_the_loop_around_a_gpu(speaker, monkeypatch):
     decode = speaker._windows.decode
     monkeypatch.setattr(speaker._windows, "decode", lambda *part: SlowCopy(decode(*part), chance.randint(0, 6)))
     monkeypatch.setattr(speaker._windows, "widened", lambda start, stop: widened(start, stop, {18, 34, 52, 68}))
-    knobs = {"text": [TEXT, "[S2] x"], "seed": 2, "max_tokens": 150}
+    knobs = {"text": [TEXT, "[S2] x"], "seed": 2, "max_tokens": 100}
     pieces = [[], []]
     for index, piece in speaker.stream(**knobs):
         pieces[index].append(piece)
@@ -424,7 +424,7 @@ def leave_before_the_start(engine):
 def test_whoever_leaves_frees_the_engine_at_once(speaker, leave, ahead):
     wanted = speaker.generate(TEXT, seed=5, max_tokens=30)
     leave(speaker)
-    assert not speaker._stepper.turn.locked()
+    assert not speaker._stepper.lock.locked()
     assert np.array_equal(speaker.generate(TEXT, seed=5, max_tokens=30), wanted)
 
 
@@ -435,7 +435,7 @@ def test_an_error_in_the_work_reaches_the_reader_and_frees_the_engine(speaker, a
     with pytest.raises(ZeroDivisionError):
         next(stream)
     speaker.model.step = step
-    assert next(stream, None) is None and not speaker._stepper.turn.locked()
+    assert next(stream, None) is None and not speaker._stepper.lock.locked()
     assert np.array_equal(speaker.generate(TEXT, seed=5, max_tokens=30), wanted)
 
 
@@ -539,8 +539,8 @@ def test_leaving_an_async_stream_frees_the_engine(speaker, leave):
             await task
 
     asyncio.run(main())
-    assert speaker._stepper.turn.acquire(timeout=0.5), "a step later at most"
-    speaker._stepper.turn.release()
+    assert speaker._stepper.lock.acquire(timeout=0.5), "a step later at most"
+    speaker._stepper.lock.release()
 
 
 def test_an_unread_stream_does_not_keep_the_process_from_ending():
