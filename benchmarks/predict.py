@@ -21,6 +21,7 @@ from engine.inventory import weight_bytes
 from engine.model import parameter_shapes
 from engine.quant import RECIPES, chosen_formats
 
+from .command import run
 from .kernel_report import step_launches
 from .roofline import is_read_in_step, step_bytes
 
@@ -82,4 +83,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
