@@ -16,14 +16,14 @@ def test_a_player_in_real_time():
 
 
 def test_a_run(tmp_path, monkeypatch, capsys):
-    quick = ["--runs", "1", "--seconds", "0.4", "--stream-frames", "20", "--peer-steps", "3"]
+    quick = ["--runs", "1", "--seconds", "0.2", "--stream-frames", "12", "--peer-steps", "2"]
     model = ["--model", "synthetic:tiny", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["first_audio", *model, *quick, "--json", str(tmp_path / "j")])
     first_audio.main()
     shown, report = capsys.readouterr().out, json.loads((tmp_path / "j").read_text())
     assert "first 8 frames of sound after" in shown and "dia-engine whole" in shown
     assert report["split"]["launches"] == 15 + 8 + 10 and report["codec_work"]["frames_ratio"] < 1.6
-    assert report["stream"]["frames"] == 20 and len(report["timeline"]["steps"]) == 15 + 20
+    assert report["stream"]["frames"] == 12 and len(report["timeline"]["steps"]) == 15 + 12
     pytest.importorskip("matplotlib")
     from benchmarks.plot import draw_timeline
 
