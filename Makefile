@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow gpu clean
+.PHONY: demo test test-slow hear gpu clean
 
 # One thread: in so small a model the others only wait, and on a busy machine they wait for long.
 demo: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/dia-engine say --model synthetic:tiny --max-tokens 360 --seed 7 -o demo.wav \
-		"[S1] Dia is an open text to dialogue model. [S2] And this engine runs it. (laughs)"
+	@OMP_NUM_THREADS=1 $(BIN)/dia-engine say --model talker --seed 1 -o demo.wav --spectrogram demo.png \
+		"[S1] Hello, little robot. Can you speak? [S2] Yes, my friend. I can speak very well."
 
 test: $(READY)
 	$(PY) -m pytest -q -m "not slow"
@@ -18,6 +18,12 @@ test: $(READY)
 # What takes minutes or gigabytes: the 1.6B checkpoints on disk.
 test-slow: $(READY)
 	$(PY) -m pytest -q -m slow
+
+# What the small model's speech sounds like to a speech recogniser. Needs flite: apt install flite
+hear: $(READY)
+	$(PY) -m pip install -q -c constraints.txt -e ".[hear]" --no-build-isolation
+	$(PY) -m talker.evaluate
+	$(PY) -m pytest -q tests/test_hearing.py
 
 # Needs a CUDA device. In an environment of one's own: make gpu READY= PY=python3
 gpu: $(READY)
@@ -31,4 +37,4 @@ $(READY): setup.py pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo.wav .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info demo.wav demo.png .pytest_cache

@@ -10,6 +10,7 @@ setup(
     python_requires=">=3.10",
     packages=["engine", "engine.codec", "engine.kernels"],
     package_dir={"engine": "engine", "engine.kernels": "kernels"},
+    package_data={"engine": ["talker/*.*", "talker/codec/*.*"]},  # the small model that `Engine.load("talker")` reads
     install_requires=[
         "torch>=2.6",
         "numpy",
@@ -23,6 +24,7 @@ setup(
     extras_require={
         "codec": ["descript-audio-codec>=1.0"],
         "test": ["pytest>=7", "pytest-benchmark>=4", "transformers>=4.53", "bitsandbytes>=0.45", "accelerate"],
+        "hear": ["pocketsphinx>=5", "transformers>=4.53"],  # `talker/` and the tests that listen; they need flite too
     },
     entry_points={"console_scripts": ["dia-engine=engine.cli:main"]},
 )

@@ -16,6 +16,7 @@ EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 INFO = "Layout, parameters and memory of a model, from its files; a model of the hub is fetched first."
 INTERRUPTED = "dia-engine: interrupted, nothing was written"
+TOY = "talker is a toy of 41 words, for trying the engine without a GPU; it is no measure of Dia."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,6 +81,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from .options import REFERENCE_DEFAULTS
+
     parser = _Parser(prog="dia-engine", description="Run Dia, the open text-to-dialogue model.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -88,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     say.add_argument("text", nargs="?", help='the script, such as "[S1] Hello. [S2] Hi!"; - reads standard input')
     say.add_argument("-f", "--file", type=Path, help="read the script from a text file")
     say.add_argument("-o", "--output", default="speech.wav", help="wav, flac, ogg or mp3 (default: %(default)s)")
+    say.add_argument("--spectrogram", metavar="PNG", help="also draw what was said: 0 to 8 kHz upwards, 5 ms a column")
     streaming = say.add_argument_group("streaming")
     streaming.add_argument(
         "--stream", action="store_true",
@@ -103,16 +107,20 @@ def _parser() -> argparse.ArgumentParser:
     voice.add_argument("--prompt-text", metavar="TEXT", help="what is said in the prompt")
     knobs = say.add_argument_group("generation")
     knobs.add_argument("--seed", type=int, help="same seed, same sound (default: a new one, which is shown)")
-    knobs.add_argument("--max-tokens", type=int, default=3072, help="decoder rows at most (default: %(default)s)")
-    knobs.add_argument("--cfg-scale", type=float, default=3.0, help="guidance by the text (default: %(default)s)")
-    knobs.add_argument("--temperature", type=float, default=1.2, help="0 = likeliest (default: %(default)s)")
-    knobs.add_argument("--top-p", type=float, default=0.95, help="in (0, 1] (default: %(default)s)")
-    knobs.add_argument("--top-k", type=_top_k, default=45, help="candidates, or all (default: %(default)s)")
+    for flag, kind, name, meaning in (
+        ("--max-tokens", int, "max_tokens", "decoder rows at most"),
+        ("--cfg-scale", float, "cfg_scale", "guidance by the text"),
+        ("--temperature", float, "temperature", "0 = likeliest"),
+        ("--top-p", float, "top_p", "in (0, 1]"),
+        ("--top-k", _top_k, "cfg_filter_top_k", "candidates, or all"),
+    ):
+        meaning += " (default: the model's own, else %(default)s)"
+        knobs.add_argument(flag, type=kind, default=REFERENCE_DEFAULTS[name], dest=name, help=meaning)
     say.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
     info = commands.add_parser("info", help="describe a model", description=INFO)
     info.set_defaults(run=_info)
-    info.add_argument("model", help="hub id, folder, or synthetic:tiny / synthetic:full")
+    info.add_argument("model", help="hub id, folder, talker, or synthetic:tiny / synthetic:full")
     info.add_argument("--dtype", default="bfloat16", help="dtype that memory is counted in (default: %(default)s)")
     info.add_argument("--quant", help="count the memory of a quantised model: int8 or nf4")
     info.add_argument("--revision", help="revision of the hub repository")
@@ -121,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         "quantize", help="write a quantised copy of a model", description="Write a model in 8 or 4 bits."
     )
     quantize.set_defaults(run=_quantize)
-    quantize.add_argument("model", help="hub id, folder, or synthetic:tiny / synthetic:full")
+    quantize.add_argument("model", help="hub id, folder, talker, or synthetic:tiny / synthetic:full")
     quantize.add_argument("folder", type=Path, metavar="OUT", help="folder to create")
     quantize.add_argument("--quant", required=True, help="int8 or nf4")
     quantize.add_argument("--dtype", default="bfloat16", help="of what is not quantised (default: %(default)s)")
@@ -131,8 +139,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model_arguments(command: argparse.ArgumentParser, default_model: str) -> None:
     group = command.add_argument_group("model")
-    group.add_argument("--model", default=default_model, help="hub id, folder or synthetic:... (default: %(default)s)")
-    group.add_argument("--codec", help="codec's hub id, folder or file (default: descript/dac_44khz)")
+    names = "hub id, folder, talker or synthetic:... (default: %(default)s)"
+    group.add_argument("--model", default=default_model, help=names)
+    group.add_argument("--codec", help="codec's hub id, folder or file (default: the model's, else descript/dac_44khz)")
     group.add_argument("--codec-dtype", help="float32, bfloat16 or float16 (default: float32)")
     group.add_argument("--revision", help="revision of the hub repository")
     group.add_argument("--quant", help="int8 or nf4: quantise the weights while loading")
@@ -165,11 +174,7 @@ def _say(options: argparse.Namespace) -> None:
     loaded = time.perf_counter() - started
     call = {
         "text": script,
-        "max_tokens": options.max_tokens,
-        "cfg_scale": options.cfg_scale,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "cfg_filter_top_k": options.top_k,
+        **_knobs(options),
         "audio_prompt": options.prompt,
         "audio_prompt_text": options.prompt_text,
         "seed": seed,
@@ -183,6 +188,15 @@ def _say(options: argparse.Namespace) -> None:
         print(f"seed {seed}, {dtype} on {engine.device}, loaded in {loaded:.1f} s", file=report)
         if options.model.startswith("synthetic:"):
             print("The weights are random: this is noise, not speech.", file=report)
+        if options.model == "talker":
+            print(TOY, file=report)
+
+
+def _knobs(options: argparse.Namespace) -> dict:
+    """The knobs of generation by the names of `Engine.generate`."""
+    from .options import REFERENCE_DEFAULTS
+
+    return {name: getattr(options, name) for name in REFERENCE_DEFAULTS}
 
 
 def _checked_codec(options: argparse.Namespace, script: str, seed: int):
@@ -193,26 +207,27 @@ def _checked_codec(options: argparse.Namespace, script: str, seed: int):
     """
     from .audio import check_writable
     from .engine import open_codec
-    from .inventory import model_config
+    from .inventory import model_config, model_defaults
     from .options import GenerationOptions
     from .placement import checked_device, checked_dtype
     from .quant import checked_recipe
     from .request import encode_script, read_requests
+    from .spectrogram import check_spectrogram_path
 
+    check_spectrogram_path(options.spectrogram)
     if options.stream:
         _check_streaming(options)
     elif options.chunk_frames is not None or options.first_chunk_frames is not None or options.output == "-":
         raise ValueError("--chunk-frames, --first-chunk-frames and -o - need --stream")
     else:
         check_writable(options.output)
-    knobs = GenerationOptions(
-        options.max_tokens, options.cfg_scale, options.temperature, options.top_p, options.top_k
-    )
+    GenerationOptions.resolve({}, **_knobs(options))
     device = checked_device(options.device)
     dtype, codec_dtype = (each and checked_dtype(each) for each in (options.dtype, options.codec_dtype))
     if options.quant is not None:
         checked_recipe(options.quant)
-    config = model_config(options.model, options.revision)
+    config, defaults = model_config(options.model, options.revision), model_defaults(options.model, options.revision)
+    knobs = GenerationOptions.resolve(defaults, **_knobs(options))
     encode_script(script, options.prompt_text, options.prompt is not None, config)
     codec = options.codec
     if options.prompt is not None:  # its length in frames depends on the codec
@@ -241,6 +256,7 @@ def _generate(engine, call: dict, options: argparse.Namespace) -> str:
     spent = time.perf_counter() - started
     _check_said(len(audio), call)
     engine.save_audio(options.output, audio)
+    _draw(options.spectrogram, audio, engine.sample_rate)
     return f"{options.output}: {_speed(len(audio) / engine.sample_rate, spent)}"
 
 
@@ -250,7 +266,7 @@ def _stream(engine, call: dict, options: argparse.Namespace) -> str:
 
     to_pipe = options.output == "-"
     name = "standard output" if to_pipe else options.output
-    started, first, said, sink = time.perf_counter(), 0.0, 0.0, None
+    started, first, said, sink, pieces = time.perf_counter(), 0.0, 0.0, None, []
     sizes = {"chunk_frames": options.chunk_frames, "first_chunk_frames": options.first_chunk_frames}
     try:
         with engine.stream(**call, **sizes) as stream:
@@ -260,11 +276,24 @@ def _stream(engine, call: dict, options: argparse.Namespace) -> str:
                 sink.write(chunk)
                 first = first or time.perf_counter() - started
                 said += len(chunk) / engine.sample_rate
+                if options.spectrogram is not None:
+                    pieces.append(chunk)
     except KeyboardInterrupt:
         written = f"{said:.2f} s of sound are in {name}" if said else "nothing was written"
         raise KeyboardInterrupt(f"dia-engine: interrupted, {written}") from None
     _check_said(said, call)
+    _draw(options.spectrogram, pieces, engine.sample_rate)
     return f"{name}: {_speed(said, time.perf_counter() - started)}, the first of it after {first:.3f} s"
+
+
+def _draw(path: str | None, pieces: list, sample_rate: int) -> None:
+    """The spectrogram of a sound in pieces, if one is asked for."""
+    if path is not None:
+        import numpy as np
+
+        from .spectrogram import draw_spectrogram
+
+        draw_spectrogram(path, np.concatenate(pieces), sample_rate)
 
 
 def _check_said(amount: float, call: dict) -> None:

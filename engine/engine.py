@@ -13,6 +13,7 @@ from .audio import write_audio
 from .background import Stream
 from .codec import DEFAULT_CODEC, Codec
 from .codec.windows import CodeWindows, SoundWindows
+from .companions import own_codec, own_defaults
 from .config import DiaConfig
 from .generation import finished_codes, start_requests
 from .graph import Stepper
@@ -20,7 +21,7 @@ from .hub import DEFAULT_MODEL, find_model
 from .kernels.formats import Weight
 from .kernels.int8_cpu import PackedInt8Weight, fastest
 from .model import DiaModel
-from .options import DEFAULT_MAX_TOKENS, GenerationOptions
+from .options import REFERENCE_DEFAULTS, GenerationOptions
 from .placement import checked_device, checked_dtype, default_dtype
 from .prompts import encode_prompt, read_prompt
 from .quant import checked_recipe
@@ -39,6 +40,7 @@ class Engine:
         config: sizes and special ids of the model.
         model, codec: what computes; codec is None after `load_dac=False`.
         device, dtype: where and in what the model computes.
+        defaults: the model's own defaults for `generate`, by name; what is not in it is as the signature says.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class Engine:
         codec: Codec | None = None,
         *,
         graph: bool = True,
+        defaults: Mapping[str, float | int | None] | None = None,
     ):
         """Build from weights named as in `parameter_shapes`; `load`, `from_pretrained` and `from_local` read them."""
         with torch.no_grad():
             self.model = DiaModel(config, weights)
         self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype
+        self.defaults = dict(defaults or {})
         self._stepper = Stepper(self.model, graph)
         # Threads of a CPU would share its cores, and each brings a pool of its own: steps get slower by a third.
         self._runs_ahead = self.device.type == "cuda"
@@ -73,16 +77,18 @@ class Engine:
         revision: str | None = None,
         graph: bool = True,
     ) -> "Engine":
-        """Load a model from the hub or a local folder, or make one up (`synthetic:tiny`, `synthetic:full`).
+        """Load a model from the hub or a folder, the one that comes with the engine, or make one up.
 
         Args:
-            model: hub id or folder, weights in transformers' or nari-labs' layout.
+            model: hub id or folder, weights in transformers' or nari-labs' layout; "talker", a small one that comes
+                with the engine; or random weights, `synthetic:tiny` and `synthetic:full`.
             quant: "int8", "nf4" (also "4bit") or a recipe of one's own, see `quant.checked_recipe`: quantises while
                 loading. None leaves the weights as they are stored; a quantised checkpoint needs no more than that.
             dtype: "float32", "bfloat16" or "float16". Default: on a GPU bfloat16, or float16 where the GPU lacks it; on
                 a CPU float32 for a model under 100 million parameters, else bfloat16 if the CPU multiplies it natively.
             device: default "cuda" if there is one, else "cpu".
-            codec: hub id, folder or file of the audio codec, or a loaded one. Default: `descript/dac_44khz`.
+            codec: hub id, folder or file of the audio codec, or a loaded one. Default: the folder `codec` in the
+                model's own folder if there is one, else `descript/dac_44khz`.
             codec_dtype: of the codec's convolutions, as `dtype`; default "float32". Half precision is for GPUs; at full
                 size the sound is then off by 1.4 % (bfloat16) or 0.2 % (float16) of its own size.
             load_dac: False leaves the codec out, and `generate` returns codes.
@@ -98,6 +104,7 @@ class Engine:
         device = checked_device(device)
         dtype = None if dtype is None else checked_dtype(dtype)
         codec_dtype = None if codec_dtype is None else checked_dtype(codec_dtype)
+        defaults = {}
         if is_synthetic(model):
             if revision is not None:
                 raise ValueError(f"revision {revision!r} has no meaning for {model}")
@@ -106,13 +113,13 @@ class Engine:
             stream = stream_random_weights(config, dtype=dtype, device=device, recipe=recipe)
         else:
             files = find_model(model, revision)
-            config = DiaConfig.from_file(files.config)
+            config, defaults = DiaConfig.from_file(files.config), own_defaults(files.config)
             dtype = dtype or default_dtype(config, device)
             stream = stream_weights(files.weights, config, dtype=dtype, device=device, recipe=recipe)
         # The files are checked by now and read after the codec: neither a bad file nor a codec that is missing or does
         # not fit should cost the time to read everything.
         codec = open_codec(codec, model, config, device, codec_dtype) if load_dac else None
-        return cls(config, _ready(stream), codec, graph=graph)
+        return cls(config, _ready(stream), codec, graph=graph, defaults=defaults)
 
     @classmethod
     def from_pretrained(
@@ -157,12 +164,12 @@ class Engine:
     def generate(
         self,
         text: str | list[str],
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        cfg_scale: float = 3.0,
-        temperature: float = 1.2,
-        top_p: float = 0.95,
+        max_tokens: int = REFERENCE_DEFAULTS["max_tokens"],
+        cfg_scale: float = REFERENCE_DEFAULTS["cfg_scale"],
+        temperature: float = REFERENCE_DEFAULTS["temperature"],
+        top_p: float = REFERENCE_DEFAULTS["top_p"],
         use_torch_compile: bool = False,
-        cfg_filter_top_k: int | None = 45,
+        cfg_filter_top_k: int | None = REFERENCE_DEFAULTS["cfg_filter_top_k"],
         audio_prompt=None,
         audio_prompt_path=None,
         use_cfg_filter: bool | None = None,
@@ -173,7 +180,8 @@ class Engine:
     ) -> np.ndarray | list[np.ndarray]:
         """Turn a script, or a list of scripts at once, into sound. Names, order and defaults are the reference's.
 
-        An item of a list gives the very sound that it gives alone with the same seed.
+        A model may have defaults of its own, which stand for what a caller leaves out (`Engine.defaults`: "talker" has,
+        the published Dia has not). An item of a list gives the very sound that it gives alone with the same seed.
 
         Args:
             text: the script, with the tags [S1] and [S2] and sounds such as (laughs).
@@ -201,7 +209,7 @@ class Engine:
             FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
             RuntimeError: this thread is in the middle of a stream, on a CPU.
         """
-        options = GenerationOptions(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
+        options = self._options(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = self._requests(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
         real_time = self._frames_per_second / len(requests)
@@ -215,12 +223,12 @@ class Engine:
     def stream(
         self,
         text: str | list[str],
-        max_tokens: int = DEFAULT_MAX_TOKENS,
-        cfg_scale: float = 3.0,
-        temperature: float = 1.2,
-        top_p: float = 0.95,
+        max_tokens: int = REFERENCE_DEFAULTS["max_tokens"],
+        cfg_scale: float = REFERENCE_DEFAULTS["cfg_scale"],
+        temperature: float = REFERENCE_DEFAULTS["temperature"],
+        top_p: float = REFERENCE_DEFAULTS["top_p"],
         use_torch_compile: bool = False,
-        cfg_filter_top_k: int | None = 45,
+        cfg_filter_top_k: int | None = REFERENCE_DEFAULTS["cfg_filter_top_k"],
         audio_prompt=None,
         audio_prompt_path=None,
         use_cfg_filter: bool | None = None,
@@ -261,7 +269,7 @@ class Engine:
             RuntimeError: at the first chunk; this thread is in the middle of another stream, on a CPU.
         """
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
-        options = GenerationOptions(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
+        options = self._options(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = self._requests(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
         numbered = isinstance(text, (list, tuple))
@@ -290,6 +298,12 @@ class Engine:
     def _requests(self, text, prompt, prompt_path, prompt_text, seed, options: GenerationOptions) -> list[Request]:
         prompt = _merge_prompt_names(prompt, prompt_path)
         return make_requests(text, prompt, prompt_text, seed, options, self.config, self.codec)
+
+    def _options(self, max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k) -> GenerationOptions:
+        return GenerationOptions.resolve(
+            self.defaults, max_tokens=max_tokens, cfg_scale=cfg_scale, temperature=temperature, top_p=top_p,
+            cfg_filter_top_k=cfg_filter_top_k,
+        )  # fmt: skip
 
     def _on_device(self):
         """Makes the engine's GPU the current one: streams, graphs and kernel launches ask for that."""
@@ -335,7 +349,7 @@ def open_codec(
     elif codec is None and is_synthetic(model):
         codec = synthetic_codec(config, model, device, dtype or torch.float32)
     else:
-        codec = Codec.load(DEFAULT_CODEC if codec is None else codec, device=device, dtype=dtype or torch.float32)
+        codec = Codec.load(codec or own_codec(model) or DEFAULT_CODEC, device=device, dtype=dtype or torch.float32)
     _check_codec_fits(config, codec)
     return codec
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .companions import TALKER, packaged
 from .config import DiaConfig
 
 DEFAULT_MODEL = "nari-labs/Dia-1.6B-0626"
@@ -39,7 +40,7 @@ def find_model(model: str | Path, revision: str | None = None) -> ModelFiles:
     Without a network, the cache serves.
 
     Args:
-        model: local folder or hub id.
+        model: local folder, hub id, or "talker" for the model that comes with the engine.
         revision: branch, tag or commit on the hub.
 
     Raises:
@@ -50,7 +51,7 @@ def find_model(model: str | Path, revision: str | None = None) -> ModelFiles:
         TypeError: `model` is neither a string nor a path.
     """
     config = find_config(model, revision)
-    if _is_local(model):
+    if _is_local(packaged(model)):
         return ModelFiles(config, _weights_in(config.parent), str(model))
     return ModelFiles(config, _weights_of_hub(str(model), config), str(model))
 
@@ -61,6 +62,9 @@ def find_config(model: str | Path, revision: str | None = None) -> Path:
         raise TypeError(f"model must be a folder or a hub id, got {type(model).__name__}")
     if not str(model).strip():
         raise ValueError(f"model must be a folder or a hub id such as {DEFAULT_MODEL}, got an empty string")
+    if model == TALKER and revision is not None:
+        raise ValueError(f"revision {revision!r} has no meaning for {model}, which comes with the engine")
+    model = packaged(model)
     if not _is_local(model):
         return _config_of_hub(str(model), revision)
     if revision is not None:

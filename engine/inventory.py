@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from .companions import own_defaults
 from .config import DiaConfig
 from .hub import find_config, find_model
 from .kernels.formats import FORMATS
@@ -29,6 +30,11 @@ PARTS = {
 def model_config(model: str | Path, revision: str | None = None) -> DiaConfig:
     """A model's config by the names that `Engine.load` takes; from the hub only config.json is fetched."""
     return synthetic_config(model) if is_synthetic(model) else DiaConfig.from_file(find_config(model, revision))
+
+
+def model_defaults(model: str | Path, revision: str | None = None) -> dict[str, float | int | None]:
+    """A model's own defaults for generation by the names that `Engine.load` takes; nothing else is fetched."""
+    return {} if is_synthetic(model) else own_defaults(find_config(model, revision))
 
 
 def part_of(name: str) -> str:

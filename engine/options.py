@@ -2,11 +2,30 @@
 
 import math
 import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 MAX_SEED = 2**63 - 1
 DEFAULT_MAX_TOKENS = 3072
 MAX_SCALE = 1e6  # beyond this, logits times or divided by a knob leave what float32 can tell apart
+
+
+class DefaultFloat(float):
+    """A default that nobody asked for by name: a model's own default takes its place, a caller's number stays."""
+
+
+class DefaultInt(int):
+    """As `DefaultFloat`."""
+
+
+# The reference's defaults, by the names of `generate`.
+REFERENCE_DEFAULTS = {
+    "max_tokens": DefaultInt(DEFAULT_MAX_TOKENS),
+    "cfg_scale": DefaultFloat(3.0),
+    "temperature": DefaultFloat(1.2),
+    "top_p": DefaultFloat(0.95),
+    "cfg_filter_top_k": DefaultInt(45),
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,24 @@ class GenerationOptions:
             require_integer("cfg_filter_top_k", self.top_k)
             if self.top_k < 1:
                 raise ValueError(f"cfg_filter_top_k must be >= 1, or None for all, got {self.top_k}")
+
+    @classmethod
+    def resolve(cls, own: Mapping[str, float | int | None], **given) -> "GenerationOptions":
+        """The knobs that a caller gave, by the names of `generate`; what is left at the reference's default is the
+        model's own where it has one.
+
+        Args:
+            own: a model's own defaults, some or none of them.
+            given: what the caller passed or left.
+
+        Raises:
+            TypeError, ValueError: as the class.
+        """
+        knobs = {
+            name: own.get(name, value) if isinstance(value, (DefaultFloat, DefaultInt)) else value
+            for name, value in (REFERENCE_DEFAULTS | given).items()
+        }
+        return cls(top_k=knobs.pop("cfg_filter_top_k"), **knobs)
 
     def rows(self, capacity: int, prompt_frames: int, max_delay: int) -> int:
         """Decoder rows of a request with this prompt, in a model of `capacity` rows.

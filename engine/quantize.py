@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from .companions import copy_companions
 from .config import DiaConfig
 from .hub import find_model
 from .placement import checked_dtype
@@ -49,4 +50,5 @@ def quantize_model(
         stream = stream_weights(files.weights, config, dtype=dtype, device="cpu", recipe=recipe)
     weights = dict(stream)
     save_weights(weights, config, target, quantized={"recipe": recipe, "source": str(model), "revision": revision})
+    copy_companions(model, target)
     return sum(weight.nbytes for weight in weights.values())

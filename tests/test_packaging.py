@@ -29,9 +29,8 @@ def test_a_wheel_holds_the_kernels_inside_the_engine(tmp_path):
     import zipfile
 
     source = tmp_path / "source"  # a build writes into its source folder
-    shutil.copytree(
-        ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "tests", "benchmarks", "__pycache__")
-    )
+    left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "tests", "benchmarks", "__pycache__", "work")
+    shutil.copytree(ROOT, source, ignore=left_out)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source],
         check=True,
@@ -43,4 +42,5 @@ def test_a_wheel_holds_the_kernels_inside_the_engine(tmp_path):
     assert top == {"engine"}
     ours = {f"engine/{path.relative_to(ROOT / 'engine')}" for path in (ROOT / "engine").rglob("*.py")}
     ours |= {f"engine/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
-    assert ours <= set(names)
+    ours |= {f"engine/{path.relative_to(ROOT / 'engine')}" for path in (ROOT / "engine" / "talker").rglob("*.*")}
+    assert ours <= set(names) and "engine/talker/codec/model.safetensors" in ours

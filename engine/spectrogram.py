@@ -1,0 +1,73 @@
+"""A picture of sound: which frequencies are loud when, as a PNG made with numpy alone."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+HEIGHT, COLUMN_SECONDS = 256, 0.005
+DECIBELS = 70.0  # from the loudest down to black
+TOP = 8000.0  # Hz, or half the sample rate where that is less
+# From silent to loud: black, violet, red, yellow, white.
+COLOURS = np.array([(0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191)], dtype=np.float64)
+
+
+def check_spectrogram_path(path: str | Path | None) -> None:
+    """Raises:
+    FileNotFoundError: the folder is absent.
+    ValueError: not the name of a PNG.
+    """
+    if path is None:
+        return
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"a spectrogram is a .png file, got {str(path)!r}")
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder {Path(path).parent} to write {path} to")
+
+
+def draw_spectrogram(path: str | Path, sound: np.ndarray, sample_rate: int) -> None:
+    """Write the spectrogram of a sound as a PNG: 5 ms a column, low frequencies below, 0 to 8 kHz, 70 dB.
+
+    Args:
+        path: the file to write.
+        sound: [samples] floating point.
+        sample_rate: in Hz.
+
+    Raises:
+        ValueError: the sound is empty or has more than one channel.
+    """
+    sound = np.asarray(sound, dtype=np.float64)
+    if sound.ndim != 1 or not len(sound):
+        raise ValueError(f"sound must be [samples] and not empty, got shape {list(sound.shape)}")
+    Path(path).write_bytes(_png(_coloured(_levels(sound, sample_rate))))
+
+
+def _levels(sound: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Loudness from 0 to 1 [HEIGHT, columns], the highest frequency first."""
+    size, hop = int(0.025 * sample_rate), max(1, int(COLUMN_SECONDS * sample_rate))
+    padded = np.pad(sound, size // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop] * np.hanning(size)
+    transform = max(2048, size)
+    power = np.abs(np.fft.rfft(frames, transform)) ** 2
+    rows = np.linspace(0, min(TOP, sample_rate / 2) * transform / sample_rate, HEIGHT).astype(int)[::-1]
+    decibels = 10 * np.log10(power[:, np.minimum(rows, power.shape[1] - 1)].T + 1e-12)
+    return np.clip(1 + (decibels - decibels.max()) / DECIBELS, 0, 1)
+
+
+def _coloured(levels: np.ndarray) -> np.ndarray:
+    stops = np.linspace(0, 1, len(COLOURS))
+    return np.stack([np.interp(levels, stops, channel) for channel in COLOURS.T], axis=-1).astype(np.uint8)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """An image [height, width, 3] uint8 in the PNG format: each row after a zero, which says: not filtered."""
+    height, width, _ = pixels.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits a channel, red, green and blue
+    body = zlib.compress(rows.tobytes(), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
