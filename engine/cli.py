@@ -256,7 +256,7 @@ def _generate(engine, call: dict, options: argparse.Namespace) -> str:
     spent = time.perf_counter() - started
     _check_said(len(audio), call)
     engine.save_audio(options.output, audio)
-    _draw(options.spectrogram, audio, engine.sample_rate)
+    _draw(options.spectrogram, [audio], engine.sample_rate)
     return f"{options.output}: {_speed(len(audio) / engine.sample_rate, spent)}"
 
 
