@@ -21,7 +21,7 @@ CONFIG = dict(
     encoder_hidden_size=16, decoder_hidden_size=256, downsampling_ratios=[8, 4, 4, 4], n_codebooks=4,
     codebook_size=256, codebook_dim=8, sampling_rate=SAMPLE_RATE,
 )  # fmt: skip
-STEPS, DECODER_STEPS = 2600, 1300
+STEPS, DECODER_STEPS = 2600, 4000
 FREE_STEPS = 300  # without the quantiser, which is then laid into what the encoder has found
 BATCH, LENGTH = 8, 12288
 RATE = 7e-4

@@ -18,7 +18,8 @@ GREETINGS = ["hello", "good morning", "thank you", "very good"]
 NAMES = ["my friend", "little robot", "my little robot", "my little friend", "robot", "friend"]
 VERBS = ["speak", "sing", "count", "hear me", "hear you", "see you", "speak well", "sing well", "count very well"]
 
-DEMO = "[S1] Hello, little robot. Can you speak? [S2] Yes, my friend. I can speak very well."
+DEMO = "[S1] Can you see my little cats? [S2] No, I see nine blue dogs."
+ALWAYS_LEARNT = ("Hello, little robot.", "Can you speak?", "Yes, my friend.", "I can speak very well.")
 
 SPEAKERS = {"[S1]": "rms", "[S2]": "slt"}  # the tag and flite's voice
 HELD_OUT_SHARE = 10  # one in so many sentences of the grammar
@@ -47,14 +48,9 @@ def words_of(text: str) -> list[str]:
 
 def is_held_out(sentence: str) -> bool:
     """Whether a sentence is kept from training, told from its words alone so that no list need be kept."""
-    if sentence in sentences_of(DEMO):
+    if sentence in ALWAYS_LEARNT:
         return False
     return zlib.crc32(" ".join(words_of(sentence)).encode()) % HELD_OUT_SHARE == 0
-
-
-def sentences_of(text: str) -> list[str]:
-    """The sentences of a script, in order, without the tags."""
-    return re.findall(r"[^.?]+[.?]", re.sub(r"\[S\d\]\s*", "", text).replace(". ", ".").replace("? ", "?"))
 
 
 def grammar_sentence(rng: random.Random) -> str:
@@ -102,7 +98,7 @@ def distinct(make, rng: random.Random, count: int, keep) -> list[str]:
 
 
 def training_sentences(count: int, seed: int = 0) -> list[str]:
-    """Sentences to learn from: half of the grammar, half random; the demo's are among them."""
+    """Sentences to learn from: half of the grammar, half random."""
     rng = random.Random(seed)
 
     def allowed(sentence):
@@ -110,7 +106,7 @@ def training_sentences(count: int, seed: int = 0) -> list[str]:
 
     grammar = distinct(grammar_sentence, rng, count // 2, allowed)
     loose = distinct(random_sentence, rng, count - count // 2, allowed)
-    return list(dict.fromkeys([*sentences_of(DEMO), *grammar, *loose]))
+    return list(dict.fromkeys([*ALWAYS_LEARNT, *grammar, *loose]))
 
 
 def training_scripts(sentences: list[str], count: int, seed: int = 1) -> list[Script]:

@@ -11,7 +11,7 @@ from .model import BOS, EOS, PAD
 
 TARGET = Path(__file__).parent.parent / "engine" / "talker"
 # What the evaluation finds best; the engine's own names, which transformers does not read.
-DEFAULTS = {"cfg_scale": 0.0, "temperature": 0.0}
+DEFAULTS = {"cfg_scale": 1.0, "temperature": 0.5, "cfg_filter_top_k": 8}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,7 +31,10 @@ def export(work: Path, target: Path) -> None:
         "decoder_start_token_id": BOS,
         "eos_token_id": EOS,
         "pad_token_id": PAD,
-        "do_sample": False,
+        "do_sample": True,
+        "guidance_scale": 2.0,
+        "temperature": DEFAULTS["temperature"],
+        "top_k": DEFAULTS["cfg_filter_top_k"],
         "max_length": 512,
         "dia_engine": DEFAULTS,
     }
