@@ -39,7 +39,7 @@ from engine.text import encode_text
 from engine.weights import load_weights
 
 from .command import run
-from .tokens_per_sec import SCRIPT
+from .setting import SCRIPT
 
 HEAVY = "synthetic:heavy"
 # Dia's widths over fewer layers and a narrower MLP, so that float32 and four variants run on a CPU in minutes.

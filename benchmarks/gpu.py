@@ -54,6 +54,10 @@ def _commands(reference: str | None, prefix: Path) -> dict[str, list[str]]:
         "speed": [
             *speed, "--quant", "int8", "nf4", "--against", "transformers", *nari, "--json", f"{prefix}-speed.json",
         ],
+        "first audio": [
+            *python, "benchmarks.first_audio", "--model", "synthetic:full", "--dtype", "bfloat16",
+            "--against", "transformers", *nari, "--peer-steps", "200", "--json", f"{prefix}-first-audio.json",
+        ],
         "tests": [*python, "pytest", "-q", "-m", "gpu", "tests"],
         "kernels": [
             *python, "pytest", "-q", "benchmarks", "--benchmark-only", "--benchmark-json", f"{prefix}-kernels.json",
@@ -84,6 +88,14 @@ def _print_speeds(prefix: Path) -> None:
                 f"{row['name']:45} batch {report['batch']:<3} {row['steps_per_second']:8.1f} steps/s "
                 f"{row['times_real_time']:7.2f}x real time {row['roofline_percent']:4.0f}% of the roofline"
             )
+    first_audio = Path(f"{prefix}-first-audio.json")
+    if first_audio.exists():
+        report = json.loads(first_audio.read_text())
+        seconds = report["first_audio_seconds"]
+        print(
+            f"{'first sound of a stream':45} p50 {1e3 * seconds['p50']:6.1f} ms, p95 {1e3 * seconds['p95']:6.1f} ms, "
+            f"{report['stream']['underruns']} underruns"
+        )
     kernels = Path(f"{prefix}-kernels.json")
     if kernels.exists():
         for row in json.loads(kernels.read_text())["benchmarks"]:

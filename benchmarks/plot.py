@@ -1,27 +1,23 @@
-"""Draw the figures of `tokens_per_sec --json` as a picture.
+"""Draw what `tokens_per_sec --json` or `first_audio --json` wrote as a picture.
 
     python -m benchmarks.plot speed.json speed.png
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
 
 
-def draw(report: dict, path: Path) -> None:
+def draw_speeds(report: dict, path: Path) -> None:
     """One bar a runtime: steps a second, with real time and the roofline marked."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows = report["results"][::-1]
     names = [row["name"] for row in rows]
     speeds = [row["steps_per_second"] * report["batch"] for row in rows]
     roofline = report["batch"] * report["copy_gigabytes_per_second"] * 1e9 / report["bytes_per_step"]
     real_time = 44100 / 512
-    figure, axes = pyplot.subplots(figsize=(9, 1.6 + 0.55 * len(rows)), layout="constrained")
+    figure, axes = _pyplot().subplots(figsize=(9, 1.6 + 0.55 * len(rows)), layout="constrained")
     colors = ["#228833" if name.startswith("dia-engine") else "#4477aa" for name in names]
     bars = axes.barh(names, speeds, color=colors)
     labels = [f"{row['steps_per_second']:.1f} steps/s, {row['times_real_time']:.2f}x real time" for row in rows]
@@ -38,17 +34,51 @@ def draw(report: dict, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def draw_timeline(report: dict, path: Path) -> None:
+    """What a stream did when, seconds from the call: text, steps, codec calls, sound played; gaps are underruns."""
+    timeline, first = report["timeline"], report["timeline"]["played"][0][0]
+    lanes = {"played": "#ee7733", "codec": "#aa3377", "steps": "#228833", "text": "#4477aa"}
+    figure, axes = _pyplot().subplots(figsize=(9, 2.6), layout="constrained")
+    for height, (name, color) in enumerate(lanes.items()):
+        bars = [(start, end - start) for start, end in timeline[name]]
+        axes.broken_barh(bars, (height - 0.4, 0.8), facecolors=color, edgecolor="white", linewidth=0.3)
+    axes.axvline(first, color="#666666", linestyle=":", label=f"first sound, {first:.3f} s")
+    axes.set_yticks(range(len(lanes)), lanes)
+    axes.set_xlim(0, None)
+    axes.set_xlabel("seconds since the call")
+    weights = report["quant"] or report["dtype"]
+    title = f"{report['model']}, {weights}, {report['device']}, torch {report['torch']}, {report['date']}"
+    axes.set_title(title, fontsize=9)
+    axes.legend(loc="upper right", fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def require_matplotlib(parser: argparse.ArgumentParser) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("pictures need matplotlib: pip install matplotlib")
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("json", type=Path, help="written by benchmarks.tokens_per_sec --json")
+    parser.add_argument("json", type=Path, help="written by one of the benchmarks with --json")
     parser.add_argument("png", type=Path, help="the picture to write")
     options = parser.parse_args()
+    require_matplotlib(parser)
     try:
-        draw(json.loads(options.json.read_text()), options.png)
-    except ModuleNotFoundError:
-        parser.error("needs matplotlib: pip install matplotlib")
+        report = json.loads(options.json.read_text())
     except FileNotFoundError as error:
         parser.error(f"no such file: {error.filename}")
+    draw = draw_timeline if "timeline" in report else draw_speeds
+    draw(report, options.png)
     return 0
 
 

@@ -2,28 +2,31 @@
 
 import math
 import time
+from collections.abc import Mapping
 
 import torch
 
-from engine import Engine
+from engine.config import DiaConfig
 
 
-def step_bytes(engine: Engine, batch: int, position: int, text: int) -> int:
+def is_read_in_step(name: str) -> bool:
+    """Whether a step reads a weight whole: the decoder's, but of the embedding one row a channel, and of the
+    cross-attention's keys and values nothing (they are computed once a request)."""
+    return name.startswith("decoder.") and "embedding" not in name and ".cross_attn.kv." not in name
+
+
+def step_bytes(config: DiaConfig, sizes: Mapping[str, int], itemsize: int, batch: int, position: int, text: int) -> int:
     """Bytes that one step of `batch` requests must read, each at decoder row `position` over `text` bytes of script.
 
-    Every decoder weight once in its own format, but of the embedding one row a channel, and of the cross-attention's
-    keys and values nothing (they are computed once a request); then the caches as far as they are filled:
-    self-attention's for both rows of a request, cross-attention's for the row with text.
+    Every weight of the step once in its own format, given by name as `sizes` in bytes; then the caches, `itemsize`
+    bytes an element, as far as they are filled: self-attention's for both rows of a request, cross-attention's for the
+    row with text.
     """
-    decoder, size = engine.config.decoder, engine.dtype.itemsize
-    weights = sum(
-        weight.nbytes
-        for name, weight in engine.weights.items()
-        if name.startswith("decoder.") and "embedding" not in name and ".cross_attn.kv." not in name
-    )
-    embedding = batch * decoder.num_channels * decoder.hidden_size * size
-    self_row = 2 * 2 * decoder.num_key_value_heads * decoder.head_dim * size
-    cross_row = 2 * decoder.cross_num_key_value_heads * decoder.cross_head_dim * size
+    decoder = config.decoder
+    weights = sum(size for name, size in sizes.items() if is_read_in_step(name))
+    embedding = batch * decoder.num_channels * decoder.hidden_size * itemsize
+    self_row = 2 * 2 * decoder.num_key_value_heads * decoder.head_dim * itemsize
+    cross_row = 2 * decoder.cross_num_key_value_heads * decoder.cross_head_dim * itemsize
     caches = batch * decoder.num_hidden_layers * (self_row * position + cross_row * text)
     return weights + embedding + caches
 

@@ -9,11 +9,9 @@ end (with graphs: to the end of the first launch of several steps); "memory" is 
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 from collections.abc import Iterator
-from datetime import date
 
 import torch
 
@@ -23,16 +21,17 @@ from engine.text import encode_text
 
 from .command import run
 from .memory import WorkingMemory
-from .nari import Nari, load_nari
-from .peers import Ours, Transformers, transformers_model
+from .nari import Nari
+from .peers import Ours, Transformers
 from .roofline import copy_bandwidth, step_bytes
-
-SCRIPT = (
-    "[S1] Dia is an open weights text to dialogue model. [S2] You get full control over scripts and voices. "
-    "[S1] Wow. Amazing. (laughs) [S2] Try it now on Git hub or Hugging Face. [S1] I will, this very evening!"
+from .setting import (
+    SCRIPT,
+    STEPS_PER_SECOND_OF_SOUND,
+    add_peer_arguments,
+    check_peer_arguments,
+    machine,
+    peers,
 )
-PEERS = ("transformers", "transformers-compiled", "nari", "nari-compiled")
-STEPS_PER_SECOND_OF_SOUND = 44100 / 512
 
 
 def main() -> None:
@@ -47,7 +46,7 @@ def main() -> None:
         memory = WorkingMemory(engine.device)
         runner.run(text, options.batch, 2)  # first calls allocate, compile and fill caches
         results.append({**_measure(runner, text, options, engine, bandwidth), "working_bytes": memory.peak()})
-    report = {**_machine(plain), **_setting(options, plain, text, bandwidth), "results": results}
+    report = {**machine(plain), **_setting(options, plain, text, bandwidth), "results": results}
     print(_table(report))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
@@ -63,12 +62,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="requests at once (%(default)s)")
     parser.add_argument("--steps", type=int, help="steps a run; the first tenth is not timed (cpu 60, cuda 1000)")
     parser.add_argument("--runs", type=int, default=3, help="timed runs (%(default)s)")
-    parser.add_argument("--against", nargs="*", default=[], choices=PEERS, metavar="PEER", help=" ".join(PEERS))
-    parser.add_argument("--reference", metavar="PATH", help="checkout of nari-labs/dia, for the peers nari...")
+    add_peer_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
-    if any(peer.startswith("nari") for peer in options.against) and options.reference is None:
-        parser.error("the peers nari and nari-compiled need --reference PATH, a checkout of nari-labs/dia")
+    check_peer_arguments(parser, options)
     return options
 
 
@@ -80,24 +77,8 @@ def _runners(options, engine: Engine) -> Iterator[tuple[Ours | Transformers | Na
             options.model, quant=quant, dtype=engine.dtype, device=engine.device, load_dac=False
         )
         yield Ours(Stepper(quantised.model), quant), quantised
-    for peer in _peers(options, engine):
+    for peer in peers(options, engine):
         yield peer, engine
-
-
-def _peers(options, engine: Engine) -> list[Transformers | Nari]:
-    peers = []
-    if {"transformers", "transformers-compiled"} & set(options.against):
-        model = transformers_model(engine.config, engine.weights)
-        if "transformers" in options.against:
-            padded = engine.config.encoder.max_position_embeddings
-            peers += [Transformers(model), Transformers(model, pad_to=padded)]
-        if "transformers-compiled" in options.against:
-            peers.append(Transformers(model, compiled=True))
-    if {"nari", "nari-compiled"} & set(options.against):
-        reference = load_nari(options.reference, engine.config, engine.weights)
-        peers += [Nari(reference, compiled=False)] if "nari" in options.against else []
-        peers += [Nari(reference, compiled=True)] if "nari-compiled" in options.against else []
-    return peers
 
 
 def _measure(runner, text: torch.Tensor, options, engine: Engine, bandwidth: float) -> dict:
@@ -125,26 +106,8 @@ def _weight_bytes(engine: Engine) -> int:
 
 def _step_bytes(engine: Engine, options, text: torch.Tensor) -> int:
     """What a step reads in the middle of a run."""
-    return step_bytes(engine, options.batch, options.steps // 2, len(text))
-
-
-def _machine(engine: Engine) -> dict:
-    cuda = engine.device.type == "cuda"
-    return {
-        "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name(engine.device) if cuda else _processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    sizes = {name: weight.nbytes for name, weight in engine.weights.items()}
+    return step_bytes(engine.config, sizes, engine.dtype.itemsize, options.batch, options.steps // 2, len(text))
 
 
 def _setting(options, engine: Engine, text: torch.Tensor, bandwidth: float) -> dict:

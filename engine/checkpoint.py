@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 # Pages of a mapped file count as our memory once they were read, so a mapping is dropped before it has grown by this.
-MAPPED_BYTES = 256 * 2**20
+MAPPED_BYTES = 128 * 2**20
 
 _SAFETENSORS_DTYPES = {
     "F16": torch.float16,

@@ -16,6 +16,7 @@ EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 INFO = "Layout, parameters and memory of a model, from its files; a model of the hub is fetched first."
 INTERRUPTED = "dia-engine: interrupted, nothing was written"
+TOY = "talker is a toy of 41 words, for trying the engine without a GPU; it is no measure of Dia."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,11 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
         with _leaving_at_once():
             import_all()
         options.run(options)
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(*interrupt.args or [INTERRUPTED], file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the summary has gone; the work is done.
+        # Whoever read the summary or the sound has gone: there is nothing left to do.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except USER_ERRORS as error:
         print(f"dia-engine: error: {' '.join(_message(error).split())}", file=sys.stderr)
@@ -91,6 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     say.add_argument("-f", "--file", type=Path, help="read the script from a text file")
     say.add_argument("-o", "--output", default="speech.wav", help="wav, flac, ogg or mp3 (default: %(default)s)")
     say.add_argument("--spectrogram", metavar="PNG", help="also draw what was said: 0 to 8 kHz upwards, 5 ms a column")
+    streaming = say.add_argument_group("streaming")
+    streaming.add_argument(
+        "--stream", action="store_true",
+        help="write sound as it is made: to a wav file, or with -o - to standard output as 16-bit mono samples",
+    )  # fmt: skip
+    streaming.add_argument("--chunk-frames", type=int, metavar="N", help="frames a chunk (default: as suits the codec)")
+    streaming.add_argument(
+        "--first-chunk-frames", type=int, metavar="N", help="frames of the first chunk; the next double (default: 8)"
+    )
     _add_model_arguments(say, default_model="nari-labs/Dia-1.6B-0626")
     voice = say.add_argument_group("voice")
     voice.add_argument("--prompt", metavar="SOUND", help="sound file whose voices go on")
@@ -132,6 +142,7 @@ def _add_model_arguments(command: argparse.ArgumentParser, default_model: str) -
     names = "hub id, folder, talker or synthetic:... (default: %(default)s)"
     group.add_argument("--model", default=default_model, help=names)
     group.add_argument("--codec", help="codec's hub id, folder or file (default: the model's, else descript/dac_44khz)")
+    group.add_argument("--codec-dtype", help="float32, bfloat16 or float16 (default: float32)")
     group.add_argument("--revision", help="revision of the hub repository")
     group.add_argument("--quant", help="int8 or nf4: quantise the weights while loading")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: what suits the device)")
@@ -146,34 +157,9 @@ _top_k.__name__ = "integer or 'all'"  # what argparse calls the type in its erro
 
 
 def _say(options: argparse.Namespace) -> None:
-    script = _script(options)
-    from .audio import check_writable
-    from .engine import Engine, open_codec
-    from .inventory import model_config, model_defaults
-    from .options import REFERENCE_DEFAULTS, GenerationOptions
-    from .placement import checked_device, checked_dtype
-    from .quant import checked_recipe
-    from .request import encode_script, read_requests
-    from .spectrogram import check_spectrogram_path, draw_spectrogram
-
-    # All that can be known to be wrong is found before a model is fetched or loaded, which takes long.
-    check_writable(options.output)
-    check_spectrogram_path(options.spectrogram)
-    given = {name: getattr(options, name) for name in REFERENCE_DEFAULTS}
-    GenerationOptions.resolve({}, **given)
-    device = checked_device(options.device)
-    if options.dtype is not None:
-        checked_dtype(options.dtype)
-    if options.quant is not None:
-        checked_recipe(options.quant)
-    seed = _seed(options.seed)
-    config, defaults = model_config(options.model, options.revision), model_defaults(options.model, options.revision)
-    knobs = GenerationOptions.resolve(defaults, **given)
-    encode_script(script, options.prompt_text, options.prompt is not None, config)
-    codec = options.codec
-    if options.prompt is not None:  # its length in frames depends on the codec
-        codec = open_codec(codec, options.model, config, device)
-    read_requests(script, options.prompt, options.prompt_text, seed, knobs, config, codec)
+    script, seed = _script(options), _seed(options.seed)
+    codec = _checked_codec(options, script, seed)
+    from .engine import Engine
 
     started = time.perf_counter()
     engine = Engine.load(
@@ -182,32 +168,142 @@ def _say(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         device=options.device,
         codec=codec,
+        codec_dtype=options.codec_dtype,
         revision=options.revision,
     )
-    loaded = time.perf_counter()
-    audio = engine.generate(
-        script,
-        **given,
-        audio_prompt=options.prompt,
-        audio_prompt_text=options.prompt_text,
-        seed=seed,
-        verbose=sys.stderr.isatty() and not options.quiet,
-    )
-    spent = time.perf_counter() - loaded
-    if not len(audio):
-        raise ValueError(f"the model ended at once and said nothing (seed {seed}); try another seed or a longer text")
-    engine.save_audio(options.output, audio)
-    if options.spectrogram is not None:
-        draw_spectrogram(options.spectrogram, audio, engine.sample_rate)
+    loaded = time.perf_counter() - started
+    call = {
+        "text": script,
+        **_knobs(options),
+        "audio_prompt": options.prompt,
+        "audio_prompt_text": options.prompt_text,
+        "seed": seed,
+        "verbose": sys.stderr.isatty() and not options.quiet,
+    }
+    summary = _stream(engine, call, options) if options.stream else _generate(engine, call, options)
     if not options.quiet:
-        seconds = len(audio) / engine.sample_rate
-        print(f"{options.output}: {seconds:.2f} s of sound in {spent:.2f} s ({seconds / spent:.2f}x real time)")
+        report = sys.stderr if options.stream else sys.stdout  # which the sound may have
         dtype = str(engine.dtype).removeprefix("torch.")
-        print(f"seed {seed}, {dtype} on {engine.device}, loaded in {loaded - started:.1f} s")
+        print(summary, file=report)
+        print(f"seed {seed}, {dtype} on {engine.device}, loaded in {loaded:.1f} s", file=report)
         if options.model.startswith("synthetic:"):
-            print("The weights are random: this is noise, not speech.")
+            print("The weights are random: this is noise, not speech.", file=report)
         if options.model == "talker":
-            print("talker is a toy of 41 words, for trying the engine without a GPU; it is no measure of Dia.")
+            print(TOY, file=report)
+
+
+def _knobs(options: argparse.Namespace) -> dict:
+    """The knobs of generation by the names of `Engine.generate`."""
+    from .options import REFERENCE_DEFAULTS
+
+    return {name: getattr(options, name) for name in REFERENCE_DEFAULTS}
+
+
+def _checked_codec(options: argparse.Namespace, script: str, seed: int):
+    """Find all that can be known to be wrong before a model is fetched or loaded, which takes long.
+
+    Returns:
+        the codec: as the options name it, or loaded where that was necessary.
+    """
+    from .audio import check_writable
+    from .engine import open_codec
+    from .inventory import model_config, model_defaults
+    from .options import GenerationOptions
+    from .placement import checked_device, checked_dtype
+    from .quant import checked_recipe
+    from .request import encode_script, read_requests
+    from .spectrogram import check_spectrogram_path
+
+    check_spectrogram_path(options.spectrogram)
+    if options.stream:
+        _check_streaming(options)
+    elif options.chunk_frames is not None or options.first_chunk_frames is not None or options.output == "-":
+        raise ValueError("--chunk-frames, --first-chunk-frames and -o - need --stream")
+    else:
+        check_writable(options.output)
+    GenerationOptions.resolve({}, **_knobs(options))
+    device = checked_device(options.device)
+    dtype, codec_dtype = (each and checked_dtype(each) for each in (options.dtype, options.codec_dtype))
+    if options.quant is not None:
+        checked_recipe(options.quant)
+    config, defaults = model_config(options.model, options.revision), model_defaults(options.model, options.revision)
+    knobs = GenerationOptions.resolve(defaults, **_knobs(options))
+    encode_script(script, options.prompt_text, options.prompt is not None, config)
+    codec = options.codec
+    if options.prompt is not None:  # its length in frames depends on the codec
+        codec = open_codec(codec, options.model, config, device, codec_dtype)
+    read_requests(script, options.prompt, options.prompt_text, seed, knobs, config, codec)
+    return codec
+
+
+def _check_streaming(options: argparse.Namespace) -> None:
+    from .audio import check_writable
+    from .streaming import ChunkSizes
+
+    ChunkSizes(options.chunk_frames, options.first_chunk_frames)
+    if options.output != "-":
+        check_writable(options.output)
+        if not options.output.lower().endswith(".wav"):
+            raise ValueError(f"{options.output}: --stream writes wav files, or samples to standard output with -o -")
+    elif sys.stdout.isatty():
+        raise ValueError("standard output is a terminal: pipe it to a player, or name a wav file with -o")
+
+
+def _generate(engine, call: dict, options: argparse.Namespace) -> str:
+    """Make the sound, then its file -> what to say of it."""
+    started = time.perf_counter()
+    audio = engine.generate(**call)
+    spent = time.perf_counter() - started
+    _check_said(len(audio), call)
+    engine.save_audio(options.output, audio)
+    _draw(options.spectrogram, [audio], engine.sample_rate)
+    return f"{options.output}: {_speed(len(audio) / engine.sample_rate, spent)}"
+
+
+def _stream(engine, call: dict, options: argparse.Namespace) -> str:
+    """Make the sound and write it as it comes -> what to say of it."""
+    from .pcm import GrowingWav, RawSamples
+
+    to_pipe = options.output == "-"
+    name = "standard output" if to_pipe else options.output
+    started, first, said, sink, pieces = time.perf_counter(), 0.0, 0.0, None, []
+    sizes = {"chunk_frames": options.chunk_frames, "first_chunk_frames": options.first_chunk_frames}
+    try:
+        with engine.stream(**call, **sizes) as stream:
+            for chunk in stream:
+                if sink is None:  # not before: what fails until here leaves an older file as it was
+                    sink = RawSamples(sys.stdout.buffer) if to_pipe else GrowingWav(name, engine.sample_rate)
+                sink.write(chunk)
+                first = first or time.perf_counter() - started
+                said += len(chunk) / engine.sample_rate
+                if options.spectrogram is not None:
+                    pieces.append(chunk)
+    except KeyboardInterrupt:
+        written = f"{said:.2f} s of sound are in {name}" if said else "nothing was written"
+        raise KeyboardInterrupt(f"dia-engine: interrupted, {written}") from None
+    _check_said(said, call)
+    _draw(options.spectrogram, pieces, engine.sample_rate)
+    return f"{name}: {_speed(said, time.perf_counter() - started)}, the first of it after {first:.3f} s"
+
+
+def _draw(path: str | None, pieces: list, sample_rate: int) -> None:
+    """The spectrogram of a sound in pieces, if one is asked for."""
+    if path is not None:
+        import numpy as np
+
+        from .spectrogram import draw_spectrogram
+
+        draw_spectrogram(path, np.concatenate(pieces), sample_rate)
+
+
+def _check_said(amount: float, call: dict) -> None:
+    if not amount:
+        seed = call["seed"]
+        raise ValueError(f"the model ended at once and said nothing (seed {seed}); try another seed or a longer text")
+
+
+def _speed(seconds: float, spent: float) -> str:
+    return f"{seconds:.2f} s of sound in {spent:.2f} s ({seconds / spent:.2f}x real time)"
 
 
 def _script(options: argparse.Namespace) -> str:

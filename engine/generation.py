@@ -2,6 +2,7 @@
 
 import torch
 
+from .config import DiaConfig
 from .delay import undelay
 from .graph import Stepper
 from .options import GenerationOptions
@@ -27,12 +28,16 @@ def start_requests(stepper: Stepper, requests: list[Request], options: Generatio
 
 def finished_codes(state: DecodeState, requests: list[Request]) -> list[torch.Tensor]:
     """What each slot said: codes [T, C] int64 on the CPU, without the prompt and in [0, eos)."""
-    eos, delay = state.config.eos_token_id, state.config.delay_pattern
     grid, end_row = state.grid.cpu(), state.end_row.tolist()
-    results = []
-    for slot, request in enumerate(requests):
-        frames = request.prompt.shape[0]
-        codes = undelay(grid[slot], delay, frames, end_row[slot] - frames - 1)
-        # The reference plays code 0 where a channel holds a special id.
-        results.append(torch.where((codes < 0) | (codes >= eos), 0, codes))
-    return results
+    prompts = [request.prompt.shape[0] for request in requests]
+    return [
+        spoken_codes(grid[slot], state.config, frames, end_row[slot] - frames - 1)
+        for slot, frames in enumerate(prompts)
+    ]
+
+
+def spoken_codes(grid: torch.Tensor, config: DiaConfig, first: int, frames: int) -> torch.Tensor:
+    """Codes [frames, C] int64 in [0, eos) of a slot's grid [rows, C]; see `undelay`."""
+    codes = undelay(grid, config.delay_pattern, first, frames)
+    # The reference plays code 0 where a channel holds a special id.
+    return torch.where((codes < 0) | (codes >= config.eos_token_id), 0, codes)

@@ -5,18 +5,17 @@ graph holds addresses: it belongs to one set of slots, whose tensors stay where 
 slots of the same tensors, with a graph of their own.
 """
 
-import gc
-import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
+from .capture import captured
 from .model import DiaModel
 from .state import DecodeState
+from .turn import Turn
 
 STEPS_PER_GRAPH = 8
-WARM_UP_STEPS = 3
 SLOT_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -29,9 +28,10 @@ class Stepper:
     def __init__(self, model: DiaModel, graph: bool = True):
         self.model = model
         self.captures = graph and model.device.type == "cuda"
-        self.lock = threading.Lock()
+        self.lock = Turn()
         self._state: DecodeState | None = None
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._launch_sizes = (STEPS_PER_GRAPH, 1) if self.captures else (1,)
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # by slots and steps
 
     def state_for(self, slots: int, rows: int, text: int) -> DecodeState:
         """A state of at least `slots` stopped slots with room for `rows` decoder rows and `text` bytes.
@@ -49,28 +49,60 @@ class Stepper:
         return state
 
     def run(self, state: DecodeState, progress: Callable[[int], None] | None = None) -> None:
-        """Step until every slot has stopped; `progress` is told the number of steps just made."""
-        make_steps, steps = self._launcher(state)
-        looks = deque([_Look(state), _Look(state)] if state.grid.is_cuda else [_Look(state)])
-        launched = 0
+        """Step until every slot has stopped; `progress` is told the number of steps just launched."""
+        for _ in self.looks(state, progress):
+            pass
+
+    def looks(
+        self,
+        state: DecodeState,
+        progress: Callable[[int], None] | None = None,
+        stops: Iterator[int] | None = None,
+    ) -> Iterator["Look"]:
+        """Step until every slot has stopped, with a look at the slots behind each launch.
+
+        Args:
+            state: whose slots run.
+            progress: is told the number of steps just launched.
+            stops: ascending numbers of steps, without end, each of which a launch must end at.
+
+        Yields:
+            looks in the order of the launches, each to be used before the next is asked for. `Look.wait` comes first.
+        """
+        looks = deque([Look(state), Look(state)] if state.grid.is_cuda else [Look(state)])
+        made, launched, stop = 0, 0, 0
         while True:
-            make_steps()
+            while stops is not None and stop <= made:
+                stop = next(stops)
+            steps = self._launch_size(stop - made if stops is not None else STEPS_PER_GRAPH)
+            self._launch(state, steps)
             looks[-1].ask()
-            launched += 1
+            made, launched = made + steps, launched + 1
             if progress is not None:
                 progress(steps)
             # With two looks, one launch is always queued behind the one whose end is awaited: the GPU never waits.
-            if launched >= len(looks) and looks[0].all_stopped():
-                return
+            if launched >= len(looks):
+                yield looks[0]
+                looks[0].wait()
+                if looks[0].all_stopped():
+                    return
             looks.rotate(-1)
 
-    def _launcher(self, state: DecodeState) -> tuple[Callable[[], None], int]:
+    def _launch_size(self, most: int) -> int:
+        return next(size for size in self._launch_sizes if size <= most)
+
+    def _launch(self, state: DecodeState, steps: int) -> None:
         if self.captures:
-            return self._graphs[state.slots].replay, STEPS_PER_GRAPH
-        return lambda: self.model.step(state), 1
+            self._graphs[state.slots, steps].replay()
+        else:
+            self._steps(state, steps)
+
+    def _steps(self, state: DecodeState, count: int) -> None:
+        for _ in range(count):
+            self.model.step(state)
 
     def _capture(self, slots: int) -> None:
-        """Allocate for `slots` and capture a graph for every count up to it, the largest first, in one memory pool.
+        """Allocate for `slots` and capture graphs for every count up to it, the largest first, in one memory pool.
 
         All slots are stopped meanwhile, so the warm-up and the capture leave nothing behind that a request would see.
         """
@@ -80,50 +112,38 @@ class Stepper:
         state = DecodeState.allocate(config, slots, rows, text, self.model.dtype, self.model.device)
         pool = torch.cuda.graph_pool_handle()
         for count in sorted({count for count in (*SLOT_COUNTS, slots) if count <= slots}, reverse=True):
-            self._graphs[count] = _captured(self.model, state.first(count), pool)
+            part = state.first(count)
+            for steps in self._launch_sizes:
+                self._graphs[count, steps] = captured(lambda: self._steps(part, steps), pool)
         self._state = state
 
 
-class _Look:
-    """A look at the stop flags that does not hold up the GPU: copied to the host's memory behind the work so far."""
+class Look:
+    """A look at the slots that does not hold up the GPU: copied to the host's memory behind the work so far.
+
+    Attributes, as of the launch: position, countdown, end_row [B] int64 on the CPU, see `DecodeState`.
+    """
 
     def __init__(self, state: DecodeState):
-        self._countdown = state.countdown
-        on_gpu = state.countdown.is_cuda
-        self._copy = torch.empty(state.countdown.shape, dtype=state.countdown.dtype, pin_memory=on_gpu)
+        self._fields = [state.position, state.countdown, state.end_row]
+        on_gpu = state.grid.is_cuda
+        self._copies = torch.empty((3, state.slots), dtype=torch.int64, pin_memory=on_gpu)
+        self.position, self.countdown, self.end_row = self._copies
         self._done = torch.cuda.Event() if on_gpu else None
 
     def ask(self) -> None:
-        self._copy.copy_(self._countdown, non_blocking=True)
+        for copy, field in zip(self._copies, self._fields):
+            copy.copy_(field, non_blocking=True)
         if self._done is not None:
             self._done.record()
 
-    def all_stopped(self) -> bool:
-        """As of `ask`; waits until the work before it is done."""
+    def ready(self) -> bool:
+        return self._done is None or self._done.query()
+
+    def wait(self) -> None:
+        """Until the work before `ask` is done."""
         if self._done is not None:
             self._done.synchronize()
-        return not self._copy.any()
 
-
-def _captured(model: DiaModel, state: DecodeState, pool) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP_STEPS):  # compiles the kernels
-            model.step(state)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # A collection during the capture may unload a kernel, which is not allowed then.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        # Other threads may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            for _ in range(STEPS_PER_GRAPH):
-                model.step(state)
-    finally:
-        if collecting:
-            gc.enable()
-    graph.replay()  # a capture executes nothing: this run finds out what does not replay
-    torch.cuda.synchronize()
-    return graph
+    def all_stopped(self) -> bool:
+        return not self.countdown.any()

@@ -81,9 +81,9 @@ def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
     return deviation
 
 
-def synthetic_codec(config: DiaConfig, model: str, device) -> Codec:
+def synthetic_codec(config: DiaConfig, model: str, device, dtype: torch.dtype = torch.float32) -> Codec:
     """A codec of random weights for a synthetic model: the true codec's sizes for `full`, narrow ones for `tiny`."""
     channels = config.decoder.num_channels
     narrow = {"encoder_hidden_size": 4, "decoder_hidden_size": 64} if model.endswith("tiny") else {}
     sizes = CodecConfig(n_codebooks=channels, codebook_size=config.eos_token_id, **narrow)
-    return Codec.from_config(sizes, device=device)
+    return Codec.from_config(sizes, device=device, dtype=dtype)

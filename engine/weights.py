@@ -171,8 +171,7 @@ def _stream(
         if name in stored:
             yield name, _joined(checkpoint, table[name], FORMATS[stored[name]], dtype, device)
         elif name in formats:
-            target = torch.empty(shape, dtype=torch.float32, device=device)
-            yield name, FORMATS[formats[name]].quantize(_assembled(checkpoint, table[name], target), dtype)
+            yield name, _quantized(checkpoint, table[name], FORMATS[formats[name]], dtype, device)
         else:
             wanted = torch.float32 if name.endswith("norm.weight") else dtype
             yield name, _assembled(checkpoint, table[name], torch.empty(shape, dtype=wanted, device=device))
@@ -194,6 +193,16 @@ def _format(checkpoint: StoredWeights, pieces: list[Piece]) -> str | None:
 
 def _joined(checkpoint: StoredWeights, pieces: list[Piece], kind, dtype: torch.dtype, device) -> Weight:
     return kind.join([checkpoint.read(piece.name, dtype) for piece in pieces], device)
+
+
+def _quantized(checkpoint: StoredWeights, pieces: list[Piece], kind, dtype: torch.dtype, device) -> Weight:
+    """Piece by piece: the whole matrix is never held before it is quantised."""
+    parts = []
+    for piece in pieces:
+        stored = plain(checkpoint.read(piece.name, torch.float32)).to(device)
+        parts.append(kind.quantize(piece.as_rows(stored).contiguous(), dtype))
+        del stored  # before the next is read
+    return parts[0] if len(parts) == 1 else kind.join(parts, device)
 
 
 def _assembled(checkpoint: StoredWeights, pieces: list[Piece], target: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,7 @@ def decode_attention_ref(
         )
         for slot, position in enumerate(last.tolist())
     ]
-    return torch.cat(outputs).view_as(query)
+    return (torch.cat(outputs) if len(outputs) > 1 else outputs[0]).reshape(query.shape)
 
 
 def decode_attention(

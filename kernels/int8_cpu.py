@@ -1,10 +1,10 @@
 """int8 weights on a CPU: products of 8-bit integers, which oneDNN packs and multiplies, exact to the last bit.
 
-The inputs are integers too, of more digits than 8 bits hold: a row x is written as max|x| / 127 * (d0 + d1 / 254 + ...)
-with digits in [-127, 127]. All digits of all rows are rows of one product, so the weights are read once. Sums of
-integers know no order: a row comes out alike in any batch.
+The inputs are integers too, of more digits than 8 bits hold: a row is rounded to multiples of max|x| / (127 * 256^d),
+and these are written with d + 1 digits of base 256 in [-128, 127]. All digits of all rows are rows of one product, so
+the weights are read once. Sums of integers know no order: a row comes out alike in any batch.
 
-Two digits err by at most max|x| / 64516 for each input, a bfloat16 input by up to |x| / 512. Three digits, for float32,
+Two digits err by at most max|x| / 65024 for each input, a bfloat16 input by up to |x| / 512. Three digits, for float32,
 err by max|x| / 1.6e7.
 """
 
@@ -15,10 +15,10 @@ import torch
 
 from .formats import Int8Weight, Weight
 
-BASE = 254
 DIGITS = {torch.float32: 3}
 DIGITS_HALF = 2
-SMALLEST = 1e-30  # stands for the largest of a row of zeros
+INTEGERS = {2: torch.int16, 3: torch.int32}  # which hold that many digits
+SMALLEST = torch.full((1, 1), 1e-30)  # added to a row's largest, for rows of zeros; too small to change another
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,12 @@ class PackedInt8Weight:
         Few operations: the product before has filled the caches, so that each costs 5 us and more beside the 200 to
         1500 us that the integer product takes.
         """
-        x = x.float()
-        unit = x.abs().amax(dim=1, keepdim=True).mul_(1 / 127).clamp_(min=SMALLEST)
-        rest, digits = x / unit, []
-        for _ in range(DIGITS.get(self.dtype, DIGITS_HALF) - 1):
-            digits.append(rest.round())
-            rest = torch.sub(rest, digits[-1]).mul_(BASE)
-        rows = torch.cat((*digits, rest)).round_().to(torch.int8)
-        total, *lower = self._multiply(rows).split(x.shape[0])
-        for place, part in enumerate(lower, start=1):
-            total.add_(part, alpha=BASE**-place)
+        count = DIGITS.get(self.dtype, DIGITS_HALF)
+        unit = torch.add(SMALLEST, x.abs().amax(dim=1, keepdim=True), alpha=256 ** (1 - count) / 127)
+        sums = self._multiply(_digits(x, unit, count))
+        total, *lower = sums.view(count, x.shape[0], -1).unbind()
+        for part in lower:
+            total = torch.add(part, total, alpha=256)
         return total.mul_(unit)
 
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
@@ -80,6 +76,14 @@ class PackedInt8Weight:
         return torch.ops.onednn.qlinear_pointwise(
             rows, 1.0, 0, self.packed, self.scale, self.zero_points, None, 1.0, 0, torch.float32, "none", [], ""
         )
+
+
+def _digits(x: torch.Tensor, unit: torch.Tensor, count: int) -> torch.Tensor:
+    """x [M, K] in units [M, 1] as int8 [count * M, K]: all rows' highest digits first."""
+    parts = [torch.div(x, unit).round_().to(INTEGERS[count])]
+    for _ in range(count - 1):
+        parts.append(torch.add(parts[-1], 128).bitwise_right_shift_(8))  # what the digit in the low byte leaves
+    return torch.cat(parts[::-1]).to(torch.int8)  # keeps the low bytes
 
 
 def fastest(weight: Weight) -> Weight | PackedInt8Weight:

@@ -61,14 +61,15 @@ class Residual:
     def write(self, x: torch.Tensor, weight: torch.Tensor) -> None:
         """Make x [R, D] the residual, on its way to the norm with `weight`."""
         self.x.copy_(x)
-        self.z.copy_(x * (weight * headroom(self.z.dtype)))
+        room = headroom(self.z.dtype)
+        torch.mul(self.x, weight if room == 1 else weight * room, out=self.z)
         self.squares.zero_()
-        self.squares[:, 0] = x.square().sum(dim=-1)
+        torch.sum(self.x.square(), dim=-1, out=self.squares[:, 0])
 
     def scale(self, eps: float) -> torch.Tensor:
         """What turns a product with z into a product with the normed x, [R, 1] float32."""
-        mean = self.squares.sum(dim=-1, keepdim=True) / self.x.shape[1]
-        return torch.rsqrt(mean + eps) / headroom(self.z.dtype)
+        scale = self.squares.sum(dim=-1, keepdim=True).div_(self.x.shape[1]).add_(eps).rsqrt_()
+        return scale.div_(headroom(self.z.dtype))
 
 
 @triton.jit

@@ -33,10 +33,9 @@ def philox(seed: torch.Tensor, counter: tuple[torch.Tensor, ...]) -> tuple[torch
 
 
 def _multiply(constant: int, word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """High and low word of a 32 x 32 bit product. The constant is split in halves: int64 has no room for 64 bits."""
-    upper = (constant >> 16) * word
-    lower = (constant & 0xFFFF) * word
-    return (upper + (lower >> 16)) >> 16, ((upper << 16) + lower) & _MASK
+    """High and low word of a 32 x 32 bit product, whose 64 bits are int64's whether or not its sign is among them."""
+    product = word * constant
+    return (product >> 32).bitwise_and_(_MASK), product.bitwise_and_(_MASK)
 
 
 def uniform(seed: torch.Tensor, counter: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -30,8 +30,9 @@ def project_qkv_ref(
     position = position.repeat_interleave(2)
     turn = tuple(table[position] for table in rope)
     every_row = torch.arange(rows, device=query.device)
-    query.copy_(apply_rope(qkv[:, :heads], *turn))
-    keys[every_row, :, position] = apply_rope(qkv[:, heads : heads + groups], *turn)
+    turned = apply_rope(qkv[:, : heads + groups], *turn)
+    query.copy_(turned[:, :heads])
+    keys[every_row, :, position] = turned[:, heads:]
     values[every_row, :, position] = qkv[:, heads + groups :]
 
 

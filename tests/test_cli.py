@@ -131,6 +131,12 @@ def broken(tmp_path_factory) -> Path:
         ([TEXT, "-o", "absent/out.wav"], "absent does not exist; create it first"),
         ([TEXT, "-o", "out.xyz"], "cannot tell the sound format from extension '.xyz'"),
         ([TEXT, "-o", "truncated.wav/out.wav"], "truncated.wav"),
+        ([TEXT, "-o", "-"], "-o - need --stream"),
+        ([TEXT, "--chunk-frames", "9"], "need --stream"),
+        ([TEXT, "--stream", "-o", "out.flac"], "--stream writes wav files"),
+        ([TEXT, "--stream", "-o", "absent/out.wav"], "absent does not exist; create it first"),
+        ([TEXT, "--stream", "--chunk-frames", "0"], "chunk_frames must be at least 1, got 0"),
+        ([TEXT, "--codec-dtype", "int3"], "dtype must be one of float32, float16, bfloat16, got 'int3'"),
         ([TEXT, "--no-such-option"], "unrecognized arguments: --no-such-option"),
     ],
 )
@@ -176,12 +182,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize("later", [0.0, 4.0], ids=["while torch is loaded", "while it speaks"])
 def test_ctrl_c_leaves_nothing_and_no_traceback(tmp_path, later):
     target = tmp_path / "out.wav"
-    process = subprocess.Popen(  # seed 2 does not end by itself: this would run for 20 seconds and more
-        [sys.executable, "-m", "engine", "say", TEXT, "--model", "synthetic:tiny", "--seed", "2", "-o", target],
-        stderr=subprocess.PIPE,
-        # A test run in the background may be told to ignore Ctrl-C, and so would this process.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    process = speak_for_long("-o", target)
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.01)
     time.sleep(later)
@@ -190,3 +191,58 @@ def test_ctrl_c_leaves_nothing_and_no_traceback(tmp_path, later):
     assert process.returncode == 130, errors
     assert b"Traceback" not in errors and b"interrupted" in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def samples(path) -> np.ndarray:
+    return soundfile.read(path, dtype="int16")[0].astype(int)
+
+
+def test_streams_to_a_file_and_to_a_pipe_are_what_say_writes(tmp_path, capsys):
+    say = ["say", TEXT, *QUICK, "--seed", "7"]
+    assert main([*say, "-q", "-o", str(tmp_path / "whole.wav")]) == 0
+    whole = samples(tmp_path / "whole.wav")
+    assert main([*say, "--stream", "--chunk-frames", "5", "-o", str(tmp_path / "out.wav")]) == 0
+    shown = capsys.readouterr()
+    done = run(*say, "--stream", "-o", "-")
+    piped = np.frombuffer(done.stdout, dtype="<i2").astype(int)
+    for found in (samples(tmp_path / "out.wav"), piped):
+        assert found.shape == whole.shape and np.abs(found - whole).max() <= 1, "a sample may round the other way"
+    assert soundfile.info(tmp_path / "out.wav").samplerate == 44100 and not shown.out
+    for summary, name in ((shown.err, "out.wav"), (done.stderr.decode(), "standard output")):
+        assert f"{name}: 0.28 s of sound in" in summary and "the first of it after 0." in summary
+    assert main([*say, "-q", "--stream", "-o", str(tmp_path / "out.wav")]) == 0
+    assert not "".join(capsys.readouterr())
+
+
+def speak_for_long(*arguments, **kwargs) -> subprocess.Popen:
+    return subprocess.Popen(  # seed 2 does not end by itself: this would run for 20 seconds and more
+        [sys.executable, "-m", "engine", "say", TEXT, "--model", "synthetic:tiny", "--seed", "2", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        # A test run in the background may be told to ignore Ctrl-C, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_streamed_file_is_valid_at_any_moment(tmp_path, how):
+    target = tmp_path / "out.wav"
+    process = speak_for_long("--stream", "-o", target)
+    while not target.exists() or target.stat().st_size < 50_000:
+        time.sleep(0.005)
+        if target.exists() and target.stat().st_size >= 44:
+            soundfile.read(target)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    seconds = len(samples(target)) / 44100
+    assert seconds > 0.2
+    if how == signal.SIGINT:
+        assert process.returncode == 130 and f"interrupted, {seconds:.2f} s of sound are in {target}" in errors.decode()
+
+
+def test_a_player_that_goes_away_ends_it_quietly(tmp_path):
+    process = speak_for_long("--stream", "-o", "-", stdout=subprocess.PIPE)
+    assert len(process.stdout.read(5000)) == 5000
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=60) == 0 and not errors

@@ -39,6 +39,7 @@ class SeveralSteps(Stepper):
     def __init__(self, model):
         super().__init__(model)
         self.captures, self.captured = True, []
+        self._launch_sizes = (STEPS_PER_GRAPH, 1)
 
     def _capture(self, slots):
         self.captured.append(slots)
@@ -48,12 +49,8 @@ class SeveralSteps(Stepper):
             self.model.dtype, self.model.device,
         )  # fmt: skip
 
-    def _launcher(self, state):
-        def launch():
-            for _ in range(STEPS_PER_GRAPH):
-                self.model.step(state)
-
-        return launch, STEPS_PER_GRAPH
+    def _launch(self, state, steps):
+        self._steps(state, steps)
 
 
 def test_launches_of_several_steps_give_the_codes_of_single_steps(model):
@@ -69,6 +66,14 @@ def test_launches_of_several_steps_give_the_codes_of_single_steps(model):
         longest = OPTIONS.max_tokens - 1  # of the request without a prompt
         assert sum(made) == -(-longest // STEPS_PER_GRAPH) * STEPS_PER_GRAPH, "no launch after the end"
     assert stepper.captured == [1, 4], "allocated anew only for more slots than ever before"
+
+
+def test_a_launch_ends_at_every_stop(model):
+    for stepper, launches in ((SeveralSteps(model), [8, 1, 1, 1, 8, 8]), (Stepper(model), [1] * 27)):
+        state, made = start_requests(stepper, make_requests(1), OPTIONS), []
+        looks = stepper.looks(state, made.append, iter([0, 0, 9, 11, 27]))
+        positions = [int(next(looks).position[0]) for _ in launches]
+        assert made == launches and positions == [sum(launches[: index + 1]) for index in range(len(launches))]
 
 
 def test_the_first_slots_of_a_state_are_a_state(model):

@@ -520,47 +520,48 @@ def test_refuses_to_save_what_does_not_fit(tmp_path):
 LOAD_AND_MEASURE = """
 import json, sys
 from pathlib import Path
-import torch
-from engine.config import DiaConfig
-from engine.weights import load_weights
+from engine import Engine
 
-weights = load_weights([Path(file) for file in sys.argv[1:]], DiaConfig(), dtype=torch.bfloat16, device="cpu")
+quant = json.loads(sys.argv[2])
+engine = Engine.load(sys.argv[1], quant=quant, dtype="bfloat16", device="cpu", load_dac=False)
 # VmHWM and not ru_maxrss: the latter begins with the peak of the process that started this one.
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-held = sum(tensor.nbytes for tensor in weights.values())
+held = sum(weight.nbytes for weight in engine.weights.values())
 json.dump({"peak": int(status["VmHWM"].split()[0]) * 1024, "held": held}, sys.stdout)
 """
 
 
-def write_full_size_checkpoint(folder: Path) -> int:
-    """1.6B random float32 weights in transformers' layout, a shard at a time; bytes of the largest tensor."""
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory):
+    """1.6B random float32 weights in transformers' layout, in shards of a gigabyte; 6.4 GB on disk."""
     transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("models") / "full"
+    folder.mkdir()
     with torch.device("meta"):
         model = transformers.DiaForConditionalGeneration(transformers.DiaConfig(**DiaConfig().to_dict()))
+    model.config.save_pretrained(folder)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    shard, size, largest = {}, 0, 0
+    shard, index = {}, {}
     for name, shape in shapes.items():
-        shard[name] = torch.rand(shape)
-        size += shard[name].nbytes
-        largest = max(largest, shard[name].nbytes)
-        if size > GIGABYTE or name == list(shapes)[-1]:
-            save_file(shard, folder / f"{len(list(folder.iterdir()))}.safetensors")
-            shard, size = {}, 0
-    return largest
+        shard[name] = torch.rand(shape).sub_(0.5)
+        if sum(tensor.nbytes for tensor in shard.values()) > GIGABYTE or name == list(shapes)[-1]:
+            file = f"model-{len(set(index.values())) + 1}.safetensors"
+            save_file(shard, folder / file)
+            index |= dict.fromkeys(shard, file)
+            shard = {}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
-def test_peak_memory_is_the_weights_one_tensor_and_a_gigabyte(tmp_path):
-    folder = tmp_path / "full"
-    folder.mkdir()
-    try:
-        largest = write_full_size_checkpoint(folder)
-        files = [str(path) for path in sorted(folder.iterdir())]
-        done = subprocess.run([sys.executable, "-c", LOAD_AND_MEASURE, *files], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        measured = json.loads(done.stdout)
-    finally:
-        shutil.rmtree(folder)
-    assert measured["held"] > 3.2 * GIGABYTE
-    assert measured["peak"] <= measured["held"] + largest + GIGABYTE
+@pytest.mark.parametrize("quant, most", [(None, 3.3e9), ("int8", 1.75e9), ("nf4", 1.2e9)])
+def test_peak_memory_is_the_weights_and_a_gigabyte(full_size, quant, most):
+    command = [sys.executable, "-c", LOAD_AND_MEASURE, str(full_size), json.dumps(quant)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    print(f"{quant}: held {measured['held'] / 1e6:.0f} MB, peak {measured['peak'] / 1e6:.0f} MB")
+    assert 0.9 * most < measured["held"] <= most
+    assert measured["peak"] <= measured["held"] + GIGABYTE

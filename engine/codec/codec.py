@@ -141,7 +141,11 @@ class Codec:
         codes = self._checked(codes)
         if not len(codes):
             return torch.zeros(0, device=self.device)
-        latent = self.quantizer.decode(codes.to(self.device))
+        return self.synthesize(codes.to(self.device))
+
+    def synthesize(self, codes: torch.Tensor) -> torch.Tensor:
+        """`decode` without checks and without a wait: at least one frame [T, C] int64, in range and on the device."""
+        latent = self.quantizer.decode(codes)
         return self.decoder(latent.to(self.dtype))[0, 0].float()
 
     def _checked(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:

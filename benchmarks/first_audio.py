@@ -1,0 +1,349 @@
+"""Time from text in to the first sound out: streamed here, after the whole generation elsewhere; same weights, one run.
+
+    python -m benchmarks.first_audio --model synthetic:full --dtype bfloat16 --quant int8 --against transformers
+
+Ours is `Engine.stream` from the call to the first chunk. Other runtimes give sound when the last row is made and
+decoded: their time is that of `--seconds` of sound, of which `--peer-steps` rows are made; if that is fewer, each other
+one is taken to cost the median of those (later rows cost more, so this flatters). Their codec is timed with ours. Then
+a long stream is played in simulation: the player starts with the first chunk and takes 44,100 samples a second.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from engine import Engine
+from engine.codec.windows import HostCopy, SoundWindows
+from engine.graph import Stepper
+from engine.options import GenerationOptions
+from engine.request import make_requests
+from engine.streaming import ChunkSizes, full_windows, speak
+from engine.text import encode_text
+
+from .command import run
+from .memory import WorkingMemory
+from .nari import Nari
+from .peers import Ours, Transformers
+from .plot import draw_timeline, require_matplotlib
+from .roofline import synchronize
+from .setting import SCRIPT, add_peer_arguments, check_peer_arguments, machine, peers
+
+WARM_UP_RUNS = 2
+
+
+def main() -> None:
+    options = _arguments()
+    engine = Engine.load(
+        options.model, quant=options.quant, dtype=options.dtype, device=options.device, codec_dtype=options.codec_dtype
+    )
+    cuda = engine.device.type == "cuda"
+    frames = round(options.seconds * engine.sample_rate / engine.codec.hop_length)
+    options.peer_steps = options.peer_steps or (_steps(engine, frames) if cuda else 30)
+    options.stream_frames = options.stream_frames or (frames if cuda else 80)
+    trace = Trace(engine)
+    sizes = ChunkSizes().settled(trace.windows.reach)
+    print("measuring dia-engine ...", file=sys.stderr)
+    report = {**machine(engine), **_setting(options, engine, sizes, frames), **_first_audio(engine, options.runs)}
+    report["split"] = _split(trace, sizes, max(3, options.runs // 4))
+    report["stream"], report["timeline"] = _long_stream(trace, sizes, options.stream_frames)
+    report["codec_work"] = _codec_work(engine, sizes, frames)
+    report["codec_errors"] = _codec_errors(engine)
+    ours = Ours(trace.stepper, f"{options.quant or ''} whole".lstrip())
+    codec_seconds = frames * report["codec_work"]["whole_seconds_a_frame"]
+    report["whole"] = [
+        _whole(runtime, options, engine, frames, codec_seconds) for runtime in (ours, *_peers(options, engine))
+    ]
+    print(_table(report))
+    if options.json:
+        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+    if options.png:
+        draw_timeline(report, options.png)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.first_audio", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="synthetic:full", help="hub id, folder or synthetic:... (%(default)s)")
+    parser.add_argument("--dtype", help="default: what suits the device")
+    parser.add_argument("--quant", help="int8 or nf4; the other runtimes read the weights without")
+    parser.add_argument("--codec-dtype", help="default: float32")
+    parser.add_argument("--device", help="default: cuda if there is one")
+    parser.add_argument("--runs", type=int, default=20, help="streams up to their first chunk (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="sound of a whole generation (%(default)s)")
+    parser.add_argument("--stream-frames", type=int, help="of the long stream (cpu 80, cuda as --seconds)")
+    parser.add_argument("--peer-steps", type=int, help="rows that whole generations make (cpu 30, cuda all)")
+    add_peer_arguments(parser)
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--png", metavar="FILE", help="draw the long stream there: steps, codec calls, sound played")
+    options = parser.parse_args()
+    check_peer_arguments(parser, options)
+    for name, least in (("runs", 1), ("stream_frames", 1), ("peer_steps", 2)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if options.png:
+        require_matplotlib(parser)
+    return options
+
+
+def _setting(options: argparse.Namespace, engine: Engine, sizes: ChunkSizes, frames: int) -> dict:
+    return {
+        "benchmark": "first_audio",
+        "model": options.model,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "quant": options.quant,
+        "codec_dtype": str(engine.codec.dtype).removeprefix("torch."),
+        "text_bytes": len(_text(engine)),
+        "first_chunk_frames": sizes.first_chunk_frames,
+        "chunk_frames": sizes.chunk_frames,
+        "sample_rate": engine.sample_rate,
+        "hop_length": engine.codec.hop_length,
+        "whole_frames": frames,
+        "peer_steps": options.peer_steps,
+    }
+
+
+def _text(engine: Engine) -> torch.Tensor:
+    return encode_text(SCRIPT, engine.config.encoder.max_position_embeddings)
+
+
+def _steps(engine: Engine, frames: int) -> int:
+    """Rows to make for so many frames."""
+    return frames + engine.config.max_delay
+
+
+def _first_audio(engine: Engine, runs: int) -> dict:
+    """Seconds from the call to the first chunk, as a caller of `Engine.stream` sees them."""
+    seconds = []
+    for seed in range(WARM_UP_RUNS + runs):
+        started = time.perf_counter()
+        with engine.stream(SCRIPT, seed=seed) as stream:
+            next(stream)
+            seconds.append(time.perf_counter() - started)
+    return {"runs": runs, "first_audio_seconds": _percentiles(seconds[WARM_UP_RUNS:])}
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    values = sorted(values)
+    return {"p50": statistics.median(values), "p95": values[min(len(values) - 1, round(0.95 * len(values)))]}
+
+
+class Trace:
+    """Spans [start, end] in seconds since the start of what the loop behind `Engine.stream` does."""
+
+    def __init__(self, engine: Engine):
+        self.on_gpu = engine.device.type == "cuda"
+        self.stepper, self.windows = Stepper(engine.model), _TracedWindows(engine.codec, self)
+        self.engine = engine
+        self.text, self.steps, self.codec, self.chunks = [], [], [], []  # chunks: [arrival, samples]
+
+    def now(self) -> float:
+        return time.perf_counter() - self.started
+
+    @torch.no_grad()
+    def run(self, sizes: ChunkSizes, frames: int, seed: int = 0) -> Iterator[None]:
+        """Go on to the next chunk with each `next`."""
+        config = self.engine.config
+        knobs = GenerationOptions(max_tokens=_steps(self.engine, frames) + 1)
+        self.text, self.steps, self.codec, self.chunks = [], [], [], []
+        self.started = time.perf_counter()
+        requests = make_requests(SCRIPT, None, None, seed, knobs, config, self.engine.codec)
+        before = None
+        for item in speak(self.stepper, requests, knobs, self.windows, sizes):
+            if item is not None:
+                self.chunks.append([self.now(), len(item[1])])
+                yield
+            elif before is None:
+                synchronize(self.engine.device)
+                self.text.append([0.0, before := self.now()])
+            else:
+                # On a CPU the codec has had its turn since the last step; on a GPU it runs beside the steps.
+                start = before if self.on_gpu or not self.codec else max(before, self.codec[-1][1])
+                self.steps.append([start, before := self.now()])
+
+
+class _TracedWindows(SoundWindows):
+    def __init__(self, codec, trace: Trace):
+        super().__init__(codec)
+        self.trace = trace
+
+    def decode(self, *window):
+        span = [self.trace.now(), None]
+        self.trace.codec.append(span)
+        return _TracedCopy(super().decode(*window), span, self.trace)
+
+
+class _TracedCopy:
+    """A HostCopy that notes when it was first seen to be ready."""
+
+    def __init__(self, copy: HostCopy, span: list, trace: Trace):
+        self.copy, self.span, self.trace = copy, span, trace
+        self.ready()
+
+    def ready(self) -> bool:
+        if self.span[1] is None and self.copy.ready():
+            self.span[1] = self.trace.now()
+        return self.span[1] is not None
+
+    def wait(self) -> torch.Tensor:
+        tensor = self.copy.wait()
+        self.span[1] = self.span[1] or self.trace.now()
+        return tensor
+
+
+def _split(trace: Trace, sizes: ChunkSizes, runs: int) -> dict:
+    """Where the time to the first chunk goes; the loop alone, without the thread around it."""
+    parts = []
+    for seed in range(1 + runs):
+        chunks = trace.run(sizes, 200, seed)
+        next(chunks)
+        decoding, arrival = trace.codec[0], trace.chunks[0][0]
+        text = trace.text[0][1]
+        made = sum(1 for _, end in trace.steps if end <= decoding[0])
+        parts.append([text, decoding[0] - text, arrival - decoding[0], made])
+        chunks.close()
+    text, steps, codec, launches = (statistics.median(column) for column in zip(*parts[1:]))
+    return {"text_seconds": text, "steps_seconds": steps, "codec_seconds": codec, "launches": int(launches)}
+
+
+def _long_stream(trace: Trace, sizes: ChunkSizes, frames: int) -> tuple[dict, dict]:
+    """A stream of so many frames: how a player in real time fares, and what was done when."""
+    for _ in islice(trace.run(sizes, frames), 2):  # captures graphs
+        pass
+    memory, hop = WorkingMemory(trace.engine.device), trace.engine.codec.hop_length
+    early, made = None, 0
+    for _ in trace.run(sizes, frames):
+        made = round(sum(samples for _, samples in trace.chunks) / hop)
+        early = memory.peak() if made <= frames / 4 else early
+    played = _played(trace.chunks, trace.engine.sample_rate)
+    figures = {
+        "frames": made, **_underruns(played), "working_bytes_first_quarter": early, "working_bytes": memory.peak(),
+    }  # fmt: skip
+    timeline = {"text": trace.text, "steps": trace.steps, "codec": trace.codec, "played": played}
+    return figures, timeline
+
+
+def _played(chunks: list[list[float]], sample_rate: int) -> list[list[float]]:
+    """When each chunk sounds: at once, or when those before it have been played."""
+    spans, free = [], 0.0
+    for arrival, samples in chunks:
+        start = max(arrival, free)
+        free = start + samples / sample_rate
+        spans.append([start, free])
+    return spans
+
+
+def _underruns(played: list[list[float]]) -> dict:
+    gaps = [after[0] - before[1] for before, after in zip(played, played[1:])]
+    return {"chunks": len(played), "underruns": sum(gap > 0 for gap in gaps), "silence_seconds": sum(gaps)}
+
+
+def _codec_work(engine: Engine, sizes: ChunkSizes, frames: int) -> dict:
+    """Decoding in windows of the steady size against decoding the whole, in frames and in time."""
+    codec, windows = engine.codec, SoundWindows(engine.codec)
+    steady = next(window for window in full_windows(sizes, windows.reach) if window.first >= 2 * sizes.chunk_frames)
+    length, given = steady.stop - steady.start, steady.last - steady.first
+    codes = torch.randint(codec.codebook_size, (frames, codec.num_codebooks), device=codec.device)
+    windows.prepare([length])
+
+    def seconds(part: torch.Tensor, warm_ups: int, times: int) -> float:
+        for index in range(warm_ups + times):
+            if index == warm_ups:
+                synchronize(codec.device)
+                started = time.perf_counter()
+            with windows.on_stream():
+                windows.decode(part, 0, None).wait()
+        return (time.perf_counter() - started) / times
+
+    window = seconds(codes[:length], 1, 5) / given
+    # On a GPU the first decode of a length allocates and chooses algorithms; on a CPU it has nothing to prepare.
+    whole = seconds(codes, int(codec.device.type == "cuda"), 1) / frames
+    return {
+        "frames_ratio": length / given,
+        "time_ratio": window / whole,
+        "window_seconds_a_frame": window,
+        "whole_seconds_a_frame": whole,
+    }
+
+
+@torch.no_grad()
+def _codec_errors(engine: Engine) -> dict[str, float]:
+    """Of the sound in half precision against that in float32, as a share of the sound's size (deviations)."""
+    codec = engine.codec
+    codes = torch.randint(codec.codebook_size, (30, codec.num_codebooks), device=codec.device)
+    latent, sounds = codec.quantizer.decode(codes), {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        sounds[str(dtype).removeprefix("torch.")] = copy.deepcopy(codec.decoder).to(dtype)(latent.to(dtype)).float()
+    exact = sounds.pop("float32")
+    return {name: float((sound - exact).std() / exact.std()) for name, sound in sounds.items()}
+
+
+def _peers(options: argparse.Namespace, engine: Engine) -> list[Transformers | Nari]:
+    if options.against and options.quant:  # they read the weights as they are
+        engine = Engine.load(options.model, dtype=engine.dtype, device=engine.device, load_dac=False)
+    return peers(options, engine)
+
+
+def _whole(runtime, options: argparse.Namespace, engine: Engine, frames: int, codec_seconds: float) -> dict:
+    """A generation whose sound comes at its end."""
+    print(f"measuring {runtime.name} ...", file=sys.stderr)
+    text = _text(engine)
+    needed = _steps(engine, frames)
+    made = min(options.peer_steps, needed)
+    runtime.run(text, 1, 2)  # first calls allocate, compile and fill caches
+    timing = runtime.run(text, 1, made - 1)
+    # A time of `steps` is a mean over a launch where steps are captured, so that their sum would count launches.
+    steps = (made - 1) * statistics.mean(timing.steps) + (needed - made) * statistics.median(timing.steps)
+    return {
+        "name": runtime.name,
+        "steps_made": made,
+        "steps_needed": needed,
+        "steps_seconds": timing.first + steps,
+        "codec_seconds": codec_seconds,
+        "first_audio_seconds": timing.first + steps + codec_seconds,
+    }
+
+
+def _table(report: dict) -> str:
+    first, split, stream, work = (report[name] for name in ("first_audio_seconds", "split", "stream", "codec_work"))
+    name, errors = f"dia-engine {report['quant'] or ''}".rstrip(), report["codec_errors"]
+    lines = [
+        f"{report['model']} in {report['dtype']} on {report['device']}, {report['threads']} threads, torch "
+        f"{report['torch']}, {report['date']}; {report['text_bytes']} bytes of text, codec in {report['codec_dtype']}",
+        "",
+        f"{name}, streamed: first {report['first_chunk_frames']} frames of sound after {first['p50']:.3f} s (p95 "
+        f"{first['p95']:.3f} s, {report['runs']} runs)",
+        f"    text {split['text_seconds']:.3f} s, steps {split['steps_seconds']:.3f} s ({split['launches']} launches), "
+        f"codec {split['codec_seconds']:.3f} s",
+        f"    played in real time: {stream['underruns']} underruns in {stream['chunks']} chunks of up to "
+        f"{report['chunk_frames']} frames, {stream['silence_seconds']:.2f} s of silence in {stream['frames']} frames",
+        f"    memory beside the model: {_megabytes(stream['working_bytes_first_quarter'])} in the first quarter of it, "
+        f"{_megabytes(stream['working_bytes'])} in all",
+        f"    codec, windows against the whole: {work['frames_ratio']:.2f}x the frames, {work['time_ratio']:.2f}x the "
+        "time; against float32 " + ", ".join(f"{name} is off by {100 * off:.2f} %" for name, off in errors.items()),
+        "",
+        f"first sound of {report['whole_frames']} frames made whole:",
+    ]
+    for row in report["whole"]:
+        made = "measured" if row["steps_made"] == row["steps_needed"] else f"{row['steps_made']} made, rest by median"
+        lines.append(
+            f"{row['name']:42}{row['first_audio_seconds']:>9.2f} s = text and {row['steps_needed']} steps "
+            f"{row['steps_seconds']:.2f} s ({made}) + codec {row['codec_seconds']:.2f} s;"
+            f"{row['first_audio_seconds'] / first['p50']:>7.1f}x later"
+        )
+    return "\n".join(lines)
+
+
+def _megabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,65 @@
+"""What the speed benchmarks share: the script that is read, the runtimes beside ours, and the machine."""
+
+import argparse
+import platform
+from datetime import date
+
+import torch
+
+from engine import Engine
+
+from .nari import Nari, load_nari
+from .peers import Transformers, transformers_model
+
+SCRIPT = (
+    "[S1] Dia is an open weights text to dialogue model. [S2] You get full control over scripts and voices. "
+    "[S1] Wow. Amazing. (laughs) [S2] Try it now on Git hub or Hugging Face. [S1] I will, this very evening!"
+)
+PEERS = ("transformers", "transformers-compiled", "nari", "nari-compiled")
+STEPS_PER_SECOND_OF_SOUND = 44100 / 512
+
+
+def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--against", nargs="*", default=[], choices=PEERS, metavar="PEER", help=" ".join(PEERS))
+    parser.add_argument("--reference", metavar="PATH", help="checkout of nari-labs/dia, for the peers nari...")
+
+
+def check_peer_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if any(peer.startswith("nari") for peer in options.against) and options.reference is None:
+        parser.error("the peers nari and nari-compiled need --reference PATH, a checkout of nari-labs/dia")
+
+
+def peers(options: argparse.Namespace, engine: Engine) -> list[Transformers | Nari]:
+    """The runtimes that the options name, on the engine's weights."""
+    runtimes = []
+    if {"transformers", "transformers-compiled"} & set(options.against):
+        model = transformers_model(engine.config, engine.weights)
+        if "transformers" in options.against:
+            padded = engine.config.encoder.max_position_embeddings
+            runtimes += [Transformers(model), Transformers(model, pad_to=padded)]
+        if "transformers-compiled" in options.against:
+            runtimes.append(Transformers(model, compiled=True))
+    if {"nari", "nari-compiled"} & set(options.against):
+        reference = load_nari(options.reference, engine.config, engine.weights)
+        runtimes += [Nari(reference, compiled=False)] if "nari" in options.against else []
+        runtimes += [Nari(reference, compiled=True)] if "nari-compiled" in options.against else []
+    return runtimes
+
+
+def machine(engine: Engine) -> dict:
+    cuda = engine.device.type == "cuda"
+    return {
+        "date": date.today().isoformat(),
+        "device": torch.cuda.get_device_name(engine.device) if cuda else _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,38 @@
+"""Work captured in CUDA graphs: a graph is launched in one call, where its kernels one by one would cost more time."""
+
+import gc
+from collections.abc import Callable
+
+import torch
+
+WARM_UP_RUNS = 3
+
+
+def captured(work: Callable[[], None], pool, stream: torch.cuda.Stream | None = None) -> torch.cuda.CUDAGraph:
+    """A graph of what `work` does, run a few times here: it must bear that.
+
+    Args:
+        work: device operations only, over tensors that stay where they are as long as the graph is used.
+        pool: memory pool that graphs share which never run at the same time.
+        stream: to warm up and capture on, the same for all of a pool; the graph's kernels get its priority.
+    """
+    side = stream or torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP_RUNS):  # compiles kernels, chooses algorithms, allocates their workspaces
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # A collection during the capture may unload a kernel, which is not allowed then.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        # Other threads may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            work()
+    finally:
+        if collecting:
+            gc.enable()
+    graph.replay()  # a capture executes nothing: this run finds out what does not replay
+    torch.cuda.synchronize()
+    return graph
