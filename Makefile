@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # One thread: in so small a model the others only wait, and on a busy machine they wait for long.
 demo: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/dia-engine say --model talker --seed 1 -o demo.wav --spectrogram demo.png \
-		"[S1] Can you see my little cats? [S2] No, I see nine blue dogs."
+		"[S1] Hello, my little robot. Can you sing? [S2] No, I can count very well."
 
 test: $(READY)
 	$(PY) -m pytest -q -m "not slow"

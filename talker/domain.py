@@ -18,7 +18,7 @@ GREETINGS = ["hello", "good morning", "thank you", "very good"]
 NAMES = ["my friend", "little robot", "my little robot", "my little friend", "robot", "friend"]
 VERBS = ["speak", "sing", "count", "hear me", "hear you", "see you", "speak well", "sing well", "count very well"]
 
-DEMO = "[S1] Can you see my little cats? [S2] No, I see nine blue dogs."
+DEMO = "[S1] Hello, my little robot. Can you sing? [S2] No, I can count very well."
 ALWAYS_LEARNT = ("Hello, little robot.", "Can you speak?", "Yes, my friend.", "I can speak very well.")
 
 PHRASES = "(Hello|Good morning|Thank you|Very good|Yes|No), |Can you "  # how sentences begin that open or answer

@@ -28,8 +28,6 @@ def test_training_never_sees_what_is_held_out():
     scripts = held_out_scripts(100)
     held_out = [tuple(words_of(sentence)) for script in scripts for _, sentence in script.turns]
     assert len(set(held_out)) == len(held_out) >= 100 and not learnt & set(held_out)
-    demo = {tuple(words_of(sentence)) for sentence in DEMO.split(" [S2] ")}
-    assert len(demo) == 2 and not learnt & demo, "nor what the demo says"
     assert set().union(*learnt, *held_out) == set(WORDS)
 
 
