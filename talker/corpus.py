@@ -1,6 +1,7 @@
 """Scripts as the language part learns them: text, codes of the trained codec, and which frames say which word."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tqdm import tqdm
 from transformers import DacModel
 
 from .data import load_speech
-from .domain import SPEAKERS, Script, held_out_scripts, training_scripts
+from .domain import SPEAKERS, Script, held_out_scripts
 from .flite import SAMPLE_RATE, Spoken, speak
 
 GAP = 0.08  # seconds between sentences, beside the margins of both
@@ -58,11 +59,11 @@ def original(script: Script) -> np.ndarray:
     return assemble(script, {turn: speak(turn[1], SPEAKERS[turn[0]]) for turn in script.turns})[0]
 
 
-def training_examples(work: Path, codec: DacModel, count: int) -> list[Example]:
-    """`count` scripts of the training sentences, in the codec's codes."""
+def training_examples(work: Path, codec: DacModel, name: str, make: Callable, count: int) -> list[Example]:
+    """`count` scripts of the training sentences, as `make` of `domain` joins them, in the codec's codes."""
     speech = load_speech(work)
     sentences = [sentence for tag, sentence in speech if tag == "[S1]" and ("[S2]", sentence) in speech]
-    return _encoded(work / "codes.pt", training_scripts(sentences, count), speech, codec)
+    return _encoded(work / f"{name}.pt", make(sentences, count), speech, codec)
 
 
 def held_out_examples(work: Path, codec: DacModel, count: int = 100) -> list[Example]:

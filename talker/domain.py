@@ -21,6 +21,8 @@ VERBS = ["speak", "sing", "count", "hear me", "hear you", "see you", "speak well
 DEMO = "[S1] Can you see my little cats? [S2] No, I see nine blue dogs."
 ALWAYS_LEARNT = ("Hello, little robot.", "Can you speak?", "Yes, my friend.", "I can speak very well.")
 
+PHRASES = "(Hello|Good morning|Thank you|Very good|Yes|No), |Can you "  # how sentences begin that open or answer
+
 SPEAKERS = {"[S1]": "rms", "[S2]": "slt"}  # the tag and flite's voice
 HELD_OUT_SHARE = 10  # one in so many sentences of the grammar
 
@@ -115,16 +117,28 @@ def training_scripts(sentences: list[str], count: int, seed: int = 1) -> list[Sc
     return [_script(rng, sentences, rng.choices([1, 2, 3, 4], [50, 30, 12, 8])[0]) for _ in range(count)]
 
 
-def held_out_scripts(count: int, seed: int = 2) -> list[Script]:
-    """Scripts for the evaluation: three in five are one sentence, the others one by each speaker; every sentence is one
-    that training has left out, whichever the voice, and comes once."""
+def talking_scripts(sentences: list[str], count: int, seed: int = 4) -> list[Script]:
+    """As `training_scripts`, with more sentences each, and every third of them one that opens or answers, of which
+    there are so few that the others crowd them out."""
     rng = random.Random(seed)
-    sentences = iter(distinct(grammar_sentence, rng, 2 * count, is_held_out))
+    phrases = [sentence for sentence in sentences if re.match(PHRASES, sentence)]
+    pool = [rng.choice(phrases) if rng.random() < 1 / 3 else rng.choice(sentences) for _ in range(4 * count)]
+    return [_script(rng, pool, rng.choices([1, 2, 3, 4], [30, 35, 20, 15])[0]) for _ in range(count)]
+
+
+def held_out_scripts(count: int, length: int | None = None, seed: int = 2) -> list[Script]:
+    """Scripts for the evaluation; each sentence is one that training has left out, whichever the voice, and comes once.
+
+    Args:
+        length: sentences of each script, by both speakers in turn. Default: three in five have one, two have two.
+    """
+    rng = random.Random(seed)
+    sentences = iter(distinct(grammar_sentence, rng, (length or 2) * count, is_held_out))
     scripts = []
     for index in range(count):
-        first, second = list(SPEAKERS)[:: 1 if index % 2 == 0 else -1]
-        turns = [(first, next(sentences))] + ([(second, next(sentences))] if index % 5 >= 3 else [])
-        scripts.append(Script(tuple(turns)))
+        tags = list(SPEAKERS)[:: 1 if index % 2 == 0 else -1]
+        turns = length or (2 if index % 5 >= 3 else 1)
+        scripts.append(Script(tuple((tags[turn % 2], next(sentences)) for turn in range(turns))))
     return scripts
 
 

@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"{options.model} speaks at {engine.sample_rate} Hz; this evaluation is for 16 kHz")
     knobs = {name: getattr(options, name) for name in KNOBS if getattr(options, name) is not None}
     knobs |= {"temperature": 0.0} if options.greedy else {}
-    report = evaluate(engine, options.count, options.seed, options.batch, knobs, baselines=not options.model_only)
+    scripts = held_out_scripts(options.count, options.sentences)
+    report = evaluate(engine, scripts, options.seed, options.batch, knobs, baselines=not options.model_only)
     report["model"], report["quant"], report["dtype"] = str(options.model), options.quant, str(engine.dtype)[6:]
     report["knobs"] = engine.defaults | knobs
     if options.json:
@@ -66,16 +67,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def evaluate(
     engine: Engine,
-    count: int = 100,
+    scripts: list[Script],
     seed: int = 0,
     batch: int = 20,
     knobs: dict | None = None,
     *,
     baselines: bool = True,
 ) -> dict:
-    """Listen to `count` held-out scripts of an engine. Returns `Heard` as dicts under "heard", by whose sound it is,
-    and the transcripts of the model's under "scripts"."""
-    scripts, listener = held_out_scripts(count), Listener()
+    """Listen to an engine say some scripts. Returns `Heard` as dicts under "heard", by whose sound it is, and
+    the transcripts of the model's under "scripts"."""
+    listener = Listener()
     originals = [original(script) for script in scripts]
     began = time.perf_counter()
     sounds = generate_all(engine, scripts, seed, batch, knobs or {})
@@ -164,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", help="float32, bfloat16 or float16")
     parser.add_argument("--device")
     parser.add_argument("--count", type=int, default=100, help="scripts (default: %(default)s)")
+    parser.add_argument("--sentences", type=int, help="a script, in turns; default: one or two")
     parser.add_argument("--batch", type=int, default=20, help="scripts generated at once (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first script (default: %(default)s)")
     parser.add_argument("--greedy", action="store_true", help="take the likeliest token, as --temperature 0")

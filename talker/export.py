@@ -10,7 +10,7 @@ from .data import WORK
 from .model import BOS, EOS, PAD
 
 TARGET = Path(__file__).parent.parent / "engine" / "talker"
-# What the evaluation finds best; the engine's own names, which transformers does not read.
+# By the engine's names, which transformers does not read. Hardly different from greedy, but a seed means something.
 DEFAULTS = {"cfg_scale": 1.0, "temperature": 0.5, "cfg_filter_top_k": 8}
 
 
@@ -26,13 +26,14 @@ def export(work: Path, target: Path) -> None:
     """Write `work/dia` and `work/dac` in float16, the codec in a folder of its own, and the defaults."""
     DiaForConditionalGeneration.from_pretrained(work / "dia").half().save_pretrained(target)
     DacModel.from_pretrained(work / "dac").half().save_pretrained(target / "codec")
+    for file in target.rglob("*.safetensors"):
+        file.chmod(0o644)  # it is written for its owner alone
     generation = {
         "bos_token_id": BOS,
         "decoder_start_token_id": BOS,
         "eos_token_id": EOS,
         "pad_token_id": PAD,
         "do_sample": True,
-        "guidance_scale": 2.0,
         "temperature": DEFAULTS["temperature"],
         "top_k": DEFAULTS["cfg_filter_top_k"],
         "max_length": 512,

@@ -32,7 +32,7 @@ class Listener:
         dictionary.write_text(_pronunciations(Path(pocketsphinx.get_model_path("en-us/cmudict-en-us.dict"))))
         self._decoder = pocketsphinx.Decoder(
             hmm=pocketsphinx.get_model_path("en-us/en-us"), lm=str(model), dict=str(dictionary), samprate=SAMPLE_RATE,
-            loglevel="FATAL",
+            loglevel="FATAL", cmn="batch",
         )  # fmt: skip
         folder.cleanup()  # it has been read
 
@@ -40,6 +40,7 @@ class Listener:
         """The words of a sound [samples] float32 at 16 kHz, in lower case."""
         quiet = np.zeros(SAMPLE_RATE // 5, np.float32)
         samples = np.concatenate([quiet, sound, quiet])
+        self._decoder.reinit_feat()  # what was heard before must not matter
         self._decoder.start_utt()
         self._decoder.process_raw((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
         self._decoder.end_utt()

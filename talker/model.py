@@ -3,6 +3,8 @@ was stopped."""
 
 import argparse
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from .corpus import Example, held_out_examples, training_examples
 from .codec import STATE as CODEC_STATE
 from .codec import new_model as new_codec
 from .data import WORK
+from .domain import talking_scripts, training_scripts
 from .progress import Progress, cosine, load_state, pick_device, save_state
 
 EOS, PAD, BOS = 256, 257, 258
@@ -31,8 +34,6 @@ CONFIG = dict(
     ),
     delay_pattern=DELAY,
 )  # fmt: skip
-SCRIPTS = 7000
-STEPS = 2700
 ROWS = 2400  # decoder rows a batch, padding included
 RATE = 2e-3
 CHANNEL_WEIGHTS = (2.0, 1.0, 1.0, 1.0)  # the first says most of what is said, and when it ends
@@ -42,38 +43,60 @@ GUIDED_LAYERS, GUIDED_HEADS = (1, 2), 2  # which cross-attention is shown the wo
 STATE = "model.pt"
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training: on which scripts, between which steps, and how much of `RATE` at its height."""
+
+    name: str
+    make: Callable
+    scripts: int
+    begin: int
+    end: int
+    rate: float
+    warm: int
+
+
+STAGES = (
+    Stage("words", training_scripts, 7000, 0, 2700, 1.0, 200),
+    Stage("talk", talking_scripts, 3500, 2700, 3400, 0.4, 30),
+)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m talker.model", description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--scripts", type=int, default=SCRIPTS)
     options = parser.parse_args(arguments)
-    train(options.work, options.steps, options.scripts)
+    for stage in STAGES:
+        train(options.work, stage)
 
 
-def train(work: Path, steps: int, scripts: int) -> None:
-    """Train into `work/model.pt`, and every 500 steps a checkpoint of the averaged weights into `work/dia`."""
+def train(work: Path, stage: Stage) -> None:
+    """Train up to the end of a stage into `work/model.pt`, and every 500 steps the averaged weights into `work/dia`."""
+    if load_state(work / STATE) >= stage.end:
+        return
     device = pick_device()
     torch.manual_seed(0)
     codec = load_codec(work).to(device)
-    examples, held_out = training_examples(work, codec, scripts), held_out_examples(work, codec)
+    examples = training_examples(work, codec, stage.name, stage.make, stage.scripts)
+    held_out = held_out_examples(work, codec)
     model = new_model(codec.cpu()).to(device)
     average = copy.deepcopy(model).requires_grad_(False)
     watch = WordAttention(model)
     optimizer = torch.optim.AdamW(_groups(model), betas=(0.9, 0.98), weight_decay=0.03)
     step = load_state(work / STATE, model=model, average=average, optimizer=optimizer)
     batches = Batches(examples)
-    with Progress("model", step, steps) as progress:
-        for step in range(step, steps):
+    with Progress(stage.name, step, stage.end) as progress:
+        for step in range(step, stage.end):
             batch = {name: part.to(device) for name, part in batches[step].items()}
             with torch.autocast(device.type, torch.bfloat16):
                 losses = channel_losses(model, batch)
             guide = watch.loss(batch)
             loss = (losses * losses.new_tensor(CHANNEL_WEIGHTS)).sum() / sum(CHANNEL_WEIGHTS)
-            _descend(optimizer, model, loss + 0.3 * guide, cosine(step, steps, warm=200, floor=0.01))
+            within = cosine(step - stage.begin, stage.end - stage.begin, warm=stage.warm, floor=0.01)
+            _descend(optimizer, model, loss + 0.3 * guide, stage.rate * within)
             _average(average, model, min(0.998, step / (step + 100)))
             progress.update(loss=loss.item(), first=losses[0].item(), words=guide.item())
-            if step % 500 == 499 or step + 1 == steps:
+            if step % 500 == 499 or step + 1 == stage.end:
                 save_state(work / STATE, step + 1, model=model, average=average, optimizer=optimizer)
                 average.save_pretrained(work / "dia")
                 print(f"\nstep {step + 1}, held out: {evaluate(average, held_out, device)}", flush=True)

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 pytest.importorskip("pocketsphinx", reason='needs pocketsphinx: pip install -e ".[hear]"')
@@ -15,7 +16,7 @@ from talker.hearing import Listener, word_errors  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-SCRIPTS = 60
+SCRIPTS = held_out_scripts(60)
 WORD_ERROR = 10.0  # per cent, the most that float32 may have
 # Points of word error that each may lose against float32 on the same scripts and seeds.
 MARGINS = {"bfloat16": ({"dtype": "bfloat16"}, 2.0), "int8": ({"quant": "int8"}, 2.0), "nf4": ({"quant": "nf4"}, 5.0)}
@@ -55,6 +56,15 @@ def test_other_arithmetic_says_the_same(reference, name):
 def test_the_demo_is_said_right():
     (sound,) = Engine.load("talker", device="cpu").generate([DEMO], seed=1)
     assert word_errors(Listener().words(sound), words_of(DEMO)) == 0
+
+
+def test_streamed_and_whole_say_the_same():
+    engine, listener = Engine.load("talker", device="cpu"), Listener()
+    for script in held_out_scripts(10):
+        whole = engine.generate(script.text, seed=1)
+        streamed = np.concatenate(list(engine.stream(script.text, seed=1, chunk_frames=8)))
+        np.testing.assert_allclose(streamed, whole, atol=1e-5)
+        assert listener.words(streamed) == listener.words(whole)
 
 
 def test_a_batch_changes_no_word():
