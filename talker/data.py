@@ -11,7 +11,7 @@ from .domain import SPEAKERS, training_sentences
 from .flite import Spoken, require_flite, speak_all
 
 WORK = Path(__file__).parent / "work"
-SENTENCES = 4500  # each in both voices, about 3.6 hours in all
+SENTENCES = 4500  # each in both voices, about 3.9 hours in all
 CHUNK = 250  # sentences a file
 
 
