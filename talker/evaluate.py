@@ -82,15 +82,15 @@ def evaluate(
     sounds = generate_all(engine, scripts, seed, batch, knobs or {})
     spent = time.perf_counter() - began
     longest = rows_of_sound(engine) * engine.codec.hop_length
-    texts = [listener.words(sound) for sound in tqdm(sounds, desc="listen", leave=False)]
+    texts = [listener.words(sound) for sound in tqdm(sounds, desc="listen", leave=False, disable=None)]
     lengths = [len(sound) for sound in originals]
     heard = {"model": describe(scripts, scripts, sounds, texts, lengths, longest)}
     if baselines:
         shifted = scripts[1:] + scripts[:1]
         heard["control: the next script's words"] = describe(scripts, shifted, sounds, texts, lengths, longest)
-        through = [round_trip(engine, sound) for sound in tqdm(originals, desc="codec", leave=False)]
+        through = [round_trip(engine, sound) for sound in tqdm(originals, desc="codec", leave=False, disable=None)]
         for name, each in (("codec and back", through), ("synthesiser", originals)):
-            said = [listener.words(sound) for sound in tqdm(each, desc=name, leave=False)]
+            said = [listener.words(sound) for sound in tqdm(each, desc=name, leave=False, disable=None)]
             heard[name] = describe(scripts, scripts, each, said, lengths, math.inf)
     seconds = sum(map(len, sounds)) / SAMPLE_RATE
     lines = zip(scripts, texts, strict=True)
@@ -105,7 +105,7 @@ def evaluate(
 def generate_all(engine: Engine, scripts: list[Script], seed: int, batch: int, knobs: dict) -> list[np.ndarray]:
     """The sound of each script [samples]; script i has the seed `seed` + i, so that batches change nothing."""
     sounds = []
-    for start in tqdm(range(0, len(scripts), batch), desc="generate", leave=False):
+    for start in tqdm(range(0, len(scripts), batch), desc="generate", leave=False, disable=None):
         texts = [script.text for script in scripts[start : start + batch]]
         sounds += engine.generate(texts, seed=[seed + start + index for index in range(len(texts))], **knobs)
     return sounds
