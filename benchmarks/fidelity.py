@@ -39,6 +39,7 @@ from engine.text import encode_text
 from engine.weights import load_weights
 
 from .command import run
+from .plot import draw_divergence, require_matplotlib
 from .setting import SCRIPT
 
 HEAVY = "synthetic:heavy"
@@ -174,24 +175,6 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def draw(results: list[dict], title: str, path: Path) -> None:
-    """KL by channel, a line a variant."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for row in results:
-        axes.plot(row["channels"]["kl"], marker="o", label=f"{row['name']}, {row['megabytes']:,.0f} MB")
-    axes.set_yscale("log")
-    axes.set_xlabel("channel")
-    axes.set_ylabel("KL divergence from float32, nats")
-    axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=HEAVY, help="folder, hub id or synthetic:heavy (%(default)s)")
@@ -202,6 +185,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.rows < 1:
         parser.error(f"--rows must be at least 1, got {options.rows}")
+    if options.png:
+        require_matplotlib(parser)
     if options.model == HEAVY:
         config = HEAVY_CONFIG
         weights = heavy_weights(config)
@@ -219,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if options.png:
-        draw(results, f"{options.model}, {options.rows} rows, torch {torch.__version__}", options.png)
+        draw_divergence(report, options.png)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Draw what `tokens_per_sec --json` or `first_audio --json` wrote as a picture.
+"""Draw what `tokens_per_sec`, `first_audio` or `fidelity` wrote with `--json` as a picture.
 
     python -m benchmarks.plot speed.json speed.png
 """
@@ -53,6 +53,19 @@ def draw_timeline(report: dict, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def draw_divergence(report: dict, path: Path) -> None:
+    """What each recipe loses: KL divergence by channel, a line a variant."""
+    figure, axes = _pyplot().subplots(figsize=(8, 4.5), layout="constrained")
+    for row in report["recipes"]:
+        axes.plot(row["channels"]["kl"], marker="o", label=f"{row['name']}, {row['megabytes']:,.0f} MB")
+    axes.set_yscale("log")
+    axes.set_xlabel("channel")
+    axes.set_ylabel("KL divergence from float32, nats")
+    axes.set_title(f"{report['model']}, {report['rows']} rows, torch {report['torch']}", fontsize=9)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 def require_matplotlib(parser: argparse.ArgumentParser) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         parser.error("pictures need matplotlib: pip install matplotlib")
@@ -77,7 +90,10 @@ def main() -> int:
         report = json.loads(options.json.read_text())
     except FileNotFoundError as error:
         parser.error(f"no such file: {error.filename}")
-    draw = draw_timeline if "timeline" in report else draw_speeds
+    drawings = {"timeline": draw_timeline, "recipes": draw_divergence, "results": draw_speeds}
+    draw = next((draw for key, draw in drawings.items() if key in report), None)
+    if draw is None:
+        parser.error(f"{options.json} was not written by one of these benchmarks")
     draw(report, options.png)
     return 0
 
