@@ -15,7 +15,7 @@ from transformers import DacConfig, DacModel
 
 from .data import WORK, load_speech
 from .flite import SAMPLE_RATE, Spoken
-from .progress import Progress, cosine, load_state, pick_device, save_state
+from .progress import Progress, cosine, descend, load_state, pick_device, save_state
 
 CONFIG = dict(
     encoder_hidden_size=16, decoder_hidden_size=256, downsampling_ratios=[8, 4, 4, 4], n_codebooks=4,
@@ -48,7 +48,7 @@ def train(work: Path, steps: int, compiled: bool) -> None:
     device = pick_device()
     torch.manual_seed(0)
     model = new_model().to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimizer = torch.optim.AdamW([dict(params=model.parameters(), rate=RATE)], betas=(0.9, 0.99), weight_decay=1e-3)
     step = load_state(work / STATE, model=model, optimizer=optimizer)
     encoder, decoder = _callables(model, compiled)
     sounds, distance = list(load_speech(work).values()), SpectralDistance(device)
@@ -64,7 +64,7 @@ def train(work: Path, steps: int, compiled: bool) -> None:
                 extra = 0.3 * (codebook + 0.25 * commitment).mean()
                 usage = 0.98 * usage + _counts(codes, usage.shape[1])
             loss = distance(decoder(latent)[:, 0], sound[:, 0])
-            _descend(optimizer, model, loss + extra, RATE * cosine(step, steps, warm=200, floor=0.1))
+            descend(optimizer, model, loss + extra, cosine(step, steps, warm=200, floor=0.1))
             if step > FREE_STEPS and step % 50 == 0 and step < 0.8 * steps:
                 revive(model, encoder(sound).detach(), usage)
             hold_constant_dimension(model)
@@ -81,7 +81,8 @@ def train_decoder(work: Path, steps: int, compiled: bool) -> None:
     if not load_state(work / STATE, model=model):
         raise FileNotFoundError(f"no {work / STATE}; run python -m talker.codec first")
     decoder = model.decoder
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=1e-3)
+    group = dict(params=decoder.parameters(), rate=0.6 * RATE)
+    optimizer = torch.optim.AdamW([group], betas=(0.9, 0.99), weight_decay=1e-3)
     step = load_state(work / "decoder.pt", model=decoder, optimizer=optimizer)
     encode, decode = _callables(model, compiled)
     sounds, distance = list(load_speech(work).values()), SpectralDistance(device)
@@ -92,7 +93,7 @@ def train_decoder(work: Path, steps: int, compiled: bool) -> None:
             with torch.no_grad():
                 latent = model.quantizer(encode(sound))[0]
             loss = distance(decode(latent)[:, 0], sound[:, 0])
-            _descend(optimizer, decoder, loss, 0.6 * RATE * cosine(step, steps, warm=50, floor=0.02))
+            descend(optimizer, decoder, loss, cosine(step, steps, warm=50, floor=0.02))
             progress.update(loss=loss.item())
             if step % 200 == 199 or step + 1 == steps:
                 save_state(work / "decoder.pt", step + 1, model=decoder, optimizer=optimizer)
@@ -222,15 +223,6 @@ def _counts(codes: torch.Tensor, size: int) -> torch.Tensor:
 
 def _callables(model: DacModel, compiled: bool):
     return (torch.compile(model.encoder), torch.compile(model.decoder)) if compiled else (model.encoder, model.decoder)
-
-
-def _descend(optimizer, module, loss: torch.Tensor, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-    optimizer.step()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from .domain import WORDS, training_sentences, words_of
+from .flite import SAMPLE_RATE
 
-SAMPLE_RATE = 16000
 PITCH_RANGE = 60.0, 320.0  # Hz
 
 

@@ -17,7 +17,7 @@ from .codec import STATE as CODEC_STATE
 from .codec import new_model as new_codec
 from .data import WORK
 from .domain import talking_scripts, training_scripts
-from .progress import Progress, cosine, load_state, pick_device, save_state
+from .progress import Progress, cosine, descend, load_state, pick_device, save_state
 
 EOS, PAD, BOS = 256, 257, 258
 DELAY = [0, 1, 2, 3]
@@ -93,7 +93,7 @@ def train(work: Path, stage: Stage) -> None:
             guide = watch.loss(batch)
             loss = (losses * losses.new_tensor(CHANNEL_WEIGHTS)).sum() / sum(CHANNEL_WEIGHTS)
             within = cosine(step - stage.begin, stage.end - stage.begin, warm=stage.warm, floor=0.01)
-            _descend(optimizer, model, loss + 0.3 * guide, stage.rate * within)
+            descend(optimizer, model, loss + 0.3 * guide, stage.rate * within)
             _average(average, model, min(0.998, step / (step + 100)))
             progress.update(loss=loss.item(), first=losses[0].item(), words=guide.item())
             if step % 500 == 499 or step + 1 == stage.end:
@@ -254,15 +254,6 @@ def evaluate(model: DiaForConditionalGeneration, examples: list[Example], device
         batch = {name: part.to(device) for name, part in collate(examples[start : start + 25]).items()}
         total += channel_losses(model, batch).cpu() * len(examples[start : start + 25]) / len(examples)
     return " ".join(f"{value:.3f}" for value in total.tolist())
-
-
-def _descend(optimizer, model, loss: torch.Tensor, factor: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["rate"] * factor
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
 
 
 @torch.no_grad()
