@@ -19,6 +19,22 @@ def repeatable():
         yield
 
 
+@pytest.fixture(scope="module")
+def speaker():
+    """An engine of random weights."""
+    from engine import Engine
+
+    return Engine.load("synthetic:tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def mute():
+    """The same without a codec."""
+    from engine import Engine
+
+    return Engine.load("synthetic:tiny", device="cpu", load_dac=False)
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

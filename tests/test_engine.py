@@ -18,16 +18,6 @@ TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
 SHORT = {"max_tokens": 40}
 
 
-@pytest.fixture(scope="module")
-def speaker() -> Engine:
-    return Engine.load("synthetic:tiny", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def mute() -> Engine:
-    return Engine.load("synthetic:tiny", device="cpu", load_dac=False)
-
-
 def test_signature_is_the_references():
     parameters = inspect.signature(Engine.generate).parameters
     positional = {

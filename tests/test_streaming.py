@@ -33,16 +33,6 @@ LONG = {"max_tokens": 3072, "seed": 2}  # this seed does not end by itself
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def speaker() -> Engine:
-    return Engine.load("synthetic:tiny", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def mute() -> Engine:
-    return Engine.load("synthetic:tiny", device="cpu", load_dac=False)
-
-
 def small_codec(seed: int = 0, **sizes) -> Codec:
     config = CodecConfig(**{"encoder_hidden_size": 4, "decoder_hidden_size": 32, "codebook_dim": 4, **sizes})
     return Codec.from_config(config, seed)
