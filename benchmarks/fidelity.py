@@ -29,7 +29,7 @@ from engine.generation import start_requests
 from engine.graph import Stepper
 from engine.hub import find_model
 from engine.kernels.formats import FORMATS, NF4Weight, Weight
-from engine.kernels.int8_cpu import PackedInt8Weight, fastest
+from engine.kernels.cpu.onednn import PackedInt8Weight, fastest
 from engine.kernels.sample import filter_probabilities
 from engine.model import DiaModel, parameter_shapes
 from engine.options import GenerationOptions

@@ -19,7 +19,7 @@ from .generation import finished_codes, start_requests
 from .graph import Stepper
 from .hub import DEFAULT_MODEL, find_model
 from .kernels.formats import Weight
-from .kernels.int8_cpu import PackedInt8Weight, fastest
+from .kernels.cpu.onednn import PackedInt8Weight, fastest
 from .model import DiaModel
 from .options import REFERENCE_DEFAULTS, GenerationOptions
 from .placement import checked_device, checked_dtype, default_dtype

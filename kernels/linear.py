@@ -8,8 +8,9 @@ rows. A sequence belongs to one request, so there any product will do.
 import torch
 import torch.nn.functional as F
 
+from .cpu.onednn import PackedInt8Weight
+from .cpu.product import is_compiled, multiply, multiply_sequence
 from .formats import Weight, plain
-from .int8_cpu import PackedInt8Weight
 
 # Rows of one product in a step. Within these a CPU gives a row the same bits for every even number of rows, measured
 # with torch 2.13, MKL and oneDNN on x86 over sizes from 24 to 16384: float32 changes its bits at 4 rows or at 64,
@@ -21,8 +22,10 @@ STEADY_ROWS_HALF = 32
 def sequence_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Tensor:
     """Project the rows of one sequence, x [..., K], weight [N, K] -> [..., N] in the weight's dtype.
 
-    A quantised weight is read back whole for the product, unless it is packed for this CPU.
+    A quantised weight is read back for the product, unless it is packed for this CPU.
     """
+    if is_compiled(weight):
+        return multiply_sequence(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
     if isinstance(weight, PackedInt8Weight):
         return weight.product(x.flatten(0, -2)).unflatten(0, x.shape[:-1]).to(weight.dtype)
     return F.linear(x.to(weight.dtype), plain(weight))
@@ -36,9 +39,11 @@ def step_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Ten
         weight: [N, K]. A quantised one is defined as what it is read back as.
 
     Returns:
-        [M, N] in the weight's dtype; float32, not rounded, from a packed weight.
+        [M, N] in the weight's dtype; float32, not rounded, from a weight that a CPU multiplies by code for its format.
     """
     x = x.to(weight.dtype)
+    if is_compiled(weight):
+        return multiply(x, weight)
     if isinstance(weight, PackedInt8Weight):
         return weight.product(x)
     weight = plain(weight)

@@ -1,24 +1,13 @@
-"""int8 weights on a CPU: products of 8-bit integers, which oneDNN packs and multiplies, exact to the last bit.
-
-The inputs are integers too, of more digits than 8 bits hold: a row is rounded to multiples of max|x| / (127 * 256^d),
-and these are written with d + 1 digits of base 256 in [-128, 127]. All digits of all rows are rows of one product, so
-the weights are read once. Sums of integers know no order: a row comes out alike in any batch.
-
-Two digits err by at most max|x| / 65024 for each input, a bfloat16 input by up to |x| / 512. Three digits, for float32,
-err by max|x| / 1.6e7.
-"""
+"""int8 weights on a CPU without a C compiler: oneDNN packs them and multiplies them by digits (see `digits`)."""
 
 import functools
 from dataclasses import dataclass
 
 import torch
 
-from .formats import Int8Weight, Weight
-
-DIGITS = {torch.float32: 3}
-DIGITS_HALF = 2
-INTEGERS = {2: torch.int16, 3: torch.int32}  # which hold that many digits
-SMALLEST = torch.full((1, 1), 1e-30)  # added to a row's largest, for rows of zeros; too small to change another
+from ..formats import Int8Weight, Weight
+from .digits import digits_of, write_digits
+from .product import is_compiled
 
 
 @dataclass(frozen=True)
@@ -58,38 +47,25 @@ class PackedInt8Weight:
         return self.packed.nbytes + self.absmax.nbytes + self.scale.nbytes + self.zero_points.nbytes
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """x [M, K] of any float dtype -> [M, N] float32.
-
-        Few operations: the product before has filled the caches, so that each costs 5 us and more beside the 200 to
-        1500 us that the integer product takes.
-        """
-        count = DIGITS.get(self.dtype, DIGITS_HALF)
-        unit = torch.add(SMALLEST, x.abs().amax(dim=1, keepdim=True), alpha=256 ** (1 - count) / 127)
-        sums = self._multiply(_digits(x, unit, count))
-        total, *lower = sums.view(count, x.shape[0], -1).unbind()
+        """x [M, K] of any float dtype -> [M, N] float32."""
+        count = digits_of(self.dtype)
+        lines, unit = write_digits(x, count)
+        total, *lower = self._multiply(lines).view(count, x.shape[0], -1).unbind()
         for part in lower:
             total = torch.add(part, total, alpha=256)
         return total.mul_(unit)
 
-    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        """rows [M, K] int8 -> their exact sums of products times the scales, [M, N] float32."""
+    def _multiply(self, lines: torch.Tensor) -> torch.Tensor:
+        """lines [M, K] int8 -> their exact sums of products times the scales, [M, N] float32."""
         return torch.ops.onednn.qlinear_pointwise(
-            rows, 1.0, 0, self.packed, self.scale, self.zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+            lines, 1.0, 0, self.packed, self.scale, self.zero_points, None, 1.0, 0, torch.float32, "none", [], ""
         )
-
-
-def _digits(x: torch.Tensor, unit: torch.Tensor, count: int) -> torch.Tensor:
-    """x [M, K] in units [M, 1] as int8 [count * M, K]: all rows' highest digits first."""
-    parts = [torch.div(x, unit).round_().to(INTEGERS[count])]
-    for _ in range(count - 1):
-        parts.append(torch.add(parts[-1], 128).bitwise_right_shift_(8))  # what the digit in the low byte leaves
-    return torch.cat(parts[::-1]).to(torch.int8)  # keeps the low bytes
 
 
 def fastest(weight: Weight) -> Weight | PackedInt8Weight:
     """The weight in the form that its device multiplies fastest."""
-    packs = isinstance(weight, Int8Weight) and weight.device.type == "cpu" and multiplies_int8()
-    return PackedInt8Weight.pack(weight) if packs else weight
+    packs = isinstance(weight, Int8Weight) and weight.device.type == "cpu" and not is_compiled(weight)
+    return PackedInt8Weight.pack(weight) if packs and multiplies_int8() else weight
 
 
 @functools.cache
