@@ -8,9 +8,12 @@ setup(
     description="An optimized inference engine for the text-to-dialogue model Dia",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["engine", "engine.codec", "engine.kernels"],
+    packages=["engine", "engine.codec", "engine.kernels", "engine.kernels.cpu"],
     package_dir={"engine": "engine", "engine.kernels": "kernels"},
-    package_data={"engine": ["talker/*.*", "talker/codec/*.*"]},  # the small model that `Engine.load("talker")` reads
+    package_data={
+        "engine": ["talker/*.*", "talker/codec/*.*"],  # the small model that `Engine.load("talker")` reads
+        "engine.kernels.cpu": ["*.c", "*.h"],  # compiled on first use
+    },
     install_requires=[
         "torch>=2.6",
         "numpy",

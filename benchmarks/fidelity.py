@@ -28,8 +28,8 @@ from engine.config import DecoderConfig, DiaConfig, EncoderConfig
 from engine.generation import start_requests
 from engine.graph import Stepper
 from engine.hub import find_model
-from engine.kernels.formats import FORMATS, NF4Weight, Weight
-from engine.kernels.cpu.onednn import PackedInt8Weight, fastest
+from engine.kernels.cpu.onednn import fastest
+from engine.kernels.formats import FORMATS, Weight
 from engine.kernels.sample import filter_probabilities
 from engine.model import DiaModel, parameter_shapes
 from engine.options import GenerationOptions
@@ -88,7 +88,7 @@ class Variant:
         formats = chosen_formats(recipe, config) if recipe else {}
         converted = {name: _converted(name, weight, dtype, formats.get(name)) for name, weight in weights.items()}
         self.bytes = sum(weight.nbytes for weight in converted.values())
-        self.model = DiaModel(config, {name: _expanded(weight) for name, weight in converted.items()})
+        self.model = DiaModel(config, {name: fastest(weight) for name, weight in converted.items()})
 
     def logits(self, text: torch.Tensor, rows: torch.Tensor | None, count: int, seed: int) -> Iterator[torch.Tensor]:
         """Logits [2, C, V] of `count` rows of one request, which goes on with its own draws, or with the given rows."""
@@ -107,11 +107,6 @@ def _converted(name: str, weight: torch.Tensor, dtype: torch.dtype, format: str 
     if format is not None:
         return FORMATS[format].quantize(weight, dtype)
     return weight if name.endswith("norm.weight") else weight.to(dtype)
-
-
-def _expanded(weight: Weight) -> Weight | PackedInt8Weight:
-    """As the engine multiplies it; NF4 read back once and not at every step, which on a CPU are the same numbers."""
-    return weight.dequantize() if isinstance(weight, NF4Weight) and weight.device.type == "cpu" else fastest(weight)
 
 
 def compare(truth: torch.Tensor, found: torch.Tensor, options: GenerationOptions, config: DiaConfig) -> dict:

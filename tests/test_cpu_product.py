@@ -1,4 +1,4 @@
-"""The compiled products of a CPU: equal to their twins, a row alike in any batch, and what happens without a compiler."""
+"""A CPU's compiled products: equal to their twins, a row alike in any batch; and what happens without a compiler."""
 
 import functools
 import subprocess
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.kernels import linear
 from engine.kernels.cpu import library as compiling
 from engine.kernels.cpu import product
 from engine.kernels.cpu.onednn import PackedInt8Weight, fastest
@@ -175,10 +174,13 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path, script, said):
 
 
 def test_no_compiler_is_looked_for_before_there_is_a_quantised_weight():
-    script = (
-        "from engine import Engine; from engine.kernels.cpu import library as l; "
-        "l.subprocess.run = None; Engine.load('synthetic:tiny', load_dac=False, device='cpu').generate('[S1] A.', max_tokens=20)"
-    )
+    script = """
+from engine import Engine
+from engine.kernels.cpu import library
+
+library.subprocess.run = None
+Engine.load("synthetic:tiny", load_dac=False, device="cpu").generate("[S1] A.", max_tokens=20)
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 

@@ -41,6 +41,8 @@ def test_a_wheel_holds_the_kernels_inside_the_engine(tmp_path):
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert top == {"engine"}
     ours = {f"engine/{path.relative_to(ROOT / 'engine')}" for path in (ROOT / "engine").rglob("*.py")}
-    ours |= {f"engine/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    ours |= {
+        f"engine/{path.relative_to(ROOT)}" for path in (ROOT / "kernels").rglob("*.[pch]*") if path.suffix != ".pyc"
+    }
     ours |= {f"engine/{path.relative_to(ROOT / 'engine')}" for path in (ROOT / "engine" / "talker").rglob("*.*")}
     assert ours <= set(names) and "engine/talker/codec/model.safetensors" in ours

@@ -12,13 +12,13 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { STREAMS = 4, AHEAD = 1024 /* bytes */, LANES = 16, BLOCK = 64 /* weights */ };
+enum { STREAMS = 4, AHEAD = 1024 /* bytes */ };
 
 /* The rows of W that a thread multiplies. */
 typedef struct {

@@ -5,17 +5,18 @@
 
 #define PER_ABSMAX 7.874015718698502e-3f /* 1 / 127, as `formats.py` has it */
 
-enum { LINES = 4 }; /* that are multiplied at once */
-
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+enum {
+    LINES = 4, /* that are multiplied at once */
+    RUN = 512  /* columns between two that are fetched ahead */
+};
 
 /* The rows of x as integers, each written with `count` digits of base 256 in [-128, 127]. */
 typedef struct {
     int count;
-    long rows, width; /* width of a line: the columns of x in whole blocks, the last one filled with zeros */
-    int8_t *lines;    /* [count * rows in whole LINES, width], all rows' lowest digits first */
-    int32_t *sums;    /* [count * rows], of each line */
-    float *units;     /* [rows], what an integer is worth */
+    long rows, columns;
+    int8_t *lines; /* [count * rows rounded up to LINES, columns], all rows' lowest digits first */
+    int32_t *sums; /* [count * rows], of each line */
+    float *units;  /* [rows], what an integer is worth */
 } Digits;
 
 static float largest_of(const float *x, long columns) {
@@ -31,15 +32,15 @@ static float largest_of(const float *x, long columns) {
     return value;
 }
 
-static void write_row(const float *x, long columns, long row, Digits to) {
-    float unit = largest_of(x, columns) / 127;
+static void write_row(const float *x, long row, Digits to) {
+    float unit = largest_of(x, to.columns) / 127;
     for (int digit = 1; digit < to.count; digit++) unit /= 256;
     unit += 1e-30f;
     to.units[row] = unit;
     for (int digit = 0; digit < to.count; digit++) {
-        int8_t *line = to.lines + (digit * to.rows + row) * to.width;
+        int8_t *line = to.lines + (digit * to.rows + row) * to.columns;
         int32_t sum = 0;
-        for (long k = 0; k < columns; k++) {
+        for (long k = 0; k < to.columns; k++) {
             int32_t value = (int32_t)rintf(x[k] / unit);
             for (int lower = 0; lower < digit; lower++) value = (value + 128) >> 8; /* what the digit below leaves */
             line[k] = (int8_t)value;
@@ -50,55 +51,44 @@ static void write_row(const float *x, long columns, long row, Digits to) {
 }
 
 static int write_digits(const void *x, Kind kind, long rows, long columns, int count, Digits *digits) {
-    long width = (columns + BLOCK - 1) / BLOCK * BLOCK, lines = (count * rows + LINES - 1) / LINES * LINES;
+    long lines = (count * rows + LINES - 1) / LINES * LINES;
     float *row = malloc(columns * sizeof *row);
-    *digits = (Digits){count, rows, width, calloc(lines, width), malloc(lines * sizeof(int32_t)),
+    *digits = (Digits){count, rows, columns, calloc(lines, columns), malloc(lines * sizeof(int32_t)),
                        malloc(rows * sizeof(float))};
     int enough = row && digits->lines && digits->sums && digits->units;
     for (long index = 0; enough && index < rows; index++) {
         read_row(x, kind, index, columns, row);
-        write_row(row, columns, index, *digits);
+        write_row(row, index, *digits);
     }
     free(row);
     return enough;
 }
 
-/* sum[i] + the products 4i .. 4i + 3 of (value + 128) and digit, the form in which CPUs multiply bytes. */
-INLINE ints add_products(ints sum, const int8_t *values, const int8_t *digits) {
-#ifdef __AVX512VNNI__
-    __m512i unsigned_values = _mm512_xor_si512(_mm512_loadu_si512(values), _mm512_set1_epi8(-128));
-    return (ints)_mm512_dpbusd_epi32((__m512i)sum, unsigned_values, _mm512_loadu_si512(digits));
-#else
-    for (int k = 0; k < BLOCK; k++) sum[k / 4] += (values[k] + 128) * digits[k];
-    return sum;
-#endif
-}
-
-INLINE int32_t sum_ints(ints vector) {
-    int32_t sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += vector[lane];
-    return sum;
-}
-
-/* The sums of STREAMS rows of W with LINES lines: sums[stream][line]. */
-INLINE void multiply_lines(const int8_t *const *rows, const int8_t *lines, long columns, long width,
-                           int32_t sums[STREAMS][LINES]) {
-    ints vectors[STREAMS][LINES] = {0};
-    long whole = columns / BLOCK * BLOCK;
-    for (long k = 0; k < whole; k += BLOCK)
-        for (int stream = 0; stream < STREAMS; stream++) {
-            __builtin_prefetch(rows[stream] + k + AHEAD);
-            for (int line = 0; line < LINES; line++)
-                vectors[stream][line] = add_products(vectors[stream][line], rows[stream] + k, lines + line * width + k);
-        }
-    for (int stream = 0; stream < STREAMS && whole < columns; stream++) {
-        int8_t rest[BLOCK] = {0}; /* times the zeros of the lines */
-        memcpy(rest, rows[stream] + whole, columns - whole);
-        for (int line = 0; line < LINES; line++)
-            vectors[stream][line] = add_products(vectors[stream][line], rest, lines + line * width + whole);
+/* sums[line] += the products of (value + 128) and digit over a run of columns, in the form in which compilers find the
+ * instruction that CPUs have for it: unsigned bytes times signed ones. */
+INLINE void add_run(const int8_t *restrict values, const int8_t *restrict lines, long columns, long run, int32_t *sums) {
+    int32_t first = 0, second = 0, third = 0, fourth = 0;
+    for (long k = 0; k < run; k++) {
+        uint8_t value = (uint8_t)values[k] ^ 128;
+        first += value * lines[k];
+        second += value * lines[columns + k];
+        third += value * lines[2 * columns + k];
+        fourth += value * lines[3 * columns + k];
     }
-    for (int stream = 0; stream < STREAMS; stream++)
-        for (int line = 0; line < LINES; line++) sums[stream][line] = sum_ints(vectors[stream][line]);
+    sums[0] += first, sums[1] += second, sums[2] += third, sums[3] += fourth;
+}
+
+/* sums[stream][line] of STREAMS rows of W and LINES lines. */
+INLINE void multiply_lines(const int8_t *const *rows, const int8_t *lines, long columns, int32_t sums[STREAMS][LINES]) {
+    memset(sums, 0, sizeof(int32_t) * STREAMS * LINES);
+    long k = 0;
+    for (; k + RUN <= columns; k += RUN)
+        for (int stream = 0; stream < STREAMS; stream++) {
+            for (int next = 0; next < RUN; next += 64) __builtin_prefetch(rows[stream] + k + AHEAD + next);
+            add_run(rows[stream] + k, lines + k, columns, RUN, sums[stream]);
+        }
+    for (int stream = 0; stream < STREAMS && k < columns; stream++)
+        add_run(rows[stream] + k, lines + k, columns, columns - k, sums[stream]);
 }
 
 /* One output of every row of x, from its sums with all lines. */
@@ -127,7 +117,7 @@ int multiply_int8(const void *x, int kind, long rows, long columns, int count, c
             int32_t sums[STREAMS][count * rows + LINES];
             for (long line = 0; line < count * rows; line += LINES) {
                 int32_t found[STREAMS][LINES];
-                multiply_lines(weights, digits.lines + line * digits.width, columns, digits.width, found);
+                multiply_lines(weights, digits.lines + line * columns, columns, found);
                 for (int stream = 0; stream < STREAMS; stream++)
                     memcpy(&sums[stream][line], found[stream], sizeof found[stream]);
             }

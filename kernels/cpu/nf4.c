@@ -1,16 +1,34 @@
 /* NF4 weights: floats times floats, the 16 levels looked up in a register. */
 #include "common.h"
 
-enum { ROWS = 2 }; /* of x that are multiplied at once */
+enum {
+    ROWS = 2,        /* of x that are multiplied at once */
+    BLOCK = 64,      /* weights that share a scale */
+    HALF = BLOCK / 2 /* of them lie in the low halves of a block's bytes, the others in the high halves */
+};
+
+#if defined(__AVX512F__)
+enum { LANES = 16 };
+#elif defined(__AVX2__)
+enum { LANES = 8 };
+#else
+enum { LANES = 4 };
+#endif
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef float unaligned_floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-/* The levels of 16 bytes' low halves (shift 0) or high halves (shift 4). */
+/* The levels of LANES bytes' low halves (shift 0) or high halves (shift 4). */
 INLINE floats levels_of(const uint8_t *bytes, int shift, const float *levels) {
-#ifdef __AVX512F__
-    __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)bytes));
-    return (floats)_mm512_permutexvar_ps(_mm512_srli_epi32(wide, shift), _mm512_loadu_ps(levels));
+#if defined(__AVX512F__)
+    __m512i index = _mm512_srli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)bytes)), shift);
+    return (floats)_mm512_permutexvar_ps(index, _mm512_loadu_ps(levels));
+#elif defined(__AVX2__)
+    __m256i index = _mm256_srli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)bytes)), shift);
+    __m256 lower = _mm256_permutevar8x32_ps(_mm256_loadu_ps(levels), index);
+    __m256 upper = _mm256_permutevar8x32_ps(_mm256_loadu_ps(levels + 8), index);
+    __m256i bit_3_as_sign = _mm256_slli_epi32(index, 28);
+    return (floats)_mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(bit_3_as_sign));
 #else
     floats found;
     for (int lane = 0; lane < LANES; lane++) found[lane] = levels[bytes[lane] >> shift & 15];
@@ -30,13 +48,13 @@ INLINE void multiply_rows(const uint8_t *const *packed, const float *const *absm
     floats sums[STREAMS][ROWS] = {0};
     for (long block = 0; block < columns / BLOCK; block++)
         for (int stream = 0; stream < STREAMS; stream++) {
-            const uint8_t *bytes = packed[stream] + block * BLOCK / 2;
+            const uint8_t *bytes = packed[stream] + block * HALF;
             __builtin_prefetch(bytes + AHEAD);
             floats parts[ROWS] = {0};
-            for (int quarter = 0; quarter < 4; quarter++) {
-                floats level = levels_of(bytes + quarter % 2 * LANES, quarter / 2 * 4, levels);
+            for (int k = 0; k < BLOCK; k += LANES) {
+                floats level = levels_of(bytes + k % HALF, k / HALF * 4, levels);
                 for (int row = 0; row < ROWS; row++)
-                    parts[row] += level * *(const unaligned_floats *)(x + row * columns + block * BLOCK + quarter * LANES);
+                    parts[row] += level * *(const unaligned_floats *)(x + row * columns + block * BLOCK + k);
             }
             for (int row = 0; row < ROWS; row++) sums[stream][row] += parts[row] * absmax[stream][block];
         }
@@ -76,11 +94,10 @@ INLINE void read_nf4_as(Kind kind, const uint8_t *packed, const float *absmax, c
                         void *to) {
 #pragma omp for
     for (long block = 0; block < blocks; block++)
-        for (int quarter = 0; quarter < 4; quarter++) {
-            const uint8_t *bytes = packed + block * BLOCK / 2 + quarter % 2 * LANES;
-            floats level = levels_of(bytes, quarter / 2 * 4, levels);
+        for (int k = 0; k < BLOCK; k += LANES) {
+            floats level = levels_of(packed + block * HALF + k % HALF, k / HALF * 4, levels);
             for (int lane = 0; lane < LANES; lane++)
-                write(level[lane] * absmax[block], kind, to, block * BLOCK + quarter * LANES + lane);
+                write(level[lane] * absmax[block], kind, to, block * BLOCK + k + lane);
         }
 }
 
