@@ -24,7 +24,7 @@ from engine import Engine
 from engine.codec.windows import HostCopy, SoundWindows
 from engine.graph import Stepper
 from engine.options import GenerationOptions
-from engine.request import make_requests
+from engine.request import read_requests
 from engine.streaming import ChunkSizes, full_windows, speak
 from engine.text import encode_text
 
@@ -154,7 +154,7 @@ class Trace:
         knobs = GenerationOptions(max_tokens=_steps(self.engine, frames) + 1)
         self.text, self.steps, self.codec, self.chunks = [], [], [], []
         self.started = time.perf_counter()
-        requests = make_requests(SCRIPT, None, None, seed, knobs, config, self.engine.codec)
+        requests = read_requests(SCRIPT, None, None, seed, knobs, config, self.engine.codec)
         before = None
         for item in speak(self.stepper, requests, knobs, self.windows, sizes):
             if item is not None:

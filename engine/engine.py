@@ -25,7 +25,7 @@ from .options import REFERENCE_DEFAULTS, GenerationOptions
 from .placement import checked_device, checked_dtype, default_dtype
 from .prompts import encode_prompt, read_prompt
 from .quant import checked_recipe
-from .request import Request, make_requests
+from .request import Request, encode_prompts, read_requests
 from .streaming import ChunkSizes, speak
 from .synthetic import is_synthetic, stream_random_weights, synthetic_codec, synthetic_config
 from .weights import stream_weights
@@ -211,7 +211,8 @@ class Engine:
         """
         options = self._options(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
         _note_ignored(use_torch_compile, use_cfg_filter)
-        requests = self._requests(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
+        read = self._read(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
+        requests = encode_prompts(read, self.codec)
         real_time = self._frames_per_second / len(requests)
         with self._on_device(), self._stepper.lock, _progress(verbose, real_time) as progress:
             state = start_requests(self._stepper, requests, options)
@@ -251,8 +252,8 @@ class Engine:
         thread cannot start another generation in between.
 
         Args:
-            text, ..., seed: as in `generate`, and checked in this call. A prompt in the form of sound is encoded in
-                this call too; codes (see `load_audio`) cost nothing.
+            text, ..., seed: as in `generate`, and checked in this call. A prompt in the form of sound is encoded when
+                the first chunk is asked for; codes (see `load_audio`) cost nothing.
             chunk_frames: frames a chunk, 512 samples each for the published codec. Each chunk is decoded together with
                 the frames around it that its sound depends on, so that small chunks cost more work. Default: 48, or
                 more where a codec depends on so many that this would cost half as much again.
@@ -271,17 +272,18 @@ class Engine:
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
         options = self._options(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
         _note_ignored(use_torch_compile, use_cfg_filter)
-        requests = self._requests(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
+        read = self._read(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
         numbered = isinstance(text, (list, tuple))
-        return Stream(lambda: self._pieces(requests, options, sizes, numbered, verbose), self._runs_ahead)
+        return Stream(lambda: self._pieces(read, options, sizes, numbered, verbose), self._runs_ahead)
 
     astream = stream  # for `async for`: a stream is both kinds of iterator
 
     @torch.no_grad()
-    def _pieces(self, requests: list[Request], options: GenerationOptions, sizes: ChunkSizes, numbered, verbose):
+    def _pieces(self, read: list[Request], options: GenerationOptions, sizes: ChunkSizes, numbered, verbose):
         """The generator behind `stream`, see `streaming.speak`."""
-        real_time = self._frames_per_second / len(requests)
+        real_time = self._frames_per_second / len(read)
         with self._on_device(), _progress(verbose, real_time) as progress:
+            requests = encode_prompts(read, self.codec)
             for item in speak(self._stepper, requests, options, self._windows, sizes, progress):
                 yield item if item is None or numbered else item[1]
 
@@ -289,15 +291,15 @@ class Engine:
         """Encode a sound file as a prompt: codes [P, C] int64 on the CPU."""
         capacity = self.config.decoder.max_position_embeddings
         codec = self._require_codec()
-        return encode_prompt(read_prompt(Path(audio_path), self.config, codec, capacity), codec, capacity)
+        return encode_prompt(read_prompt(Path(audio_path), self.config, codec, capacity), codec)
 
     def save_audio(self, path: str | Path, audio: np.ndarray) -> None:
         """Write sound [samples] float32 to a file; the extension decides the format. See `audio.write_audio`."""
         write_audio(path, audio, self.sample_rate)
 
-    def _requests(self, text, prompt, prompt_path, prompt_text, seed, options: GenerationOptions) -> list[Request]:
+    def _read(self, text, prompt, prompt_path, prompt_text, seed, options: GenerationOptions) -> list[Request]:
         prompt = _merge_prompt_names(prompt, prompt_path)
-        return make_requests(text, prompt, prompt_text, seed, options, self.config, self.codec)
+        return read_requests(text, prompt, prompt_text, seed, options, self.config, self.codec)
 
     def _options(self, max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k) -> GenerationOptions:
         return GenerationOptions.resolve(

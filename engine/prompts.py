@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .audio import as_waveform, check_sample_rate, read_audio
+from .audio import as_waveform, check_sample_rate, read_audio, resample
 from .codec import Codec
 from .config import DiaConfig
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A prompt that is still to be encoded: waveform [samples] float32 and its rate in Hz."""
+    """A prompt that is still to be encoded: waveform [samples] float32 at the codec's rate."""
 
     waveform: np.ndarray
-    sample_rate: int
 
 
 def read_prompt(prompt, config: DiaConfig, codec: Codec | None, max_frames: int) -> torch.Tensor | Sound:
@@ -48,12 +47,12 @@ def read_prompt(prompt, config: DiaConfig, codec: Codec | None, max_frames: int)
         _check_length(codes.shape[0], max_frames)
         return codes
     if isinstance(prompt, (str, Path)):
-        sound = Sound(*read_audio(prompt))
+        waveform, rate = read_audio(prompt)
     elif isinstance(prompt, tuple) and len(prompt) == 2:
         if isinstance(prompt[1], (np.ndarray, torch.Tensor)):
             raise TypeError("an audio prompt's pair is (waveform, sample_rate), in this order")
         check_sample_rate(prompt[1], "the audio prompt's sample rate")
-        sound = Sound(_mono(prompt[0]), prompt[1])
+        waveform, rate = _mono(prompt[0]), prompt[1]
     else:
         raise TypeError(
             f"an audio prompt is a path, integer codes [frames, channels] or a pair (waveform, sample_rate), "
@@ -61,21 +60,14 @@ def read_prompt(prompt, config: DiaConfig, codec: Codec | None, max_frames: int)
         )
     if codec is None:
         raise ValueError("an audio prompt in the form of sound needs the codec; load the engine with load_dac=True")
-    seconds = len(sound.waveform) / sound.sample_rate
-    _check_length(int(seconds * codec.sample_rate / codec.hop_length), max_frames)
-    return sound
+    waveform = resample(waveform, rate, codec.sample_rate)
+    _check_length(-(-len(waveform) // codec.hop_length), max_frames)
+    return Sound(waveform)
 
 
-def encode_prompt(prompt: torch.Tensor | Sound, codec: Codec | None, max_frames: int) -> torch.Tensor:
-    """Codes [P, C] int64 on the CPU of a prompt from `read_prompt`.
-
-    Raises:
-        ValueError: more than max_frames.
-    """
-    if isinstance(prompt, Sound):
-        prompt = codec.encode(prompt.waveform, prompt.sample_rate).cpu()
-        _check_length(prompt.shape[0], max_frames)
-    return prompt
+def encode_prompt(prompt: torch.Tensor | Sound, codec: Codec | None) -> torch.Tensor:
+    """Codes [P, C] int64 on the CPU of a prompt from `read_prompt`."""
+    return codec.encode(prompt.waveform, codec.sample_rate).cpu() if isinstance(prompt, Sound) else prompt
 
 
 def _checked_codes(codes: torch.Tensor, config: DiaConfig) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,23 +18,13 @@ class Request:
     """One item: text ids [S] int64, prompt codes [P, C] int64 (P = 0 for none), both on the CPU, and a seed."""
 
     text: torch.Tensor
-    prompt: torch.Tensor
+    prompt: torch.Tensor | Sound  # Sound until `encode_prompts`
     seed: int
-
-
-def make_requests(
-    text, audio_prompt, audio_prompt_text, seed, options: GenerationOptions, config: DiaConfig, codec: Codec | None
-) -> list[Request]:
-    """Check everything that a caller passed, then encode the prompts; arguments and errors as `read_requests`."""
-    ids, prompts, seeds = read_requests(text, audio_prompt, audio_prompt_text, seed, options, config, codec)
-    room = _prompt_room(options, config)
-    codes = [encode_prompt(prompt, codec, room) for prompt in prompts]
-    return [Request(*parts) for parts in zip(ids, codes, seeds)]
 
 
 def read_requests(
     text, audio_prompt, audio_prompt_text, seed, options: GenerationOptions, config: DiaConfig, codec: Codec | None
-) -> tuple[list[torch.Tensor], list[torch.Tensor | Sound], list[int]]:
+) -> list[Request]:
     """Check everything that a caller passed, without the work of encoding sound.
 
     Args:
@@ -44,9 +34,6 @@ def read_requests(
         seed: see `Engine.generate`.
         options: the knobs, which must leave room for the prompts.
         config, codec: the engine's.
-
-    Returns:
-        ids [S] int64, prompts as `prompts.read_prompt` gives them, and seeds, one of each for every text.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: the first thing that is wrong, by name and value.
@@ -61,12 +48,17 @@ def read_requests(
 
     seeds = [_drawn_seed() if each is None else check_seed(each) for each in seeds]
     room = _prompt_room(options, config)
-    ids, read = [], []
-    for index, (script, transcript, prompt) in enumerate(zip(texts, transcripts, prompts)):
+    requests = []
+    for index, (script, transcript, prompt, seed) in enumerate(zip(texts, transcripts, prompts, seeds)):
         with _named(index, batch):
-            ids.append(encode_script(script, transcript, prompt is not None, config))
-            read.append(read_prompt(prompt, config, codec, room))
-    return ids, read, seeds
+            ids = encode_script(script, transcript, prompt is not None, config)
+            requests.append(Request(ids, read_prompt(prompt, config, codec, room), seed))
+    return requests
+
+
+def encode_prompts(requests: list[Request], codec: Codec | None) -> list[Request]:
+    """The requests with codes for the prompts that were sound."""
+    return [replace(request, prompt=encode_prompt(request.prompt, codec)) for request in requests]
 
 
 def _prompt_room(options: GenerationOptions, config: DiaConfig) -> int:

@@ -121,7 +121,7 @@ def broken(tmp_path_factory) -> Path:
         ([TEXT, "--prompt", "absent.wav"], "no sound file at absent.wav"),
         ([TEXT, "--prompt", "text.wav"], "text.wav cannot be read as sound"),
         ([TEXT, "--prompt", "empty.wav"], "empty.wav: waveform is empty"),
-        ([TEXT, "--prompt", "long.wav"], "audio prompt has 5167 frames, max_tokens leaves room for"),
+        ([TEXT, "--prompt", "long.wav"], "audio prompt has 5168 frames, max_tokens leaves room for"),
         ([TEXT, "--prompt-text", "[S1] Hm."], "there is no audio_prompt"),
         ([TEXT, "--model", "synthetic:huge"], "no synthetic model 'huge'"),
         ([TEXT, "--model", "./absent"], "no folder ./absent"),

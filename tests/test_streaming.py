@@ -503,6 +503,30 @@ def test_async_streams(speaker):
     assert len(beats) > 10, "the event loop goes on meanwhile"
 
 
+def test_a_prompt_is_encoded_by_the_worker_not_in_the_call(speaker, monkeypatch):
+    """Encoding takes seconds, in which a server's event loop must go on; a mistake is told in the call all the same."""
+    rate = speaker.sample_rate
+    tone = (0.3 * np.sin(np.arange(rate // 5) * 0.05)).astype(np.float32)
+    knobs = {"audio_prompt": (tone, rate), "max_tokens": 60, "seed": 2}
+    whole, encode, threads = speaker.generate(TEXT, **knobs), speaker.codec.encode, []
+
+    def traced(*args):
+        threads.append(threading.current_thread())
+        return encode(*args)
+
+    monkeypatch.setattr(speaker.codec, "encode", traced)
+    with pytest.raises(ValueError, match=r"audio prompt has \d+ frames, max_tokens leaves room for"):
+        speaker.astream(TEXT, **knobs | {"max_tokens": 20})
+    stream = speaker.astream(TEXT, **knobs)
+    assert not threads
+
+    async def read():
+        return [piece async for piece in stream]
+
+    assert difference(asyncio.run(read()), whole) < TOLERANCE
+    assert len(threads) == 1 and threads[0] is not threading.current_thread()
+
+
 @pytest.mark.parametrize("leave", ["cancel", "error", "aclose", "timeout"])
 def test_leaving_an_async_stream_frees_the_engine(speaker, leave):
     async def reader():
