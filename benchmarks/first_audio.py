@@ -154,7 +154,8 @@ class Trace:
         knobs = GenerationOptions(max_tokens=_steps(self.engine, frames) + 1)
         self.text, self.steps, self.codec, self.chunks = [], [], [], []
         self.started = time.perf_counter()
-        requests = read_requests(SCRIPT, None, None, seed, knobs, config, self.engine.codec)
+        drafts = read_requests(SCRIPT, None, None, seed, knobs, config, self.engine.codec)
+        requests = [draft.finished(self.engine.codec) for draft in drafts]
         before = None
         for item in speak(self.stepper, requests, knobs, self.windows, sizes):
             if item is not None:

@@ -12,6 +12,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -37,20 +38,19 @@ from .setting import (
 def main() -> None:
     options = _arguments()
     plain = Engine.load(options.model, dtype=options.dtype, device=options.device, load_dac=False)
-    options.steps = options.steps or (1000 if plain.device.type == "cuda" else 60)
+    options.steps = options.steps or (400 if plain.device.type == "cuda" else 60)
     text = encode_text(SCRIPT, plain.config.encoder.max_position_embeddings)
     bandwidth = copy_bandwidth(plain.device)
-    results = []
+    report = {**machine(plain), **_setting(options, plain, text, bandwidth), "results": []}
     for runner, engine in _runners(options, plain):
         print(f"measuring {runner.name} ...", file=sys.stderr)
         memory = WorkingMemory(engine.device)
         runner.run(text, options.batch, 2)  # first calls allocate, compile and fill caches
-        results.append({**_measure(runner, text, options, engine, bandwidth), "working_bytes": memory.peak()})
-    report = {**machine(plain), **_setting(options, plain, text, bandwidth), "results": results}
+        measured = _measure(runner, text, options, engine, bandwidth)
+        report["results"].append({**measured, "working_bytes": memory.peak()})
+        if options.json:  # now and not at the end, which a limit of time may cut off
+            Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
     print(_table(report))
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=2)
 
 
 def _arguments() -> argparse.Namespace:
@@ -60,7 +60,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quant", nargs="*", default=[], help="quantise as well: int8, nf4")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--batch", type=int, default=1, help="requests at once (%(default)s)")
-    parser.add_argument("--steps", type=int, help="steps a run; the first tenth is not timed (cpu 60, cuda 1000)")
+    parser.add_argument("--steps", type=int, help="steps a run; the first tenth is not timed (cpu 60, cuda 400)")
     parser.add_argument("--runs", type=int, default=3, help="timed runs (%(default)s)")
     add_peer_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
@@ -73,9 +73,7 @@ def _runners(options, engine: Engine) -> Iterator[tuple[Ours | Transformers | Na
     """What is timed, ourselves first, and the engine whose weights it reads."""
     yield Ours(Stepper(engine.model)), engine
     for quant in options.quant:
-        quantised = Engine.load(
-            options.model, quant=quant, dtype=engine.dtype, device=engine.device, load_dac=False
-        )
+        quantised = Engine.load(options.model, quant=quant, dtype=engine.dtype, device=engine.device, load_dac=False)
         yield Ours(Stepper(quantised.model), quant), quantised
     for peer in peers(options, engine):
         yield peer, engine

@@ -39,6 +39,8 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
         ValueError: a folder, not a sound file, damaged, without samples, or with NaN or infinite samples.
         OSError: the file cannot be opened or read.
     """
+    if not str(path):
+        raise ValueError("the name of the sound file is empty")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no sound file at {path}")
@@ -119,15 +121,27 @@ def check_writable(path: str | Path) -> None:
     """Check, before any work is done, that `write_audio` can put a file at `path`.
 
     Raises:
-        FileNotFoundError: the folder does not exist.
-        PermissionError: the folder or the file that is there may not be written.
-        ValueError: unknown extension, the path is a folder, or its parent is not one.
-        OSError: the operating system does not accept the path (too long, for instance).
+        ValueError: unknown extension.
+        FileNotFoundError, PermissionError, ValueError, OSError: as `check_replaceable`.
     """
+    if not str(path):
+        raise ValueError("the name of the file to write is empty")
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         known = ", ".join(FORMATS)
         raise ValueError(f"{path}: cannot tell the sound format from extension {path.suffix!r}; known are {known}")
+    check_replaceable(path)
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that a file can be put at `path`.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        PermissionError: the folder or the file that is there may not be written.
+        ValueError: the path is a folder, or its parent is not one.
+        OSError: the operating system does not accept the path (too long, for instance).
+    """
     target = Path(os.path.realpath(path))  # a link is followed, so that it stays a link
     parent_mode, mode = _mode(target.parent), _mode(target)
     if parent_mode is None:

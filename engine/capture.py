@@ -1,22 +1,29 @@
 """Work captured in CUDA graphs: a graph is launched in one call, where its kernels one by one would cost more time."""
 
 import gc
+import threading
 from collections.abc import Callable
 
 import torch
 
 WARM_UP_RUNS = 3
+_one_at_a_time = threading.Lock()  # torch can hold one capture in a process
 
 
-def captured(work: Callable[[], None], pool, stream: torch.cuda.Stream | None = None) -> torch.cuda.CUDAGraph:
+def captured(work: Callable[[], None], pool, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     """A graph of what `work` does, run a few times here: it must bear that.
 
     Args:
         work: device operations only, over tensors that stay where they are as long as the graph is used.
         pool: memory pool that graphs share which never run at the same time.
-        stream: to warm up and capture on, the same for all of a pool; the graph's kernels get its priority.
+        stream: to warm up and capture on, the same for all of a pool, on the current device; the graph's kernels get
+            its priority.
     """
-    side = stream or torch.cuda.Stream()
+    with _one_at_a_time:
+        return _captured(work, pool, stream)
+
+
+def _captured(work: Callable[[], None], pool, side: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP_RUNS):  # compiles kernels, chooses algorithms, allocates their workspaces
@@ -28,7 +35,7 @@ def captured(work: Callable[[], None], pool, stream: torch.cuda.Stream | None = 
     gc.disable()
     try:
         # Other threads may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             work()
     finally:
         if collecting:

@@ -223,7 +223,9 @@ def _checked_codec(options: argparse.Namespace, script: str, seed: int):
         check_writable(options.output)
     GenerationOptions.resolve({}, **_knobs(options))
     device = checked_device(options.device)
-    dtype, codec_dtype = (each and checked_dtype(each) for each in (options.dtype, options.codec_dtype))
+    codec_dtype = options.codec_dtype and checked_dtype(options.codec_dtype, "--codec-dtype")
+    if options.dtype is not None:
+        checked_dtype(options.dtype, "--dtype")
     if options.quant is not None:
         checked_recipe(options.quant)
     config, defaults = model_config(options.model, options.revision), model_defaults(options.model, options.revision)

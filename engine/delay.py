@@ -26,7 +26,7 @@ def prompt_grid(prompt: torch.Tensor, delay: tuple[int, ...], bos: int, rows: in
         grid [rows, C] int64: BOS, the delayed prompt, OPEN where the decoder decides.
     """
     frames = prompt.shape[0]
-    grid = torch.full((rows, len(delay)), OPEN, dtype=torch.int64)
+    grid = torch.full((rows, len(delay)), OPEN, dtype=torch.int64, device="cpu")
     for channel, lag in enumerate(delay):
         start = min(1 + lag, rows)
         end = min(start + frames, rows)

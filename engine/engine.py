@@ -25,7 +25,7 @@ from .options import REFERENCE_DEFAULTS, GenerationOptions
 from .placement import checked_device, checked_dtype, default_dtype
 from .prompts import encode_prompt, read_prompt
 from .quant import checked_recipe
-from .request import Request, encode_prompts, read_requests
+from .request import Draft, read_requests
 from .streaming import ChunkSizes, speak
 from .synthetic import is_synthetic, stream_random_weights, synthetic_codec, synthetic_config
 from .weights import stream_weights
@@ -103,12 +103,10 @@ class Engine:
         recipe = None if quant is None else checked_recipe(quant)
         device = checked_device(device)
         dtype = None if dtype is None else checked_dtype(dtype)
-        codec_dtype = None if codec_dtype is None else checked_dtype(codec_dtype)
+        codec_dtype = None if codec_dtype is None else checked_dtype(codec_dtype, "codec_dtype")
         defaults = {}
         if is_synthetic(model):
-            if revision is not None:
-                raise ValueError(f"revision {revision!r} has no meaning for {model}")
-            config = synthetic_config(model)
+            config = synthetic_config(model, revision)
             dtype = dtype or default_dtype(config, device)
             stream = stream_random_weights(config, dtype=dtype, device=device, recipe=recipe)
         else:
@@ -211,8 +209,8 @@ class Engine:
         """
         options = self._options(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
         _note_ignored(use_torch_compile, use_cfg_filter)
-        read = self._read(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
-        requests = encode_prompts(read, self.codec)
+        drafts = self._read(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
+        requests = [draft.finished(self.codec) for draft in drafts]
         real_time = self._frames_per_second / len(requests)
         with self._on_device(), self._stepper.lock, _progress(verbose, real_time) as progress:
             state = start_requests(self._stepper, requests, options)
@@ -272,18 +270,22 @@ class Engine:
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
         options = self._options(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
         _note_ignored(use_torch_compile, use_cfg_filter)
-        read = self._read(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
+        drafts = self._read(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
         numbered = isinstance(text, (list, tuple))
-        return Stream(lambda: self._pieces(read, options, sizes, numbered, verbose), self._runs_ahead)
+        return Stream(lambda: self._pieces(drafts, options, sizes, numbered, verbose), self._runs_ahead)
 
     astream = stream  # for `async for`: a stream is both kinds of iterator
 
     @torch.no_grad()
-    def _pieces(self, read: list[Request], options: GenerationOptions, sizes: ChunkSizes, numbered, verbose):
+    def _pieces(self, drafts: list[Draft], options: GenerationOptions, sizes: ChunkSizes, numbered, verbose):
         """The generator behind `stream`, see `streaming.speak`."""
-        real_time = self._frames_per_second / len(read)
+        requests = []
+        for draft in drafts:
+            with self._on_device():
+                requests.append(draft.finished(self.codec))
+            yield None
+        real_time = self._frames_per_second / len(requests)
         with self._on_device(), _progress(verbose, real_time) as progress:
-            requests = encode_prompts(read, self.codec)
             for item in speak(self._stepper, requests, options, self._windows, sizes, progress):
                 yield item if item is None or numbered else item[1]
 
@@ -297,7 +299,7 @@ class Engine:
         """Write sound [samples] float32 to a file; the extension decides the format. See `audio.write_audio`."""
         write_audio(path, audio, self.sample_rate)
 
-    def _read(self, text, prompt, prompt_path, prompt_text, seed, options: GenerationOptions) -> list[Request]:
+    def _read(self, text, prompt, prompt_path, prompt_text, seed, options: GenerationOptions) -> list[Draft]:
         prompt = _merge_prompt_names(prompt, prompt_path)
         return read_requests(text, prompt, prompt_text, seed, options, self.config, self.codec)
 

@@ -110,11 +110,11 @@ class Stepper:
         rows, text = config.decoder.max_position_embeddings, config.encoder.max_position_embeddings
         self._graphs, self._state = {}, None  # before the new memory is asked for
         state = DecodeState.allocate(config, slots, rows, text, self.model.dtype, self.model.device)
-        pool = torch.cuda.graph_pool_handle()
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.model.device)
         for count in sorted({count for count in (*SLOT_COUNTS, slots) if count <= slots}, reverse=True):
             part = state.first(count)
             for steps in self._launch_sizes:
-                self._graphs[count, steps] = captured(lambda: self._steps(part, steps), pool)
+                self._graphs[count, steps] = captured(lambda: self._steps(part, steps), pool, stream)
         self._state = state
 
 
@@ -127,7 +127,7 @@ class Look:
     def __init__(self, state: DecodeState):
         self._fields = [state.position, state.countdown, state.end_row]
         on_gpu = state.grid.is_cuda
-        self._copies = torch.empty((3, state.slots), dtype=torch.int64, pin_memory=on_gpu)
+        self._copies = torch.empty((3, state.slots), dtype=torch.int64, device="cpu", pin_memory=on_gpu)
         self.position, self.countdown, self.end_row = self._copies
         self._done = torch.cuda.Event() if on_gpu else None
 

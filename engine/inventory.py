@@ -29,7 +29,9 @@ PARTS = {
 
 def model_config(model: str | Path, revision: str | None = None) -> DiaConfig:
     """A model's config by the names that `Engine.load` takes; from the hub only config.json is fetched."""
-    return synthetic_config(model) if is_synthetic(model) else DiaConfig.from_file(find_config(model, revision))
+    if is_synthetic(model):
+        return synthetic_config(model, revision)
+    return DiaConfig.from_file(find_config(model, revision))
 
 
 def model_defaults(model: str | Path, revision: str | None = None) -> dict[str, float | int | None]:

@@ -23,23 +23,23 @@ def checked_device(device: str | torch.device | None) -> torch.device:
     try:
         checked = torch.device(device)
         torch.empty(0, device=checked)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(f"device {device!r} cannot be used here: {reason}") from None
     if checked.type == "meta":
         raise ValueError("device 'meta' holds no numbers")
     return checked
 
 
-def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A dtype to compute in, from its name or itself.
+def checked_dtype(dtype: str | torch.dtype, argument: str = "dtype") -> torch.dtype:
+    """A dtype to compute in, from its name or itself. `argument` is what an error calls it.
 
     Raises:
         ValueError: any other dtype.
     """
     name = str(getattr(dtype, "value", dtype)).removeprefix("torch.")
     if name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise ValueError(f"{argument} must be one of {', '.join(DTYPES)}, got {dtype!r}")
     return DTYPES[name]
 
 

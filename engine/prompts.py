@@ -41,9 +41,9 @@ def read_prompt(prompt, config: DiaConfig, codec: Codec | None, max_frames: int)
         ValueError: an unreadable, empty or too long prompt, or codes of the wrong shape or range.
     """
     if prompt is None:
-        return torch.zeros((0, config.decoder.num_channels), dtype=torch.int64)
+        return torch.zeros((0, config.decoder.num_channels), dtype=torch.int64, device="cpu")
     if isinstance(prompt, (torch.Tensor, np.ndarray)):
-        codes = _checked_codes(torch.as_tensor(prompt), config)
+        codes = _checked_codes(torch.as_tensor(prompt, device="cpu"), config)
         _check_length(codes.shape[0], max_frames)
         return codes
     if isinstance(prompt, (str, Path)):
@@ -62,7 +62,7 @@ def read_prompt(prompt, config: DiaConfig, codec: Codec | None, max_frames: int)
         raise ValueError("an audio prompt in the form of sound needs the codec; load the engine with load_dac=True")
     waveform = resample(waveform, rate, codec.sample_rate)
     _check_length(-(-len(waveform) // codec.hop_length), max_frames)
-    return Sound(waveform)
+    return Sound(np.array(waveform))  # a copy: a caller may write over theirs before it is encoded
 
 
 def encode_prompt(prompt: torch.Tensor | Sound, codec: Codec | None) -> torch.Tensor:
@@ -80,7 +80,7 @@ def _checked_codes(codes: torch.Tensor, config: DiaConfig) -> torch.Tensor:
         raise ValueError(f"audio prompt codes must have shape [frames, {channels}], got {list(codes.shape)}")
     if codes.shape[0] == 0:
         raise ValueError("audio prompt codes must have at least one frame, got none; pass None for no prompt")
-    codes = codes.to(device="cpu", dtype=torch.int64)
+    codes = codes.to(torch.int64, copy=True)  # a caller may write over theirs before they are used
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= limit:
         raise ValueError(f"audio prompt codes must be in [0, {limit}), got {low if low < 0 else high}")

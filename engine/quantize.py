@@ -39,7 +39,7 @@ def quantize_model(
     recipe, dtype, target = checked_recipe(quant), checked_dtype(dtype), Path(folder)
     check_new_folder(target)
     if is_synthetic(model):
-        config = synthetic_config(model)
+        config = synthetic_config(model, revision)
         stream = stream_random_weights(config, dtype=dtype, device="cpu", recipe=recipe)
     else:
         files = find_model(model, revision)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -18,13 +18,26 @@ class Request:
     """One item: text ids [S] int64, prompt codes [P, C] int64 (P = 0 for none), both on the CPU, and a seed."""
 
     text: torch.Tensor
-    prompt: torch.Tensor | Sound  # Sound until `encode_prompts`
+    prompt: torch.Tensor
     seed: int
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A request whose prompt may still be sound. It is checked: nothing that a caller did can make it fail."""
+
+    text: torch.Tensor
+    prompt: torch.Tensor | Sound
+    seed: int
+
+    def finished(self, codec: Codec | None) -> Request:
+        """The request, after the seconds that encoding takes."""
+        return Request(self.text, encode_prompt(self.prompt, codec), self.seed)
 
 
 def read_requests(
     text, audio_prompt, audio_prompt_text, seed, options: GenerationOptions, config: DiaConfig, codec: Codec | None
-) -> list[Request]:
+) -> list[Draft]:
     """Check everything that a caller passed, without the work of encoding sound.
 
     Args:
@@ -48,17 +61,12 @@ def read_requests(
 
     seeds = [_drawn_seed() if each is None else check_seed(each) for each in seeds]
     room = _prompt_room(options, config)
-    requests = []
+    drafts = []
     for index, (script, transcript, prompt, seed) in enumerate(zip(texts, transcripts, prompts, seeds)):
         with _named(index, batch):
             ids = encode_script(script, transcript, prompt is not None, config)
-            requests.append(Request(ids, read_prompt(prompt, config, codec, room), seed))
-    return requests
-
-
-def encode_prompts(requests: list[Request], codec: Codec | None) -> list[Request]:
-    """The requests with codes for the prompts that were sound."""
-    return [replace(request, prompt=encode_prompt(request.prompt, codec)) for request in requests]
+            drafts.append(Draft(ids, read_prompt(prompt, config, codec, room), seed))
+    return drafts
 
 
 def _prompt_room(options: GenerationOptions, config: DiaConfig) -> int:
@@ -100,7 +108,7 @@ def _named(index: int, batch: bool):
     """Errors inside say which item of a list they are about."""
     try:
         yield
-    except (TypeError, ValueError, FileNotFoundError) as error:
+    except (TypeError, ValueError, OSError) as error:
         if not batch:
             raise
         raise type(error)(f"item {index}: {error}") from None
@@ -108,4 +116,4 @@ def _named(index: int, batch: bool):
 
 def _drawn_seed() -> int:
     """A seed from torch's global generator, so that torch.manual_seed makes unseeded calls repeatable."""
-    return int(torch.randint(MAX_SEED, ()))
+    return int(torch.randint(MAX_SEED, (), device="cpu"))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .audio import check_replaceable
+
 HEIGHT, COLUMN_SECONDS = 256, 0.005
 DECIBELS = 70.0  # from the loudest down to black
 TOP = 8000.0  # Hz, or half the sample rate where that is less
@@ -15,15 +17,14 @@ COLOURS = np.array([(0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (2
 
 def check_spectrogram_path(path: str | Path | None) -> None:
     """Raises:
-    FileNotFoundError: the folder is absent.
     ValueError: not the name of a PNG.
+    FileNotFoundError, PermissionError, ValueError, OSError: as `audio.check_replaceable`.
     """
     if path is None:
         return
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"a spectrogram is a .png file, got {str(path)!r}")
-    if not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"no folder {Path(path).parent} to write {path} to")
+    check_replaceable(Path(path))
 
 
 def draw_spectrogram(path: str | Path, sound: np.ndarray, sample_rate: int) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 
 from .checkpoint import Checkpoint, Header
-from .kernels.formats import BLOCK, LEVELS, Int8Weight, NF4Weight, Weight
+from .kernels.formats import BLOCK, Int8Weight, NF4Weight, Weight, levels_on
 
 _STATE = ".quant_state.bitsandbytes__"
 _BY_ROWS = 0
@@ -90,7 +90,7 @@ class StoredWeights:
         if shape[1] % BLOCK == 0:
             return NF4Weight.from_neighbours(packed, absmax, shape, dtype)
         nibbles = torch.stack((packed >> 4, packed & 15), dim=-1).flatten()[: math.prod(shape)]
-        values = torch.tensor(LEVELS)[nibbles.int()]
+        values = levels_on("cpu")[nibbles.int()]
         return (values * absmax.repeat_interleave(BLOCK)[: len(values)]).view(shape)
 
     def _absmax(self, name: str) -> torch.Tensor:
@@ -115,13 +115,13 @@ def as_stored(weights: Mapping[str, Weight]) -> dict[str, torch.Tensor]:
         if isinstance(weight, Int8Weight):
             module = name.removesuffix("weight")
             tensors[name], tensors[f"{module}SCB"] = weight.values, weight.absmax
-            tensors[f"{module}weight_format"] = torch.tensor(_BY_ROWS, dtype=torch.uint8)
+            tensors[f"{module}weight_format"] = torch.tensor(_BY_ROWS, dtype=torch.uint8, device="cpu")
         elif isinstance(weight, NF4Weight):
             state = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": _dtype_name(weight), "shape": list(weight.shape)}
             text = json.dumps(state).encode()
             tensors[name], tensors[f"{name}.absmax"] = weight.neighbours(), weight.absmax.flatten()
-            tensors[f"{name}.quant_map"] = torch.tensor(LEVELS)
-            tensors[f"{name}{_STATE}nf4"] = torch.tensor(list(text), dtype=torch.uint8)
+            tensors[f"{name}.quant_map"] = levels_on("cpu")
+            tensors[f"{name}{_STATE}nf4"] = torch.tensor(list(text), dtype=torch.uint8, device="cpu")
         else:
             tensors[name] = weight
     return tensors

@@ -33,12 +33,14 @@ def is_synthetic(model) -> bool:
     return isinstance(model, str) and model.startswith(PREFIX)
 
 
-def synthetic_config(model: str) -> DiaConfig:
+def synthetic_config(model: str, revision: str | None = None) -> DiaConfig:
     """The sizes behind a `synthetic:` name.
 
     Raises:
-        ValueError: no such synthetic model.
+        ValueError: no such synthetic model, or a revision of one.
     """
+    if revision is not None:
+        raise ValueError(f"revision {revision!r} has no meaning for {model}")
     name = model.removeprefix(PREFIX)
     if name not in CONFIGS:
         raise ValueError(f"no synthetic model {name!r}; there are {', '.join(PREFIX + known for known in CONFIGS)}")
@@ -63,9 +65,9 @@ def stream_random_weights(
         if name.endswith("norm.weight"):
             yield name, torch.ones(shape, dtype=torch.float32, device=device)
             continue
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + index)
         bound = math.sqrt(3.0) * _deviation(name, shape, config)
-        values = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        values = torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound, generator=generator)
         values = values.to(device)
         yield name, FORMATS[formats[name]].quantize(values, dtype) if name in formats else values.to(dtype)
 

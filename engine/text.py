@@ -38,4 +38,4 @@ def encode_text(text: str, max_length: int, vocab_size: int = 256) -> torch.Tens
         )
     if max(encoded) >= vocab_size:
         raise ValueError(f"text holds the byte {max(encoded)}, the model knows only bytes below {vocab_size}")
-    return torch.tensor(list(encoded), dtype=torch.int64)
+    return torch.tensor(list(encoded), dtype=torch.int64, device="cpu")

@@ -1,6 +1,7 @@
 """Load a checkpoint of either published layout into our fused weights, and write our weights back."""
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -316,13 +317,19 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Refuse to write over anything.
+    """Refuse to write over anything, or where nothing can be.
 
     Raises:
         FileExistsError: a file, or a folder that holds something.
+        NotADirectoryError, PermissionError: what it would lie in is a file, or may not be written.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder")
+    above = next(parent for parent in folder.expanduser().absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{folder} cannot be created: {above} is not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be created: no permission to write in {above}")
 
 
 @contextmanager
@@ -331,7 +338,10 @@ def _folder_at_once(folder: Path) -> Iterator[Path]:
     folder = folder.expanduser().absolute()
     check_new_folder(folder)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise type(error)(f"{folder} cannot be created: {error.strerror}") from None
     try:
         yield partial
         if folder.exists():

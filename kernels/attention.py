@@ -42,20 +42,25 @@ def decode_attention_ref(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, last: torch.Tensor
 ) -> torch.Tensor:
     """[R, H, Dh] in the query's dtype."""
+    return attend(query, keys, values, [position + 1 for position in last.tolist()])
+
+
+def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """`decode_attention_ref` over the first `lengths` [B] cache positions of each slot."""
     rows, heads, head_dim = query.shape
     groups = keys.shape[1]
-    per_slot = rows // last.shape[0]
+    per_slot = rows // len(lengths)
     # Query heads that share a key head become query positions: keys and values are then read once, never repeated.
     grouped = query.view(rows, groups, heads // groups, head_dim)
     # A slot at a time over its own length: its sums do not depend on its neighbours, and nothing needs a mask.
     outputs = [
         F.scaled_dot_product_attention(
             grouped[slot * per_slot : (slot + 1) * per_slot],
-            keys[slot * per_slot : (slot + 1) * per_slot, :, : position + 1],
-            values[slot * per_slot : (slot + 1) * per_slot, :, : position + 1],
+            keys[slot * per_slot : (slot + 1) * per_slot, :, :length],
+            values[slot * per_slot : (slot + 1) * per_slot, :, :length],
             scale=1.0,
         )
-        for slot, position in enumerate(last.tolist())
+        for slot, length in enumerate(lengths)
     ]
     return (torch.cat(outputs) if len(outputs) > 1 else outputs[0]).reshape(query.shape)
 

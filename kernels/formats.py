@@ -26,6 +26,11 @@ LEVELS = (
 )  # fmt: skip
 
 
+def levels_on(device) -> torch.Tensor:
+    """NF4's values, [16] float32."""
+    return torch.tensor(LEVELS, dtype=torch.float32, device=device)
+
+
 @dataclass(frozen=True)
 class Int8Weight:
     """A matrix [N, K] of 8-bit integers."""
@@ -121,7 +126,7 @@ class NF4Weight:
         rows, columns = matrix.shape
         _check_width(columns)
         result = cls.empty(rows, columns, dtype, matrix.device)
-        levels = torch.tensor(LEVELS, device=matrix.device)
+        levels = levels_on(matrix.device)
         bounds = (levels[:-1] + levels[1:]) / 2
         for part in _chunks(rows, columns):
             blocks = matrix[part].float().unflatten(1, (-1, BLOCK))
@@ -180,7 +185,7 @@ class NF4Weight:
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The matrix [N, K], computed in float32 and rounded to `dtype`, by default its own."""
         matrix = torch.empty(self.shape, dtype=dtype or self.dtype, device=self.device)
-        levels = torch.tensor(LEVELS, device=self.device)
+        levels = levels_on(self.device)
         for rows in _chunks(*self.shape):
             nibbles = _unpack(self.packed[rows])
             values = levels.index_select(0, nibbles.flatten().int()).view(nibbles.shape)

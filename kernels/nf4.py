@@ -10,12 +10,12 @@ import struct
 import torch
 
 from .dispatch import tl, triton
-from .formats import LEVELS
+from .formats import LEVELS, levels_on
 
 
 def _words(dtype: torch.dtype, place: int) -> list[int]:
     """The low (0) or high (1) bytes of the sixteen levels as four registers."""
-    codes = torch.tensor(LEVELS).to(dtype).view(torch.int16).tolist()
+    codes = levels_on("cpu").to(dtype).view(torch.int16).tolist()
     values = bytes((code & 0xFFFF) >> 8 * place & 0xFF for code in codes)
     return list(struct.unpack("<4I", values))
 

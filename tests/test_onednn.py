@@ -57,13 +57,15 @@ def test_loses_less_than_the_dtype_does(outputs, inputs, dtype):
 def test_a_row_has_the_same_bits_in_any_batch(outputs, inputs, dtype, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    packed = PackedInt8Weight.pack(int8_matrix(outputs, inputs, dtype))
-    x = torch.randn(130, inputs).to(dtype)
-    together = step_linear(x, packed)
-    for rows in (1, 2, 3, 5, 8, 17, 33, 64, 100):
-        assert torch.equal(step_linear(x[:rows], packed), together[:rows])
-    assert torch.equal(sequence_linear(x.view(2, 65, -1), packed), together.view(2, 65, -1).to(dtype))
-    torch.set_num_threads(before)
+    try:
+        packed = PackedInt8Weight.pack(int8_matrix(outputs, inputs, dtype))
+        x = torch.randn(130, inputs).to(dtype)
+        together = step_linear(x, packed)
+        for rows in (1, 2, 3, 5, 8, 17, 33, 64, 100):
+            assert torch.equal(step_linear(x[:rows], packed), together[:rows])
+        assert torch.equal(sequence_linear(x.view(2, 65, -1), packed), together.view(2, 65, -1).to(dtype))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_where_int8_cannot_be_multiplied_the_twin_is_used(monkeypatch):

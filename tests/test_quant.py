@@ -13,8 +13,8 @@ from engine import Engine
 from engine.config import DiaConfig
 from engine.hub import find_model
 from engine.inventory import describe
+from engine.kernels.cpu.onednn import PackedInt8Weight
 from engine.kernels.formats import FORMATS, Int8Weight, NF4Weight
-from engine.kernels.int8_cpu import PackedInt8Weight
 from engine.model import parameter_shapes
 from engine.quant import RECIPES, checked_recipe, chosen_formats
 from engine.quantize import quantize_model

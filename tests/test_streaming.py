@@ -527,6 +527,48 @@ def test_a_prompt_is_encoded_by_the_worker_not_in_the_call(speaker, monkeypatch)
     assert len(threads) == 1 and threads[0] is not threading.current_thread()
 
 
+def test_what_a_caller_does_to_a_prompt_after_the_call_is_not_heard(speaker):
+    rate = speaker.sample_rate
+    tone = (0.3 * np.sin(np.arange(rate // 5) * 0.05)).astype(np.float32)
+    codes = torch.randint(1024, (8, 9))
+    for prompt, spoil in (
+        ((tone, rate), lambda: tone.fill(np.nan)),
+        (codes, lambda: codes.fill_(9999)),
+        ((torch.from_numpy(tone.copy()), rate), None),
+    ):
+        waveform = prompt[0] if spoil is None else None
+        whole = speaker.generate(TEXT, audio_prompt=prompt, max_tokens=60, seed=2)
+        stream = speaker.stream(TEXT, audio_prompt=prompt, max_tokens=60, seed=2)
+        spoil() if spoil else waveform.fill_(0.5)
+        assert difference(stream, whole) < TOLERANCE
+        tone[:] = 0.3 * np.sin(np.arange(rate // 5) * 0.05)
+
+
+def test_a_stream_is_closed_between_two_prompts(speaker, monkeypatch):
+    tone, rate = np.full(5000, 0.1, np.float32), speaker.sample_rate
+    encode, encoded = speaker.codec.encode, threading.Event()
+
+    def traced(*args):
+        assert not encoded.is_set(), "no prompt is encoded after the close"
+        encoded.set()
+        time.sleep(0.2)
+        return encode(*args)
+
+    monkeypatch.setattr(speaker.codec, "encode", traced)
+    stream = speaker.astream([TEXT] * 3, audio_prompt=[(tone, rate)] * 3, max_tokens=60)
+
+    async def leave():
+        reading = asyncio.ensure_future(anext(stream))
+        while not encoded.is_set():
+            await asyncio.sleep(0.01)
+        reading.cancel()
+        await stream.aclose()
+
+    asyncio.run(leave())
+    monkeypatch.undo()
+    assert len(speaker.generate(TEXT, max_tokens=20))
+
+
 @pytest.mark.parametrize("leave", ["cancel", "error", "aclose", "timeout"])
 def test_leaving_an_async_stream_frees_the_engine(speaker, leave):
     async def reader():

@@ -129,8 +129,16 @@ def test_the_command_draws_what_it_says(tmp_path, capsys):
     assert height == 256 and width > 300
 
 
-@pytest.mark.parametrize(("name", "message"), [("a.jpg", "is a .png file, got"), ("absent/a.png", "no folder")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.jpg", "is a .png file, got"),
+        ("absent/a.png", "absent does not exist"),
+        ("folder.png", "is a folder"),
+    ],
+)
 def test_the_command_refuses_a_bad_picture(tmp_path, capsys, name, message):
+    (tmp_path / "folder.png").mkdir()
     output = str(tmp_path / "demo.wav")
     assert main(["say", "--model", "talker", "-o", output, "--spectrogram", str(tmp_path / name), DEMO]) == 2
     assert message in capsys.readouterr().err

@@ -193,11 +193,12 @@ def _fill(
 
 def _random_state(network: nn.ModuleDict, seed: int) -> dict[str, torch.Tensor]:
     """Weights that keep a signal's size through the layers, drawn on the CPU so that no device changes them."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
     state = {}
     for name, parameter in network.state_dict().items():
         if name.endswith("alpha"):
-            state[name] = 0.5 + torch.rand(parameter.shape, generator=generator)
+            state[name] = 0.5 + torch.rand(parameter.shape, **drawn)
             continue
         if name.endswith("bias"):
             scale = 0.02
@@ -207,7 +208,7 @@ def _random_state(network: nn.ModuleDict, seed: int) -> dict[str, torch.Tensor]:
             # What a residual unit adds must be small, or the sum grows with every unit.
             in_residual_unit = name.startswith(("encoder", "decoder")) and name.count(".") == 3
             scale = (0.3 if in_residual_unit else 1.0) / parameter[0].numel() ** 0.5
-        state[name] = scale * torch.randn(parameter.shape, generator=generator)
+        state[name] = scale * torch.randn(parameter.shape, **drawn)
     last = [name for name in state if name.startswith("decoder")][-2:]  # weight and bias before the final tanh
     for name in last:
         state[name] *= 0.05  # full-scale noise hurts

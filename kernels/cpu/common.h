@@ -8,10 +8,15 @@
  * hand: a CPU's own fetching stops at the end of each page of 4 KB. Measured on two cores of a Xeon: 31 GB/s, where one
  * run without fetching ahead reads 21.
  */
-#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else /* one thread */
+#define omp_get_thread_num() 0
+#define omp_get_num_threads() 1
+#endif
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif

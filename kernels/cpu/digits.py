@@ -13,7 +13,7 @@ import torch
 DIGITS = {torch.float32: 3}
 DIGITS_HALF = 2
 INTEGERS = {2: torch.int16, 3: torch.int32}  # which hold that many digits
-SMALLEST = 1e-30  # added for rows of zeros; too small to change another
+SMALLEST = 1e-30  # added for rows of zeros; next to any other unit it is nothing that shows
 
 
 def digits_of(dtype: torch.dtype) -> int:

@@ -1,6 +1,7 @@
 /* int8 weights: integers times integers. The rows of x are written with digits, see `digits.py`. */
 #include "common.h"
 
+#include <float.h>
 #include <math.h>
 
 #define PER_ABSMAX 7.874015718698502e-3f /* 1 / 127, as `formats.py` has it */
@@ -14,9 +15,10 @@ enum {
 typedef struct {
     int count;
     long rows, columns;
-    int8_t *lines; /* [count * rows rounded up to LINES, columns], all rows' lowest digits first */
-    int32_t *sums; /* [count * rows], of each line */
-    float *units;  /* [rows], what an integer is worth */
+    int8_t *lines;  /* [count * rows rounded up to LINES, columns], all rows' lowest digits first */
+    int32_t *sums;  /* [count * rows], of each line */
+    float *units;   /* [rows], what an integer is worth */
+    float *scratch; /* [rows, columns] */
 } Digits;
 
 static float largest_of(const float *x, long columns) {
@@ -32,36 +34,45 @@ static float largest_of(const float *x, long columns) {
     return value;
 }
 
-static void write_row(const float *x, long row, Digits to) {
-    float unit = largest_of(x, to.columns) / 127;
+static Digits room_for_digits(long rows, long columns, int count) {
+    long lines = (count * rows + LINES - 1) / LINES * LINES;
+    return (Digits){
+        .count = count,
+        .rows = rows,
+        .columns = columns,
+        .lines = calloc(lines, columns),
+        .sums = malloc(lines * sizeof(int32_t)),
+        .units = malloc(rows * sizeof(float)),
+        .scratch = malloc(rows * columns * sizeof(float)),
+    };
+}
+
+static void free_digits(Digits digits) {
+    free(digits.lines), free(digits.sums), free(digits.units), free(digits.scratch);
+}
+
+static void write_digits(const void *x, Kind kind, long row, Digits to) {
+    float *values = to.scratch + row * to.columns;
+    read_row(x, kind, row, to.columns, values);
+    float unit = largest_of(values, to.columns) / 127;
     for (int digit = 1; digit < to.count; digit++) unit /= 256;
     unit += 1e-30f;
     to.units[row] = unit;
+    if (!(unit <= FLT_MAX)) { /* not a number, or infinite: the unit makes the result so, whatever the integers */
+        memset(values, 0, to.columns * sizeof *values);
+        unit = 1;
+    }
     for (int digit = 0; digit < to.count; digit++) {
         int8_t *line = to.lines + (digit * to.rows + row) * to.columns;
         int32_t sum = 0;
         for (long k = 0; k < to.columns; k++) {
-            int32_t value = (int32_t)rintf(x[k] / unit);
+            int32_t value = (int32_t)rintf(values[k] / unit);
             for (int lower = 0; lower < digit; lower++) value = (value + 128) >> 8; /* what the digit below leaves */
             line[k] = (int8_t)value;
             sum += line[k];
         }
         to.sums[digit * to.rows + row] = sum;
     }
-}
-
-static int write_digits(const void *x, Kind kind, long rows, long columns, int count, Digits *digits) {
-    long lines = (count * rows + LINES - 1) / LINES * LINES;
-    float *row = malloc(columns * sizeof *row);
-    *digits = (Digits){count, rows, columns, calloc(lines, columns), malloc(lines * sizeof(int32_t)),
-                       malloc(rows * sizeof(float))};
-    int enough = row && digits->lines && digits->sums && digits->units;
-    for (long index = 0; enough && index < rows; index++) {
-        read_row(x, kind, index, columns, row);
-        write_row(row, index, *digits);
-    }
-    free(row);
-    return enough;
 }
 
 /* sums[line] += the products of (value + 128) and digit over a run of columns, in the form in which compilers find the
@@ -103,31 +114,40 @@ INLINE void write_outputs(const int32_t *sums, Digits digits, float absmax, floa
     }
 }
 
+/* One row of W a stream: their outputs for every row of x. */
+INLINE void multiply_turn(Share share, long turn, const int8_t *values, const float *absmax, Digits digits, float *y,
+                          long outputs) {
+    const int8_t *weights[STREAMS];
+    for (int stream = 0; stream < STREAMS; stream++)
+        weights[stream] = values + row_at(share, stream, turn) * digits.columns;
+    long lines = digits.count * digits.rows;
+    int32_t sums[STREAMS][lines + LINES];
+    for (long line = 0; line < lines; line += LINES) {
+        int32_t found[STREAMS][LINES];
+        multiply_lines(weights, digits.lines + line * digits.columns, digits.columns, found);
+        for (int stream = 0; stream < STREAMS; stream++)
+            memcpy(&sums[stream][line], found[stream], sizeof found[stream]);
+    }
+    for (int stream = 0; stream < STREAMS; stream++) {
+        long output = row_at(share, stream, turn);
+        write_outputs(sums[stream], digits, absmax[output], y + output, outputs);
+    }
+}
+
+/* 0 if there is no memory for the digits. */
 int multiply_int8(const void *x, int kind, long rows, long columns, int count, const int8_t *values,
                   const float *absmax, long outputs, float *y, int threads) {
-    Digits digits;
-    int enough = write_digits(x, kind, rows, columns, count, &digits);
+    Digits digits = room_for_digits(rows, columns, count);
+    int enough = digits.lines && digits.sums && digits.units && digits.scratch;
 #pragma omp parallel num_threads(threads) if (enough)
     if (enough) {
+#pragma omp for
+        for (long row = 0; row < rows; row++) write_digits(x, kind, row, digits);
         Share share = own_share(outputs);
-        for (long turn = 0; turn < share.turns; turn++) {
-            const int8_t *weights[STREAMS];
-            for (int stream = 0; stream < STREAMS; stream++)
-                weights[stream] = values + row_at(share, stream, turn) * columns;
-            int32_t sums[STREAMS][count * rows + LINES];
-            for (long line = 0; line < count * rows; line += LINES) {
-                int32_t found[STREAMS][LINES];
-                multiply_lines(weights, digits.lines + line * columns, columns, found);
-                for (int stream = 0; stream < STREAMS; stream++)
-                    memcpy(&sums[stream][line], found[stream], sizeof found[stream]);
-            }
-            for (int stream = 0; stream < STREAMS; stream++) {
-                long output = row_at(share, stream, turn);
-                write_outputs(sums[stream], digits, absmax[output], y + output, outputs);
-            }
-        }
+        for (long turn = 0; turn < share.turns; turn++)
+            multiply_turn(share, turn, values, absmax, digits, y, outputs);
     }
-    free(digits.lines), free(digits.sums), free(digits.units);
+    free_digits(digits);
     return enough;
 }
 

@@ -2,18 +2,22 @@
 
 import ctypes
 import functools
+import logging
 import os
 import shlex
 import shutil
 import subprocess
 import tempfile
-import warnings
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+THREADS = "-fopenmp"  # without it, where a compiler has none, the code runs in one thread
 # The first that is there, or the one that CC names. GCC first: its OpenMP is torch's on Linux, one pool of threads.
 COMPILERS = ("gcc", "cc", "clang")
+SECONDS = 60  # that a compiler may take
 
 _pointer, _int, _long = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 _X = [_pointer, _int, _long, _long]  # where, kind, rows, columns
@@ -31,25 +35,47 @@ _SIGNATURES = {
 def library() -> ctypes.CDLL | None:
     """The compiled functions; None, after a warning that says why, where they cannot be compiled."""
     try:
-        compiled = _compile()
-    except OSError as error:
-        warnings.warn(f"quantised weights are multiplied slowly on this CPU, for want of a C compiler: {error}")
+        compiled = _compiled()
+        for name, arguments in _SIGNATURES.items():
+            getattr(compiled, name).argtypes = arguments
+    except (OSError, AttributeError) as error:  # a library without the functions, among others
+        logger.warning("quantised weights are slow on this CPU: their products could not be compiled (%s)", error)
         return None
-    for name, arguments in _SIGNATURES.items():
-        getattr(compiled, name).argtypes = arguments
     return compiled
 
 
-def _compile() -> ctypes.CDLL:
-    """Raises OSError, with the first line of what the compiler says."""
-    compiler = shlex.split(os.environ.get("CC", "")) or [next(filter(shutil.which, COMPILERS), COMPILERS[0])]
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "products.so"  # once loaded, the file is needed no more
-        command = [*compiler, *FLAGS, *SOURCES, "-o", target, "-lm"]
+def _compiled() -> ctypes.CDLL:
+    """Raises OSError, with what the compiler says."""
+    compiler = _compiler()
+    # Windows does not delete a library that is in use; elsewhere the file is needed no more once it is loaded.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        target = Path(folder) / "products.so"
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        except subprocess.TimeoutExpired:
-            raise OSError(f"{compiler[0]} was not done after a minute") from None
-        if done.returncode:
-            raise OSError(next(iter(done.stderr.splitlines()), f"{compiler[0]} failed"))
+            _compile([*compiler, *FLAGS, THREADS], target)
+        except ChildProcessError:
+            _compile([*compiler, *FLAGS], target)
         return ctypes.CDLL(str(target))
+
+
+def _compiler() -> list[str]:
+    named = os.environ.get("CC", "")
+    try:
+        return shlex.split(named) or [next(filter(shutil.which, COMPILERS), COMPILERS[0])]
+    except ValueError as error:
+        raise OSError(f"CC is {named!r}: {error}") from None
+
+
+def _compile(command: list[str], target: Path) -> None:
+    """Raises OSError; ChildProcessError if the compiler ran and failed."""
+    command = [*command, *SOURCES, "-o", target, "-lm"]
+    environment = {**os.environ, "TMPDIR": str(target.parent)}  # Python found that it can write there
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=SECONDS, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        raise OSError(f"{command[0]} was not done after {SECONDS} s") from None
+    if done.returncode:
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in said if "error" in line]
+        raise ChildProcessError((errors or said or [f"{command[0]} failed"])[0])

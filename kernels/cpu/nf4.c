@@ -62,13 +62,16 @@ INLINE void multiply_rows(const uint8_t *const *packed, const float *const *absm
         for (int row = 0; row < ROWS; row++) y[stream][row] = sum_floats(sums[stream][row]);
 }
 
+/* 0 if there is no memory for the inputs. */
 int multiply_nf4(const void *x, int kind, long rows, long columns, const uint8_t *packed, const float *absmax,
                  const float *levels, long outputs, float *y, int threads) {
     long padded = (rows + ROWS - 1) / ROWS * ROWS;
     float *inputs = calloc(padded * columns, sizeof *inputs);
-    for (long row = 0; inputs && row < rows; row++) read_row(x, kind, row, columns, inputs + row * columns);
-#pragma omp parallel num_threads(threads) if (inputs)
-    if (inputs) {
+    int enough = inputs != NULL;
+#pragma omp parallel num_threads(threads) if (enough)
+    if (enough) {
+#pragma omp for
+        for (long row = 0; row < rows; row++) read_row(x, kind, row, columns, inputs + row * columns);
         Share share = own_share(outputs);
         for (long turn = 0; turn < share.turns; turn++) {
             const uint8_t *weights[STREAMS];
@@ -87,7 +90,7 @@ int multiply_nf4(const void *x, int kind, long rows, long columns, const uint8_t
         }
     }
     free(inputs);
-    return inputs != NULL;
+    return enough;
 }
 
 INLINE void read_nf4_as(Kind kind, const uint8_t *packed, const float *absmax, const float *levels, long blocks,

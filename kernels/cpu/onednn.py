@@ -76,10 +76,12 @@ def multiplies_int8() -> bool:
     """
     if not torch.backends.mkldnn.is_available():
         return False
-    values = torch.full((32, 128), 127, dtype=torch.int8)
+    values = torch.full((32, 128), 127, dtype=torch.int8, device="cpu")
     values[1::2] = -127
     try:
-        weight = PackedInt8Weight.pack(Int8Weight(values, torch.full((32,), 127.0), torch.float32))
+        weight = PackedInt8Weight.pack(
+            Int8Weight(values, torch.full((32,), 127.0, dtype=torch.float32, device="cpu"), torch.float32)
+        )
         found = weight._multiply(values[:4])
     except (RuntimeError, AttributeError):  # another torch, or a CPU that oneDNN has no int8 product for
         return False

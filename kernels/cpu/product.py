@@ -3,18 +3,18 @@
 import torch
 import torch.nn.functional as F
 
-from ..formats import LEVELS, PER_ABSMAX, Int8Weight, NF4Weight, Weight
-from .digits import digits_of, write_digits
+from ..dispatch import require_contiguous
+from ..formats import Int8Weight, NF4Weight, Weight, levels_on
+from .digits import digits_of
 from .library import library
 
 QuantWeight = Int8Weight | NF4Weight
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}  # that the C code reads and writes
 WIDEST = 2**16  # columns of an int8 weight, so that sums fit into 32 bits
-MOST_LINES = 16  # of digits, beyond which torch's product of integers is faster: it has AMX
 PART = 2**22  # weights that are read back at once for a sequence, and multiplied while the cache has them
 
-_levels = torch.tensor(LEVELS)
+_levels = levels_on("cpu")
 
 
 def is_compiled(weight: Weight) -> bool:
@@ -25,24 +25,23 @@ def is_compiled(weight: Weight) -> bool:
 
 
 def multiply(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
-    """x [M, K] of any float dtype -> [M, N] float32, a row alike in any batch."""
+    """The few rows of a step. A row's result does not depend on the others.
+
+    Args:
+        x: [M, K] of any float dtype. With int8, a row with an infinite number gives NaN throughout.
+        weight: [N, K].
+
+    Returns:
+        [M, N] float32.
+
+    Raises:
+        MemoryError: none left for a copy of x.
+    """
     if isinstance(weight, NF4Weight):
-        return _call(library().multiply_nf4, x, weight.shape[0], weight.packed, weight.absmax, _levels)
-    count = digits_of(weight.dtype)
-    if count * x.shape[0] > MOST_LINES:
-        return multiply_digits(x, weight)
-    return _call(library().multiply_int8, x, weight.shape[0], count, weight.values, weight.absmax)
-
-
-def multiply_digits(x: torch.Tensor, weight: Int8Weight) -> torch.Tensor:
-    """The compiled code's twin for int8, with the same bits."""
-    count = digits_of(weight.dtype)
-    lines, unit = write_digits(x, count)
-    total, *lower = torch._int_mm(weight.values, lines.t()).view(-1, count, x.shape[0]).unbind(dim=1)
-    total = total.double()  # which holds these integers exactly
-    for part in lower:
-        total = torch.add(part, total, alpha=256)
-    return (total.t().float() * unit).mul_(weight.absmax * PER_ABSMAX).contiguous()
+        require_contiguous(packed=weight.packed, absmax=weight.absmax)
+        return _call(library().multiply_nf4, x, weight, weight.packed, weight.absmax, _levels)
+    require_contiguous(values=weight.values, absmax=weight.absmax)
+    return _call(library().multiply_int8, x, weight, digits_of(weight.dtype), weight.values, weight.absmax)
 
 
 def multiply_sequence(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
@@ -50,26 +49,30 @@ def multiply_sequence(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
     outputs, columns = weight.shape
     step = max(1, PART // columns)
     parts = weight.split([min(step, outputs - start) for start in range(0, outputs, step)])
-    return torch.cat([F.linear(x.to(weight.dtype), read(part)) for part in parts], dim=-1)
+    x = x.to(weight.dtype)
+    return torch.cat([F.linear(x, read(part)) for part in parts], dim=-1)
 
 
 def read(weight: QuantWeight) -> torch.Tensor:
     """`weight.dequantize()`, bit for bit."""
     rows, columns = weight.shape
-    matrix = torch.empty(rows, columns, dtype=weight.dtype if weight.dtype in KINDS else torch.float32)
-    target = KINDS[matrix.dtype], matrix.data_ptr(), torch.get_num_threads()
+    dtype = weight.dtype if weight.dtype in KINDS else torch.float32
+    matrix = torch.empty((rows, columns), dtype=dtype, device="cpu")
+    target = KINDS[dtype], matrix.data_ptr(), torch.get_num_threads()
     if isinstance(weight, NF4Weight):
-        blocks = weight.absmax.numel()
+        require_contiguous(packed=weight.packed, absmax=weight.absmax)
         packed, absmax = weight.packed.data_ptr(), weight.absmax.data_ptr()
-        library().read_nf4(packed, absmax, _levels.data_ptr(), blocks, *target)
+        library().read_nf4(packed, absmax, _levels.data_ptr(), weight.absmax.numel(), *target)
     else:
+        require_contiguous(values=weight.values, absmax=weight.absmax)
         library().read_int8(weight.values.data_ptr(), weight.absmax.data_ptr(), rows, columns, *target)
     return matrix.to(weight.dtype)
 
 
-def _call(function, x: torch.Tensor, outputs: int, *operands: torch.Tensor | int) -> torch.Tensor:
+def _call(function, x: torch.Tensor, weight: QuantWeight, *operands: torch.Tensor | int) -> torch.Tensor:
     x = (x if x.dtype in KINDS else x.float()).contiguous()
-    y = torch.empty(x.shape[0], outputs)
+    outputs = weight.shape[0]
+    y = torch.empty((x.shape[0], outputs), dtype=torch.float32, device="cpu")
     given = [operand if isinstance(operand, int) else operand.data_ptr() for operand in operands]
     target = outputs, y.data_ptr(), torch.get_num_threads()
     if not function(x.data_ptr(), KINDS[x.dtype], *x.shape, *given, *target):
