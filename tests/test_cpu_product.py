@@ -2,6 +2,7 @@
 
 import functools
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,12 @@ def test_a_program_may_have_other_defaults(monkeypatch):
                 torch.set_default_dtype(torch.float32)
                 torch.set_default_device("cpu")
             assert np.array_equal(found, expected)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, compiling.COMPILERS)), reason="there is no C compiler")
+def test_a_compiler_that_is_there_compiles():
+    """Otherwise the tests above would be skipped without a word."""
+    assert compiling.library() is not None
 
 
 @compiled

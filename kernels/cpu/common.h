@@ -8,6 +8,7 @@
  * hand: a CPU's own fetching stops at the end of each page of 4 KB. Measured on two cores of a Xeon: 31 GB/s, where one
  * run without fetching ahead reads 21.
  */
+#pragma once
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,7 +59,7 @@ INLINE void read_row(const void *x, Kind kind, long row, long columns, float *to
 }
 
 /* To the nearest, and among two to the even one. */
-INLINE void write(float value, Kind kind, void *to, long place) {
+INLINE void put(float value, Kind kind, void *to, long place) {
     if (kind == FLOAT32) {
         ((float *)to)[place] = value;
         return;

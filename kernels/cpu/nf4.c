@@ -100,7 +100,7 @@ INLINE void read_nf4_as(Kind kind, const uint8_t *packed, const float *absmax, c
         for (int k = 0; k < BLOCK; k += LANES) {
             floats level = levels_of(packed + block * HALF + k % HALF, k / HALF * 4, levels);
             for (int lane = 0; lane < LANES; lane++)
-                write(level[lane] * absmax[block], kind, to, block * BLOCK + k + lane);
+                put(level[lane] * absmax[block], kind, to, block * BLOCK + k + lane);
         }
 }
 
