@@ -122,7 +122,7 @@ def check_writable(path: str | Path) -> None:
 
     Raises:
         ValueError: unknown extension.
-        FileNotFoundError, PermissionError, ValueError, OSError: as `check_replaceable`.
+        OSError, ValueError: as `check_replaceable`.
     """
     if not str(path):
         raise ValueError("the name of the file to write is empty")

@@ -18,8 +18,8 @@ from .config import DiaConfig
 from .generation import finished_codes, start_requests
 from .graph import Stepper
 from .hub import DEFAULT_MODEL, find_model
-from .kernels.formats import Weight
 from .kernels.cpu.onednn import PackedInt8Weight, fastest
+from .kernels.formats import Weight
 from .model import DiaModel
 from .options import REFERENCE_DEFAULTS, GenerationOptions
 from .placement import checked_device, checked_dtype, default_dtype
@@ -283,7 +283,7 @@ class Engine:
         for draft in drafts:
             with self._on_device():
                 requests.append(draft.finished(self.codec))
-            yield None
+            yield None  # a reader that has left stops the work here
         real_time = self._frames_per_second / len(requests)
         with self._on_device(), _progress(verbose, real_time) as progress:
             for item in speak(self._stepper, requests, options, self._windows, sizes, progress):

@@ -33,10 +33,10 @@ def quantize_model(
         Bytes of the weights.
 
     Raises:
-        FileExistsError: `folder` is a file or holds something.
+        FileExistsError, NotADirectoryError, PermissionError: `folder` is a file or holds something, or cannot be made.
         FileNotFoundError, ValueError: as `Engine.load`, or the model is quantised already.
     """
-    recipe, dtype, target = checked_recipe(quant), checked_dtype(dtype), Path(folder)
+    recipe, dtype, target = checked_recipe(quant), checked_dtype(dtype), Path(folder).expanduser()
     check_new_folder(target)
     if is_synthetic(model):
         config = synthetic_config(model, revision)

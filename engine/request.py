@@ -24,7 +24,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Draft:
-    """A request whose prompt may still be sound. It is checked: nothing that a caller did can make it fail."""
+    """A request whose prompt may still be sound. It is checked: all that a caller passed is valid."""
 
     text: torch.Tensor
     prompt: torch.Tensor | Sound

@@ -18,7 +18,7 @@ COLOURS = np.array([(0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (2
 def check_spectrogram_path(path: str | Path | None) -> None:
     """Raises:
     ValueError: not the name of a PNG.
-    FileNotFoundError, PermissionError, ValueError, OSError: as `audio.check_replaceable`.
+    OSError, ValueError: as `audio.check_replaceable`.
     """
     if path is None:
         return

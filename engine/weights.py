@@ -323,9 +323,10 @@ def check_new_folder(folder: Path) -> None:
         FileExistsError: a file, or a folder that holds something.
         NotADirectoryError, PermissionError: what it would lie in is a file, or may not be written.
     """
+    folder = folder.expanduser().absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder")
-    above = next(parent for parent in folder.expanduser().absolute().parents if parent.exists())
+    above = next(parent for parent in folder.parents if parent.exists())
     if not above.is_dir():
         raise NotADirectoryError(f"{folder} cannot be created: {above} is not a folder")
     if not os.access(above, os.W_OK | os.X_OK):
@@ -335,8 +336,8 @@ def check_new_folder(folder: Path) -> None:
 @contextmanager
 def _folder_at_once(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes the place of `folder` at the end, and is removed after any failure."""
-    folder = folder.expanduser().absolute()
     check_new_folder(folder)
+    folder = folder.expanduser().absolute()
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.mkdir(parents=True)

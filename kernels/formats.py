@@ -16,8 +16,8 @@ import torch
 
 BLOCK = 64  # weights that share a scale in NF4
 PER_ABSMAX = 7.874015718698502e-3  # bitsandbytes' 1 / 127
-# Weights that are quantised or read back at once. Small float32 copies: larger ones leave holes between the weights that
-# stay, measured 0.8 GB of them for 2**22.
+# Weights that are quantised or read back at once. Their float32 copies are small: larger ones leave holes between the
+# weights that stay, of 0.8 GB in all for 2**22, measured.
 CHUNK = 2**18
 
 # The 16 values of NF4, from QLoRA (arXiv 2305.14314), as bitsandbytes has them.

@@ -25,7 +25,12 @@ ODD = [(1, 1), (7, 33), (3, 130), (45, 1030)]  # widths that blocks of 64 do not
 SHAPES = [(format, shape) for format in FORMATS for shape in WHOLE] + [("int8", shape) for shape in ODD]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Code for other CPUs, which this one runs as well.
-BUILDS = {"native": None, "AVX2": ["-march=x86-64-v3"], "portable": [], "one thread": []}
+BUILDS = {
+    "native": compiling.EXTRAS[0],
+    "AVX2": ("-march=x86-64-v3", "-fopenmp"),
+    "portable": ("-fopenmp",),
+    "one thread": (),
+}
 
 compiled = pytest.mark.skipif(compiling.library() is None, reason="there is no C compiler")
 
@@ -53,12 +58,7 @@ def inputs_with_outliers(rows, width, dtype):
 @functools.cache
 def build(name: str):
     with pytest.MonkeyPatch.context() as patch:
-        if name != "native":
-            patch.setattr(
-                compiling, "FLAGS", [*(flag for flag in compiling.FLAGS if "native" not in flag), *BUILDS[name]]
-            )
-        if name == "one thread":
-            patch.setattr(compiling, "THREADS", "-Wall")
+        patch.setattr(compiling, "EXTRAS", [BUILDS[name]])
         return compiling.library.__wrapped__()
 
 
@@ -80,11 +80,12 @@ def test_reads_a_weight_back_bit_for_bit(any_build, format, shape, dtype):
 
 
 @compiled
+@pytest.mark.parametrize("rows", [1, 5, 33, 64])  # by AMX, if there is any: 1, 5 and 8 groups of lines in float32
 @pytest.mark.parametrize("shape", WHOLE + ODD)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_int8_has_the_bits_of_its_twin(any_build, shape, dtype):
+def test_int8_has_the_bits_of_its_twin(any_build, rows, shape, dtype):
     weight = quantised("int8", *shape, dtype)
-    x = inputs_with_outliers(5, shape[1], dtype)
+    x = inputs_with_outliers(rows, shape[1], dtype)
     assert torch.equal(multiply(x, weight), int8_twin(x, weight))
 
 
@@ -251,9 +252,10 @@ def test_a_library_without_the_functions(monkeypatch, tmp_path, caplog):
 
 
 @compiled
-def test_a_compiler_without_threads_is_used_without(monkeypatch):
-    monkeypatch.setattr(compiling, "THREADS", "-fno-such-option")
+def test_what_a_compiler_lacks_is_done_without_and_told(monkeypatch, caplog):
+    monkeypatch.setattr(compiling, "EXTRAS", (("-march=native", "-fno-such-option"), ("-march=native",)))
     library = compiling.library.__wrapped__()
+    assert "compiled without -fno-such-option" in caplog.text
     monkeypatch.setattr(product, "library", lambda: library)
     x, weight = torch.randn(2, 64), quantised("int8", 32, 64)
     assert torch.equal(multiply(x, weight), int8_twin(x, weight))

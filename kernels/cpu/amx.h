@@ -1,5 +1,5 @@
 /* Many lines at once with AMX, a unit of some x86 CPUs that multiplies tiles of 16 rows of 64 bytes: 16 rows of W, and
- * the lines in groups of 16. With so many lines W no longer comes too slowly, but is multiplied too slowly otherwise.
+ * the lines in groups of 16. For few lines the time goes into reading W, for many into multiplying, which this makes fast.
  *
  * A tile of lines holds 64 columns of a group, four neighbours of each line together:
  * tiles[group][block][k / 4][line][k % 4], zero beyond the lines and the columns.
@@ -7,7 +7,13 @@
 #pragma once
 #include "digits.h"
 
-enum { TILE = 16, DEEP = 64, GROUPS = 4, FEWEST_FOR_TILES = 9 /* lines */ };
+enum {
+    TILE = 16,            /* rows of a tile */
+    DEEP = 64,            /* bytes of a row of a tile: columns of W */
+    GROUPS = 4,           /* of lines at once, whose sums fill tiles 0 to 3; tile 4 is for W and 5 for lines */
+    FEWEST_FOR_TILES = 9, /* lines; with fewer `int8.c` is as fast, measured */
+    MOST_FOR_TILES = 1024 /* lines, whose sums a thread has on its stack */
+};
 
 INLINE long groups_of(Digits digits) { return (digits.count * digits.rows + TILE - 1) / TILE; }
 
@@ -15,9 +21,12 @@ INLINE long blocks_of(Digits digits) { return (digits.columns + DEEP - 1) / DEEP
 
 INLINE long bytes_of_tiles(Digits digits) { return groups_of(digits) * blocks_of(digits) * TILE * DEEP; }
 
-#if defined(__AMX_INT8__) && defined(__linux__)
+#if (defined(__AMX_INT8__) || defined(__AMXINT8__)) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+
+/* Between C and the tile instructions: gcc 12 does not know that they read memory, and drops what C wrote for them. */
+#define WRITTEN() __asm__ volatile("" ::: "memory")
 
 /* Linux gives AMX to processes that ask for it. */
 static int has_tiles(void) {
@@ -56,20 +65,23 @@ INLINE void multiply_groups(const int8_t *values, long rows, Digits digits, long
         if (rows == TILE && width == DEEP) {
             _tile_loadd(4, values + start, columns);
         } else {
-            int8_t edge[TILE][DEEP] = {0};
+            int8_t edge[TILE][DEEP]; /* what lies beyond `width` meets zeros, beyond `rows` it is not looked at */
             for (long row = 0; row < rows; row++) memcpy(edge[row], values + row * columns + start, width);
+            WRITTEN();
             _tile_loadd(4, edge, DEEP);
         }
-#define ADD(group) /* the numbers of tiles are parts of instructions */         \
-    if (group < groups) {                                                       \
-        _tile_loadd(5, lines + (group * blocks + block) * TILE * DEEP, DEEP);   \
-        _tile_dpbssd(group, 4, 5);                                              \
+#define ADD(tile) /* a tile's number must be a literal */                         \
+    if (tile < groups) {                                                        \
+        _tile_loadd(5, lines + (tile * blocks + block) * TILE * DEEP, DEEP);    \
+        _tile_dpbssd(tile, 4, 5);                                               \
     }
         ADD(0) ADD(1) ADD(2) ADD(3)
+#undef ADD
     }
-#define STORE(group) \
-    if (group < groups) _tile_stored(group, sums + group * TILE, stride * sizeof *sums);
+#define STORE(tile) \
+    if (tile < groups) _tile_stored(tile, sums + tile * TILE, stride * sizeof *sums);
     STORE(0) STORE(1) STORE(2) STORE(3)
+#undef STORE
 }
 
 /* Inside a parallel region, whose threads share the work. */
@@ -80,8 +92,10 @@ static void multiply_tiles(const int8_t *values, const float *absmax, Digits dig
         uint8_t rows[16];
     } shapes = {.palette = 1};
     for (int tile = 0; tile < 6; tile++) shapes.bytes[tile] = DEEP, shapes.rows[tile] = TILE;
+    WRITTEN();
     _tile_loadconfig(&shapes);
     write_tiles(digits);
+    WRITTEN();
     long groups = groups_of(digits), lines = groups * TILE;
     int32_t sums[TILE][lines];
 #pragma omp for
@@ -89,9 +103,10 @@ static void multiply_tiles(const int8_t *values, const float *absmax, Digits dig
         long rows = outputs - output < TILE ? outputs - output : TILE;
         const int8_t *weights = values + output * digits.columns;
         for (long first = 0; first < groups; first += GROUPS) {
-            long some = groups - first < GROUPS ? groups - first : GROUPS;
-            multiply_groups(weights, rows, digits, first, some, &sums[0][first * TILE], lines);
+            long count = groups - first < GROUPS ? groups - first : GROUPS;
+            multiply_groups(weights, rows, digits, first, count, &sums[0][first * TILE], lines);
         }
+        WRITTEN();
         for (long row = 0; row < rows; row++)
             write_outputs(sums[row], digits, absmax[output + row], y + output + row, outputs);
     }

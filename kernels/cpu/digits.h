@@ -7,13 +7,13 @@
 
 #define PER_ABSMAX 7.874015718698502e-3f /* 1 / 127, as `formats.py` has it */
 
-enum { LINES = 4 }; /* that are multiplied at once */
+enum { LINES = 4 }; /* that `int8.c` multiplies at once */
 
-/* The rows of x as integers, each written with `count` digits of base 256 in [-128, 127]. */
+/* Each integer is written with `count` digits of base 256 in [-128, 127]. */
 typedef struct {
     int count;
     long rows, columns;
-    int8_t *lines;  /* [count * rows rounded up to LINES, columns], all rows' lowest digits first */
+    int8_t *lines;  /* [count * rows rounded up to LINES, columns], all rows' lowest digits first (digits.py: highest) */
     int32_t *sums;  /* [lines], of each */
     float *units;   /* [rows], what an integer is worth */
     float *scratch; /* [rows, columns] */

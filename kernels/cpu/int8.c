@@ -56,7 +56,8 @@ INLINE void multiply_turn(Share share, long turn, const int8_t *values, const fl
 int multiply_int8(const void *x, int kind, long rows, long columns, int count, const int8_t *values,
                   const float *absmax, long outputs, float *y, int threads) {
     Digits digits = room_for_digits(rows, columns, count);
-    int by_tiles = count * rows >= FEWEST_FOR_TILES && has_tiles();
+    long lines = count * rows;
+    int by_tiles = lines >= FEWEST_FOR_TILES && lines <= MOST_FOR_TILES && has_tiles();
     if (by_tiles) digits.tiles = malloc(bytes_of_tiles(digits));
     int enough = digits.lines && digits.sums && digits.units && digits.scratch && (digits.tiles || !by_tiles);
 #pragma omp parallel num_threads(threads) if (enough)

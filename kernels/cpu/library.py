@@ -13,8 +13,9 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
-THREADS = "-fopenmp"  # without it, where a compiler has none, the code runs in one thread
+FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC")
+# What not every compiler and assembler has: the CPU's own instructions and threads, in the order of doing without.
+EXTRAS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
 # The first that is there, or the one that CC names. GCC first: its OpenMP is torch's on Linux, one pool of threads.
 COMPILERS = ("gcc", "cc", "clang")
 SECONDS = 60  # that a compiler may take
@@ -49,11 +50,20 @@ def _compiled() -> ctypes.CDLL:
     compiler = _compiler()
     # Windows does not delete a library that is in use; elsewhere the file is needed no more once it is loaded.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        target = Path(folder) / "products.so"
-        try:
-            _compile([*compiler, *FLAGS, THREADS], target)
-        except ChildProcessError:
-            _compile([*compiler, *FLAGS], target)
+        target, refusals = Path(folder) / "products.so", []
+        for extras in EXTRAS:
+            try:
+                _compile([*compiler, *FLAGS, *extras], target)
+                break
+            except ChildProcessError as error:
+                refusals.append(error)
+        else:
+            raise refusals[0]
+        if refusals:
+            missing = " and ".join(flag for flag in EXTRAS[0] if flag not in extras)
+            logger.warning(
+                "quantised weights could be faster on this CPU: compiled without %s (%s)", missing, refusals[0]
+            )
         return ctypes.CDLL(str(target))
 
 
