@@ -8,11 +8,11 @@
 #include "digits.h"
 
 enum {
-    TILE = 16,            /* rows of a tile */
-    DEEP = 64,            /* bytes of a row of a tile: columns of W */
-    GROUPS = 4,           /* of lines at once, whose sums fill tiles 0 to 3; tile 4 is for W and 5 for lines */
-    FEWEST_FOR_TILES = 9, /* lines; with fewer `int8.c` is as fast, measured */
-    MOST_FOR_TILES = 1024 /* lines, whose sums a thread has on its stack */
+    TILE = 16,                    /* rows of a tile */
+    DEEP = 64,                    /* bytes of a row of a tile: columns of W */
+    GROUPS = 4,                   /* of lines at once, whose sums fill tiles 0 to 3; tile 4 is for W and 5 for lines */
+    FEWEST_FOR_TILES = LINES + 1, /* what `int8.c` multiplies at once waits for memory alone */
+    MOST_FOR_TILES = 1024         /* lines, whose sums a thread has on its stack */
 };
 
 INLINE long groups_of(Digits digits) { return (digits.count * digits.rows + TILE - 1) / TILE; }
