@@ -281,8 +281,7 @@ class Engine:
         """The generator behind `stream`, see `streaming.speak`."""
         requests = []
         for draft in drafts:
-            with self._on_device():
-                requests.append(draft.finished(self.codec))
+            requests.append(draft.finished(self.codec))
             yield None  # a reader that has left stops the work here
         real_time = self._frames_per_second / len(requests)
         with self._on_device(), _progress(verbose, real_time) as progress:

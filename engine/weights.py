@@ -336,8 +336,8 @@ def check_new_folder(folder: Path) -> None:
 @contextmanager
 def _folder_at_once(folder: Path) -> Iterator[Path]:
     """A folder to write into, which takes the place of `folder` at the end, and is removed after any failure."""
-    check_new_folder(folder)
     folder = folder.expanduser().absolute()
+    check_new_folder(folder)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     try:
         partial.mkdir(parents=True)

@@ -159,11 +159,11 @@ def test_not_a_number_stays_one(any_build, value, dtype):
 
 
 @compiled
-def test_a_program_may_have_other_defaults(monkeypatch):
+def test_a_program_may_have_other_defaults():
     """The compiled code is given addresses: what lies there must not follow torch.set_default_dtype or _device."""
     knobs = {"max_tokens": 40, "seed": 1}
     for quant in FORMATS:
-        expected = Engine.load("synthetic:tiny", quant=quant, load_dac=False, device="cpu").generate("[S1] A.", **knobs)
+        expected = Engine.load("synthetic:tiny", quant=quant, device="cpu").generate("[S1] A.", **knobs)
         for change in (
             lambda: torch.set_default_dtype(torch.float64),
             lambda: torch.set_default_dtype(torch.bfloat16),
@@ -171,11 +171,11 @@ def test_a_program_may_have_other_defaults(monkeypatch):
         ):
             try:
                 change()
-                engine = Engine.load("synthetic:tiny", quant=quant, load_dac=False, device="cpu")
+                engine = Engine.load("synthetic:tiny", quant=quant, device="cpu")
                 found = engine.generate("[S1] A.", **knobs)
             finally:
                 torch.set_default_dtype(torch.float32)
-                torch.set_default_device("cpu")
+                torch.set_default_device(None)
             assert np.array_equal(found, expected)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine.kernels import linear
 from engine.kernels.cpu import onednn
 from engine.kernels.cpu.onednn import PackedInt8Weight, fastest, multiplies_int8
 from engine.kernels.formats import Int8Weight
@@ -74,6 +75,9 @@ def test_where_int8_cannot_be_multiplied_the_twin_is_used(monkeypatch):
     assert isinstance(fastest(weight), PackedInt8Weight)
     monkeypatch.setattr(onednn, "multiplies_int8", lambda: False)
     assert fastest(weight) is weight
+    monkeypatch.setattr(linear, "is_compiled", lambda weight: False)
+    x = torch.randn(4, 64)
+    torch.testing.assert_close(step_linear(x, weight), x @ weight.dequantize().t())
 
 
 def test_a_cpu_whose_sums_overflow_is_found_out(monkeypatch):

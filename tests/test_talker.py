@@ -1,6 +1,7 @@
 """The small model that comes with the engine: it loads by name, brings its codec and defaults along, and speaks."""
 
 import json
+import re
 import shutil
 import struct
 import zlib
@@ -28,6 +29,8 @@ def test_training_never_sees_what_is_held_out():
     scripts = held_out_scripts(100)
     held_out = [tuple(words_of(sentence)) for script in scripts for _, sentence in script.turns]
     assert len(set(held_out)) == len(held_out) >= 100 and not learnt & set(held_out)
+    demo = re.findall(r"[A-Z][^.?\]]*[.?]", DEMO)
+    assert len(demo) == 3 and {tuple(words_of(sentence)) for sentence in demo} <= learnt, "the demo is no test"
     assert set().union(*learnt, *held_out) == set(WORDS)
 
 

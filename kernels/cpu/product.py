@@ -37,11 +37,18 @@ def multiply(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
     Raises:
         MemoryError: none left for a copy of x.
     """
+    x = (x if x.dtype in KINDS else x.float()).contiguous()
+    outputs = weight.shape[0]
+    y = torch.empty((x.shape[0], outputs), dtype=torch.float32, device="cpu")
+    given = x.data_ptr(), KINDS[x.dtype], *x.shape
+    target = outputs, y.data_ptr(), torch.get_num_threads()
     if isinstance(weight, NF4Weight):
-        require_contiguous(packed=weight.packed, absmax=weight.absmax)
-        return _call(library().multiply_nf4, x, weight, weight.packed, weight.absmax, _levels)
-    require_contiguous(values=weight.values, absmax=weight.absmax)
-    return _call(library().multiply_int8, x, weight, digits_of(weight.dtype), weight.values, weight.absmax)
+        made = library().multiply_nf4(*given, *_addresses(weight), *target)
+    else:
+        made = library().multiply_int8(*given, digits_of(weight.dtype), *_addresses(weight), *target)
+    if not made:
+        raise MemoryError(f"no memory for {x.shape[0]} rows of {x.shape[1]} inputs")
+    return y
 
 
 def multiply_sequence(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
@@ -60,21 +67,17 @@ def read(weight: QuantWeight) -> torch.Tensor:
     matrix = torch.empty((rows, columns), dtype=dtype, device="cpu")
     target = KINDS[dtype], matrix.data_ptr(), torch.get_num_threads()
     if isinstance(weight, NF4Weight):
-        require_contiguous(packed=weight.packed, absmax=weight.absmax)
-        packed, absmax = weight.packed.data_ptr(), weight.absmax.data_ptr()
-        library().read_nf4(packed, absmax, _levels.data_ptr(), weight.absmax.numel(), *target)
+        library().read_nf4(*_addresses(weight), weight.absmax.numel(), *target)
     else:
-        require_contiguous(values=weight.values, absmax=weight.absmax)
-        library().read_int8(weight.values.data_ptr(), weight.absmax.data_ptr(), rows, columns, *target)
+        library().read_int8(*_addresses(weight), rows, columns, *target)
     return matrix.to(weight.dtype)
 
 
-def _call(function, x: torch.Tensor, weight: QuantWeight, *operands: torch.Tensor | int) -> torch.Tensor:
-    x = (x if x.dtype in KINDS else x.float()).contiguous()
-    outputs = weight.shape[0]
-    y = torch.empty((x.shape[0], outputs), dtype=torch.float32, device="cpu")
-    given = [operand if isinstance(operand, int) else operand.data_ptr() for operand in operands]
-    target = outputs, y.data_ptr(), torch.get_num_threads()
-    if not function(x.data_ptr(), KINDS[x.dtype], *x.shape, *given, *target):
-        raise MemoryError(f"no memory for {x.shape[0]} rows of {x.shape[1]} inputs")
-    return y
+def _addresses(weight: QuantWeight) -> list[int]:
+    """Where what the C code reads of a weight lies."""
+    if isinstance(weight, NF4Weight):
+        tensors = {"packed": weight.packed, "absmax": weight.absmax, "levels": _levels}
+    else:
+        tensors = {"values": weight.values, "absmax": weight.absmax}
+    require_contiguous(**tensors)
+    return [tensor.data_ptr() for tensor in tensors.values()]
