@@ -120,7 +120,8 @@ def next_row(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: torc
 def _ordered_key(value):
     """float32 -> uint32 such that keys compare as the values do."""
     bits = tl.where(value == 0.0, 0.0, value).to(tl.uint32, bitcast=True)  # -0.0 equals 0.0
-    return tl.where(bits >> 31 == 1, ~bits, bits | 0x80000000)
+    # Not ~bits: Triton 3.7.1's interpreter cannot invert unsigned integers.
+    return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
