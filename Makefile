@@ -22,8 +22,8 @@ test-slow: $(READY)
 # What the small model's speech sounds like to a speech recogniser. Needs flite: apt install flite
 hear: $(READY)
 	$(PY) -m pip install -q -c constraints.txt -e ".[hear]" --no-build-isolation
-	$(PY) -m talker.evaluate
-	$(PY) -m pytest -q tests/test_hearing.py
+	$(PY) -m tools.talker.evaluate
+	$(PY) -m pytest -q tests/tools/test_hearing.py
 
 # Needs a CUDA device. In an environment of one's own: make gpu READY= PY=python3
 gpu: $(READY)

@@ -1,18 +1,20 @@
-from setuptools import setup
+from setuptools import find_packages, setup
 
-# `kernels/` stands at the top of the repository and installs inside the engine: a distribution with a top-level package
-# named `kernels` would overwrite the one that Hugging Face publishes under that name.
+# The package is imported as `dia_engine` and lies in `engine/`; `engine/kernels` is a link to `kernels/`.
 setup(
     name="dia-engine",
     version="0.1.0",
     description="An optimized inference engine for the text-to-dialogue model Dia",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["engine", "engine.codec", "engine.kernels", "engine.kernels.cpu"],
-    package_dir={"engine": "engine", "engine.kernels": "kernels"},
+    packages=["dia_engine", *(f"dia_engine.{name}" for name in find_packages("engine"))],
+    package_dir={"dia_engine": "engine"},
     package_data={
-        "engine": ["talker/*.*", "talker/codec/*.*"],  # the small model that `Engine.load("talker")` reads
-        "engine.kernels.cpu": ["*.c", "*.h"],  # compiled on first use
+        "dia_engine": [
+            "assets/talker/*.*",
+            "assets/talker/codec/*.*",
+        ],  # the small model that `Engine.load("talker")` reads
+        "dia_engine.kernels.cpu": ["*.c", "*.h"],  # compiled on first use
     },
     install_requires=[
         "torch>=2.6",
@@ -29,5 +31,5 @@ setup(
         "test": ["pytest>=7", "pytest-benchmark>=4", "transformers>=4.53", "bitsandbytes>=0.45", "accelerate"],
         "hear": ["pocketsphinx>=5", "transformers>=4.53"],  # `talker/` and the tests that listen; they need flite too
     },
-    entry_points={"console_scripts": ["dia-engine=engine.cli:main"]},
+    entry_points={"console_scripts": ["dia-engine=dia_engine.cli:main"]},
 )

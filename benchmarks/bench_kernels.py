@@ -15,15 +15,16 @@ import pytest
 import torch
 
 from benchmarks.roofline import copy_bandwidth, synchronize
-from engine.config import DiaConfig
-from engine.delay import OPEN
-from engine.generation import start_requests
-from engine.graph import Stepper
-from engine.kernels import attention, gated_linear, next_row, norm_linear, qkv, residual_linear
-from engine.model import DiaModel
-from engine.options import GenerationOptions
-from engine.request import Request
-from engine.synthetic import random_weights
+from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
+from dia_engine.kernels import sample_and_advance as next_row
+from dia_engine.model.config import DiaConfig
+from dia_engine.model.delay import OPEN
+from dia_engine.model.dia import DiaModel
+from dia_engine.runtime.generation import start_requests
+from dia_engine.runtime.request import Request
+from dia_engine.runtime.runner import Stepper
+from dia_engine.sampling_params import GenerationOptions
+from dia_engine.weights.synthetic import random_weights
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

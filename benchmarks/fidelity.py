@@ -24,19 +24,19 @@ from pathlib import Path
 
 import torch
 
-from engine.config import DecoderConfig, DiaConfig, EncoderConfig
-from engine.generation import start_requests
-from engine.graph import Stepper
-from engine.hub import find_model
-from engine.kernels.cpu.onednn import fastest
-from engine.kernels.formats import FORMATS, Weight
-from engine.kernels.sample import filter_probabilities
-from engine.model import DiaModel, parameter_shapes
-from engine.options import GenerationOptions
-from engine.quant import RECIPES, Recipe, chosen_formats
-from engine.request import Request
-from engine.text import encode_text
-from engine.weights import load_weights
+from dia_engine.files.hub import find_model
+from dia_engine.kernels.cpu.onednn import fastest
+from dia_engine.kernels.quantized import FORMATS, Weight
+from dia_engine.kernels.sample import filter_probabilities
+from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig
+from dia_engine.model.dia import DiaModel, parameter_shapes
+from dia_engine.model.tokenizer import encode_text
+from dia_engine.runtime.generation import start_requests
+from dia_engine.runtime.request import Request
+from dia_engine.runtime.runner import Stepper
+from dia_engine.sampling_params import GenerationOptions
+from dia_engine.weights.load import load_weights
+from dia_engine.weights.recipes import RECIPES, Recipe, chosen_formats
 
 from .command import run
 from .plot import draw_divergence, require_matplotlib

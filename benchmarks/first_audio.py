@@ -20,13 +20,13 @@ from pathlib import Path
 
 import torch
 
-from engine import Engine
-from engine.codec.windows import HostCopy, SoundWindows
-from engine.graph import Stepper
-from engine.options import GenerationOptions
-from engine.request import read_requests
-from engine.streaming import ChunkSizes, full_windows, speak
-from engine.text import encode_text
+from dia_engine import Engine
+from dia_engine.codec.windowed import HostCopy, SoundWindows
+from dia_engine.model.tokenizer import encode_text
+from dia_engine.runtime.request import read_requests
+from dia_engine.runtime.runner import Stepper
+from dia_engine.runtime.streaming import ChunkSizes, full_windows, speak
+from dia_engine.sampling_params import GenerationOptions
 
 from .command import run
 from .memory import WorkingMemory

@@ -24,12 +24,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine.config import DiaConfig
-from engine.kernels.dispatch import Launch, launches_to
-from engine.kernels.formats import FORMATS
-from engine.model import DiaModel, parameter_shapes
-from engine.quant import RECIPES, chosen_formats
-from engine.state import DecodeState
+from dia_engine.kernels.dispatch import Launch, launches_to
+from dia_engine.kernels.quantized import FORMATS
+from dia_engine.model.config import DiaConfig
+from dia_engine.model.dia import DiaModel, parameter_shapes
+from dia_engine.model.state import DecodeState
+from dia_engine.weights.recipes import RECIPES, chosen_formats
 
 ARCHITECTURES = (80, 86, 89, 90, 120)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"

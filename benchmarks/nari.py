@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from engine.config import DiaConfig
-from engine.layouts import NARI, tensor_table
+from dia_engine.model.config import DiaConfig
+from dia_engine.weights.layouts import NARI, tensor_table
 
 from .peers import OPTIONS, EnoughError, Timing, timing_of
 from .roofline import synchronize

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.config import DiaConfig
-from engine.generation import start_requests
-from engine.graph import Stepper
-from engine.options import GenerationOptions
-from engine.request import Request
-from engine.weights import transformers_tensors
+from dia_engine.model.config import DiaConfig
+from dia_engine.runtime.generation import start_requests
+from dia_engine.runtime.request import Request
+from dia_engine.runtime.runner import Stepper
+from dia_engine.sampling_params import GenerationOptions
+from dia_engine.weights.load import transformers_tensors
 
 from .roofline import synchronize
 

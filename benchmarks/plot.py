@@ -1,6 +1,6 @@
 """Draw what `tokens_per_sec`, `first_audio` or `fidelity` wrote with `--json` as a picture.
 
-    python -m benchmarks.plot speed.json speed.png
+python -m benchmarks.plot speed.json speed.png
 """
 
 import argparse

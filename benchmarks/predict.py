@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.config import DiaConfig
-from engine.inventory import weight_bytes
-from engine.model import parameter_shapes
-from engine.quant import RECIPES, chosen_formats
+from dia_engine.info import weight_bytes
+from dia_engine.model.config import DiaConfig
+from dia_engine.model.dia import parameter_shapes
+from dia_engine.weights.recipes import RECIPES, chosen_formats
 
 from .command import run
 from .kernel_report import step_launches

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from engine.config import DiaConfig
+from dia_engine.model.config import DiaConfig
 
 
 def is_read_in_step(name: str) -> bool:

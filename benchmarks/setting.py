@@ -6,7 +6,7 @@ from datetime import date
 
 import torch
 
-from engine import Engine
+from dia_engine import Engine
 
 from .nari import Nari, load_nari
 from .peers import Transformers, transformers_model

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from engine import Engine
-from engine.graph import Stepper
-from engine.text import encode_text
+from dia_engine import Engine
+from dia_engine.model.tokenizer import encode_text
+from dia_engine.runtime.runner import Stepper
 
 from .command import run
 from .memory import WorkingMemory

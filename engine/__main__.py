@@ -1,4 +1,4 @@
-"""`python -m engine` is the command `dia-engine`."""
+"""`python -m dia_engine` is the command `dia-engine`."""
 
 import sys
 

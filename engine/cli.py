@@ -40,9 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def import_all() -> None:
     """Import what every command needs, which takes seconds."""
-    import engine.engine  # noqa: F401
-    import engine.inventory  # noqa: F401
-    import engine.quantize  # noqa: F401
+    import dia_engine.engine  # noqa: F401
+    import dia_engine.info  # noqa: F401
+    import dia_engine.weights.quantize  # noqa: F401
 
 
 @contextmanager
@@ -81,7 +81,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .options import REFERENCE_DEFAULTS
+    from .sampling_params import REFERENCE_DEFAULTS
 
     parser = _Parser(prog="dia-engine", description="Run Dia, the open text-to-dialogue model.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -194,7 +194,7 @@ def _say(options: argparse.Namespace) -> None:
 
 def _knobs(options: argparse.Namespace) -> dict:
     """The knobs of generation by the names of `Engine.generate`."""
-    from .options import REFERENCE_DEFAULTS
+    from .sampling_params import REFERENCE_DEFAULTS
 
     return {name: getattr(options, name) for name in REFERENCE_DEFAULTS}
 
@@ -205,14 +205,14 @@ def _checked_codec(options: argparse.Namespace, script: str, seed: int):
     Returns:
         the codec: as the options name it, or loaded where that was necessary.
     """
-    from .audio import check_writable
+    from .device import checked_device, checked_dtype
     from .engine import open_codec
-    from .inventory import model_config, model_defaults
-    from .options import GenerationOptions
-    from .placement import checked_device, checked_dtype
-    from .quant import checked_recipe
-    from .request import encode_script, read_requests
-    from .spectrogram import check_spectrogram_path
+    from .files.audio import check_writable
+    from .files.spectrogram import check_spectrogram_path
+    from .info import model_config, model_defaults
+    from .runtime.request import encode_script, read_requests
+    from .sampling_params import GenerationOptions
+    from .weights.recipes import checked_recipe
 
     check_spectrogram_path(options.spectrogram)
     if options.stream:
@@ -239,8 +239,8 @@ def _checked_codec(options: argparse.Namespace, script: str, seed: int):
 
 
 def _check_streaming(options: argparse.Namespace) -> None:
-    from .audio import check_writable
-    from .streaming import ChunkSizes
+    from .files.audio import check_writable
+    from .runtime.streaming import ChunkSizes
 
     ChunkSizes(options.chunk_frames, options.first_chunk_frames)
     if options.output != "-":
@@ -264,7 +264,7 @@ def _generate(engine, call: dict, options: argparse.Namespace) -> str:
 
 def _stream(engine, call: dict, options: argparse.Namespace) -> str:
     """Make the sound and write it as it comes -> what to say of it."""
-    from .pcm import GrowingWav, RawSamples
+    from .files.wav_stream import GrowingWav, RawSamples
 
     to_pipe = options.output == "-"
     name = "standard output" if to_pipe else options.output
@@ -293,7 +293,7 @@ def _draw(path: str | None, pieces: list, sample_rate: int) -> None:
     if path is not None:
         import numpy as np
 
-        from .spectrogram import draw_spectrogram
+        from .files.spectrogram import draw_spectrogram
 
         draw_spectrogram(path, np.concatenate(pieces), sample_rate)
 
@@ -326,21 +326,19 @@ def _seed(given: int | None) -> int:
     """The given seed, checked; else a new one, which the summary shows so that the sound can be made again."""
     import secrets
 
-    from .options import check_seed
+    from .sampling_params import check_seed
 
     return secrets.randbelow(2**31) if given is None else check_seed(given)
 
 
 def _info(options: argparse.Namespace) -> None:
-    from .inventory import describe
+    from .info import describe
 
     print(describe(options.model, options.revision, options.dtype, options.quant))
 
 
 def _quantize(options: argparse.Namespace) -> None:
-    from .quantize import quantize_model
+    from .weights.quantize import quantize_model
 
-    size = quantize_model(
-        options.model, options.folder, options.quant, dtype=options.dtype, revision=options.revision
-    )
+    size = quantize_model(options.model, options.folder, options.quant, dtype=options.dtype, revision=options.revision)
     print(f"{options.folder}: {size / 1e6:,.0f} MB of weights, {options.quant}")

@@ -9,26 +9,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .audio import write_audio
-from .background import Stream
 from .codec import DEFAULT_CODEC, Codec
-from .codec.windows import CodeWindows, SoundWindows
-from .companions import own_codec, own_defaults
-from .config import DiaConfig
-from .generation import finished_codes, start_requests
-from .graph import Stepper
-from .hub import DEFAULT_MODEL, find_model
+from .codec.windowed import CodeWindows, SoundWindows
+from .device import checked_device, checked_dtype, default_dtype
+from .files.audio import write_audio
+from .files.hub import DEFAULT_MODEL, find_model
 from .kernels.cpu.onednn import PackedInt8Weight, fastest
-from .kernels.formats import Weight
-from .model import DiaModel
-from .options import REFERENCE_DEFAULTS, GenerationOptions
-from .placement import checked_device, checked_dtype, default_dtype
-from .prompts import encode_prompt, read_prompt
-from .quant import checked_recipe
-from .request import Draft, read_requests
-from .streaming import ChunkSizes, speak
-from .synthetic import is_synthetic, stream_random_weights, synthetic_codec, synthetic_config
-from .weights import stream_weights
+from .kernels.quantized import Weight
+from .model.config import DiaConfig
+from .model.dia import DiaModel
+from .runtime.generation import finished_codes, start_requests
+from .runtime.prompts import encode_prompt, read_prompt
+from .runtime.request import Draft, read_requests
+from .runtime.runner import Stepper
+from .runtime.stream import Stream
+from .runtime.streaming import ChunkSizes, speak
+from .sampling_params import REFERENCE_DEFAULTS, GenerationOptions
+from .weights.load import stream_weights
+from .weights.recipes import checked_recipe
+from .weights.source import own_codec, own_defaults
+from .weights.synthetic import is_synthetic, stream_random_weights, synthetic_codec, synthetic_config
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
-from .formats import Weight
+from .matmul import Tiling, multiply, operands, prefetch
 from .norm import Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
-from .product import Tiling, multiply, operands, prefetch
+from .quantized import Weight
 
 TILE = 32  # weight rows of a program
 

@@ -8,9 +8,9 @@ rows. A sequence belongs to one request, so there any product will do.
 import torch
 import torch.nn.functional as F
 
+from .cpu.matmul import is_compiled, multiply, multiply_sequence
 from .cpu.onednn import PackedInt8Weight
-from .cpu.product import is_compiled, multiply, multiply_sequence
-from .formats import Weight, plain
+from .quantized import Weight, plain
 
 # Rows of one product in a step. Within these a CPU gives a row the same bits for every even number of rows, measured
 # with torch 2.13, MKL and oneDNN on x86 over sizes from 24 to 16384: float32 changes its bits at 4 rows or at 64,

@@ -10,7 +10,7 @@ import struct
 import torch
 
 from .dispatch import tl, triton
-from .formats import LEVELS, levels_on
+from .quantized import LEVELS, levels_on
 
 
 def _words(dtype: torch.dtype, place: int) -> list[int]:

@@ -3,10 +3,10 @@
 import torch
 
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
-from .formats import Weight
 from .linear import step_linear
+from .matmul import Tiling, multiply, operands, prefetch
 from .norm import TILE, Residual, headroom, load_squares, norm_scale
-from .product import Tiling, multiply, operands, prefetch
+from .quantized import Weight
 
 
 def norm_linear_ref(residual: Residual, weight: Weight, eps: float) -> torch.Tensor:

@@ -7,10 +7,10 @@ W [(H + 2G) Dh, D] holds the heads of q, then of k, then of v. A program takes 8
 import torch
 
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
-from .formats import Weight
+from .matmul import Tiling, multiply, operands, prefetch
 from .norm import TILE, Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
-from .product import Tiling, multiply, operands, prefetch
+from .quantized import Weight
 from .rope import apply_rope
 
 

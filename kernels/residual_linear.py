@@ -3,10 +3,10 @@
 import torch
 
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
-from .formats import Weight
 from .linear import step_linear
+from .matmul import Tiling, multiply, operands, prefetch
 from .norm import TILE, Residual, headroom, store_residual
-from .product import Tiling, multiply, operands, prefetch
+from .quantized import Weight
 
 
 def residual_linear_ref(
@@ -105,9 +105,7 @@ def _residual_linear_kernel(
         constant = tl.load(constant_ptr + column, mask=in_width, other=0.0)
         blank = tl.load(x_ptr + (2 * row)[None, :] * N + column[:, None], mask=inside, other=0.0)
     x = tl.load(x_ptr + target[None, :] * N + column[:, None], mask=inside, other=0.0)
-    x += multiply(
-        weight_ptr, scale_ptr, weight_row, input_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES, FORMAT, ASSEMBLY
-    )
+    x += multiply(weight_ptr, scale_ptr, weight_row, input_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES, FORMAT, ASSEMBLY)
     # Several threads may hold a copy of the same element of x: all must have read it before one of them overwrites it.
     tl.debug_barrier()
     store_residual(x, x_ptr, z_ptr, squares_ptr, norm_ptr, target, mask, tile, column, in_width, N, HEADROOM)

@@ -22,7 +22,7 @@ def repeatable():
 @pytest.fixture(scope="module")
 def speaker():
     """An engine of random weights."""
-    from engine import Engine
+    from dia_engine import Engine
 
     return Engine.load("synthetic:tiny", device="cpu")
 
@@ -30,7 +30,7 @@ def speaker():
 @pytest.fixture(scope="module")
 def mute():
     """The same without a codec."""
-    from engine import Engine
+    from dia_engine import Engine
 
     return Engine.load("synthetic:tiny", device="cpu", load_dac=False)
 

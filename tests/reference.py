@@ -6,7 +6,7 @@ import torch
 from transformers import DiaConfig as ReferenceConfig
 from transformers import DiaForConditionalGeneration
 
-from engine.delay import OPEN, prompt_grid, undelay
+from dia_engine.model.delay import OPEN, prompt_grid, undelay
 
 
 def random_reference(seed: int) -> DiaForConditionalGeneration:

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 import torch
 
-from engine.cli import main
-from engine.synthetic import random_weights, synthetic_config
-from engine.weights import save_weights
+from dia_engine.cli import main
+from dia_engine.weights.load import save_weights
+from dia_engine.weights.synthetic import random_weights, synthetic_config
 
 TEXT = "[S1] Hello. [S2] Hi!"
 QUICK = ["--model", "synthetic:tiny", "--max-tokens", "40"]
@@ -23,7 +23,7 @@ QUICK = ["--model", "synthetic:tiny", "--max-tokens", "40"]
 
 def run(*arguments, stdin: bytes = b"", cwd=None, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "engine", *map(str, arguments)], input=stdin, capture_output=True, cwd=cwd, timeout=120,
+        [sys.executable, "-m", "dia_engine", *map(str, arguments)], input=stdin, capture_output=True, cwd=cwd, timeout=120,
         **kwargs,
     )  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_info(tmp_path):
 
 def test_help_needs_no_torch():
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "engine", "say", "--help"], capture_output=True, timeout=60
+        [sys.executable, "-X", "importtime", "-m", "dia_engine", "say", "--help"], capture_output=True, timeout=60
     )
     assert done.returncode == 0 and b"--temperature" in done.stdout
     assert b" torch\n" not in done.stderr
@@ -220,7 +220,18 @@ def test_streams_to_a_file_and_to_a_pipe_are_what_say_writes(tmp_path, capsys):
 
 def speak_for_long(*arguments, **kwargs) -> subprocess.Popen:
     return subprocess.Popen(  # seed 2 does not end by itself: this would run for 20 seconds and more
-        [sys.executable, "-m", "engine", "say", TEXT, "--model", "synthetic:tiny", "--seed", "2", *map(str, arguments)],
+        [
+            sys.executable,
+            "-m",
+            "dia_engine",
+            "say",
+            TEXT,
+            "--model",
+            "synthetic:tiny",
+            "--seed",
+            "2",
+            *map(str, arguments),
+        ],
         stderr=subprocess.PIPE,
         # A test run in the background may be told to ignore Ctrl-C, and so would this process.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

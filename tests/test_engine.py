@@ -9,10 +9,10 @@ import soundfile
 import torch
 
 import engine as package
-from engine import Dia, Engine
-from engine.codec import Codec
-from engine.hub import DEFAULT_MODEL
-from engine.weights import save_weights
+from dia_engine import Dia, Engine
+from dia_engine.codec import Codec
+from dia_engine.files.hub import DEFAULT_MODEL
+from dia_engine.weights.load import save_weights
 
 TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
 SHORT = {"max_tokens": 40}
@@ -20,9 +20,7 @@ SHORT = {"max_tokens": 40}
 
 def test_signature_is_the_references():
     parameters = inspect.signature(Engine.generate).parameters
-    positional = {
-        name: item.default for name, item in parameters.items() if item.kind is item.POSITIONAL_OR_KEYWORD
-    }
+    positional = {name: item.default for name, item in parameters.items() if item.kind is item.POSITIONAL_OR_KEYWORD}
     assert positional == {
         "self": inspect.Parameter.empty,
         "text": inspect.Parameter.empty,
@@ -115,7 +113,7 @@ def test_names_of_the_reference_that_do_nothing_here(mute, caplog):
 
 def test_load_from_a_folder_and_from_files(mute, speaker, tmp_path):
     folder = tmp_path / "model"
-    from engine.synthetic import random_weights, synthetic_config
+    from dia_engine.weights.synthetic import random_weights, synthetic_config
 
     config = synthetic_config("synthetic:tiny")
     save_weights(random_weights(config, dtype=torch.float32, device="cpu"), config, folder)

@@ -1,7 +1,9 @@
-"""What is installed, and that our `kernels/` folder stands in nobody's way."""
+"""What is installed, what can be imported in a checkout, and that our folders shadow no other package."""
 
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("module", ["transformers.models.dia", "bitsandbytes", "engine.kernels.sample"])
+@pytest.mark.parametrize("module", ["transformers.models.dia", "bitsandbytes", "dia_engine.kernels.sample"])
 def test_imports_from_the_repository_root(module):
     done = subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr.decode()
@@ -24,13 +26,27 @@ def test_transformers_dia_can_be_built_from_the_repository_root():
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_a_wheel_holds_the_kernels_inside_the_engine(tmp_path):
-    import shutil
-    import zipfile
+def test_the_folder_name_gives_the_same_class_and_no_second_set_of_modules():
+    script = (
+        "import sys, engine, dia_engine; assert engine.Engine is dia_engine.Engine is engine.Dia; "
+        "print(*(name for name in sys.modules if name.startswith('engine.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=120, check=True)
+    assert not done.stdout.split()
 
+
+@pytest.mark.parametrize(
+    "module", ["engine.setup", "engine.tests", "engine.codec", "dia_engine.setup", "dia_engine.tests"]
+)
+def test_nothing_else_can_be_imported_through_the_package(module):
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, capture_output=True, timeout=120)
+    assert b"ModuleNotFoundError" in done.stderr
+
+
+def test_a_wheel_holds_one_package_with_kernels_and_assets(tmp_path):
     source = tmp_path / "source"  # a build writes into its source folder
     left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "tests", "benchmarks", "__pycache__", "work")
-    shutil.copytree(ROOT, source, ignore=left_out)
+    shutil.copytree(ROOT, source, ignore=left_out, symlinks=True)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source],
         check=True,
@@ -38,11 +54,11 @@ def test_a_wheel_holds_the_kernels_inside_the_engine(tmp_path):
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    top = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert top == {"engine"}
-    ours = {f"engine/{path.relative_to(ROOT / 'engine')}" for path in (ROOT / "engine").rglob("*.py")}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"dia_engine"}
+    kinds = ("**/*.py", "kernels/**/*.[ch]", "assets/**/*.*")
+    ours = {path.relative_to(ROOT) for kind in kinds for path in (ROOT / "dia_engine").glob(kind)}
     ours |= {
-        f"engine/{path.relative_to(ROOT)}" for path in (ROOT / "kernels").rglob("*.[pch]*") if path.suffix != ".pyc"
+        Path("dia_engine/kernels") / path.relative_to(ROOT / "kernels") for path in (ROOT / "kernels").rglob("*.[pch]*")
     }
-    ours |= {f"engine/{path.relative_to(ROOT / 'engine')}" for path in (ROOT / "engine" / "talker").rglob("*.*")}
-    assert ours <= set(names) and "engine/talker/codec/model.safetensors" in ours
+    ours = {str(path) for path in ours if path.suffix != ".pyc"}
+    assert ours <= set(names) and "dia_engine/assets/talker/codec/model.safetensors" in ours

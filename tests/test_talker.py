@@ -9,14 +9,14 @@ import zlib
 import numpy as np
 import pytest
 
-from engine import Engine
-from engine.cli import main
-from engine.companions import TALKER_FOLDER, own_codec, own_defaults
-from engine.quantize import quantize_model
-from engine.spectrogram import draw_spectrogram
-from talker.domain import DEMO, WORDS, held_out_scripts, training_sentences, words_of
-from talker.evaluate import rows_of_sound
-from talker.hearing import pitch, word_errors
+from dia_engine import Engine
+from dia_engine.cli import main
+from dia_engine.files.spectrogram import draw_spectrogram
+from dia_engine.weights.quantize import quantize_model
+from dia_engine.weights.source import TALKER_FOLDER, own_codec, own_defaults
+from tools.talker.domain import DEMO, WORDS, held_out_scripts, training_sentences, words_of
+from tools.talker.evaluate import rows_of_sound
+from tools.talker.hearing import pitch, word_errors
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@
  * tiles[group][block][k / 4][line][k % 4], zero beyond the lines and the columns.
  */
 #pragma once
-#include "digits.h"
+#include "limbs.h"
 
 enum {
     TILE = 16,                    /* rows of a tile */

@@ -1,6 +1,6 @@
 /* int8 weights: integers times integers, exact whoever adds. */
 #include "amx.h"
-#include "digits.h"
+#include "limbs.h"
 
 enum { RUN = 512 }; /* columns between two that are fetched ahead */
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..formats import Int8Weight, Weight
-from .digits import digits_of, write_digits
-from .product import is_compiled
+from ..quantized import Int8Weight, Weight
+from .limbs import digits_of, write_digits
+from .matmul import is_compiled
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,229 @@
+"""The codec as the engine uses it: load, encode, decode."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..files.audio import check_sample_rate, resample
+from .checkpoint import open_checkpoint
+from .config import CodecConfig
+from .layers import build_decoder, build_encoder
+from .quantizer import Quantizer
+from .weights import adapt_tensors
+
+DEFAULT_CODEC = "descript/dac_44khz"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Codec:
+    """Descript Audio Codec: mono sound to T frames of C codes each, and back. Build it with `load` or `from_config`.
+
+    `encoder` (waveform [1, 1, samples] to latent [1, hidden, T]), `quantizer` and `decoder` (latent to waveform
+    [1, 1, samples]) are the three plain functions it is made of, without checks and without a wait for the device.
+    """
+
+    def __init__(self, config: CodecConfig, network: nn.ModuleDict, dtype: torch.dtype):
+        self.config = config
+        self.dtype = dtype
+        self.encoder: nn.Sequential = network["encoder"]
+        self.quantizer: Quantizer = network["quantizer"]
+        self.decoder: nn.Sequential = network["decoder"]
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path = DEFAULT_CODEC,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+    ) -> "Codec":
+        """Read a codec from the disk or the Hugging Face hub.
+
+        Args:
+            source: a folder in the layout of transformers' DacModel (config.json and safetensors), a weights.pth of
+                descript-audio-codec or a folder that holds one, or a hub id. What exists on the disk goes first.
+            device: where to compute; None is CUDA if there is any, else the CPU.
+            dtype: of the convolutions; the quantiser always computes in float32.
+            revision: branch, tag or commit on the hub.
+
+        Raises:
+            FileNotFoundError: no such file, folder or hub repository.
+            ValueError: damaged file, not a DAC, tensors that do not fit the config (all listed), unusable device.
+        """
+        device = _usable_device(device)
+        _check_dtype(dtype)
+        checkpoint = open_checkpoint(source, revision)
+        network = _empty_network(checkpoint.config)
+        state = adapt_tensors(network, checkpoint.layout, checkpoint.tensors, checkpoint.source)
+        return cls(checkpoint.config, _fill(network, state, device, dtype), dtype)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: CodecConfig,
+        seed: int = 0,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "Codec":
+        """A codec with random weights that depend on `config` and `seed` alone. It makes noise, at a sound level."""
+        device = _usable_device(device)
+        _check_dtype(dtype)
+        network = _empty_network(config)
+        return cls(config, _fill(network, _random_state(network, seed), device, dtype), dtype)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.config.sampling_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples a frame."""
+        return self.config.hop_length
+
+    @property
+    def num_codebooks(self) -> int:
+        """C, codes a frame."""
+        return self.config.n_codebooks
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes are in [0, codebook_size)."""
+        return self.config.codebook_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are and results appear."""
+        return self.quantizer.table.device
+
+    @torch.no_grad()
+    def encode(self, waveform: np.ndarray | torch.Tensor, sample_rate: int) -> torch.Tensor:
+        """Sound to codes.
+
+        Args:
+            waveform: [samples] floating point, mono; padded with silence to whole frames.
+            sample_rate: of the waveform in Hz; resampled where it is not the codec's.
+
+        Returns:
+            codes [T, C] int64 on the codec's device, T = ceil(samples at the codec's rate / hop_length).
+
+        Raises:
+            TypeError: not a floating array, or a sample rate that is not an integer.
+            ValueError: not one-dimensional, empty, NaN or infinite.
+        """
+        check_sample_rate(sample_rate)
+        samples = resample(waveform, sample_rate, self.sample_rate)
+        padded = torch.from_numpy(np.pad(samples, (0, -len(samples) % self.hop_length)))
+        latent = self.encoder(padded.to(self.device, self.dtype)[None, None])
+        return self.quantizer.encode(latent.float())
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Codes to sound.
+
+        Args:
+            codes: [T, C] of any integer dtype, in [0, codebook_size).
+
+        Returns:
+            waveform [samples] float32 on the codec's device, in [-1, 1]. T x hop_length samples where all
+            upsampling ratios are even (as in every published model); an odd ratio drops samples as the reference does.
+            No frames make an empty waveform.
+
+        Raises:
+            TypeError: not an array or tensor of integers.
+            ValueError: wrong shape, or a code out of range.
+        """
+        codes = self._checked(codes)
+        if not len(codes):
+            return torch.zeros(0, device=self.device)
+        return self.synthesize(codes.to(self.device))
+
+    def synthesize(self, codes: torch.Tensor) -> torch.Tensor:
+        """`decode` without checks and without a wait: at least one frame [T, C] int64, in range and on the device."""
+        latent = self.quantizer.decode(codes)
+        return self.decoder(latent.to(self.dtype))[0, 0].float()
+
+    def _checked(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
+        if not isinstance(codes, (torch.Tensor, np.ndarray)):
+            raise TypeError(f"codes must be a torch tensor or numpy array, got {type(codes).__name__}")
+        if isinstance(codes, torch.Tensor):
+            integers = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
+        else:
+            integers = np.issubdtype(codes.dtype, np.integer)
+        if not integers:
+            raise TypeError(f"codes must be integers, got {codes.dtype}")
+        if codes.ndim != 2 or codes.shape[1] != self.num_codebooks:
+            raise ValueError(f"codes must have shape [frames, {self.num_codebooks}], got {list(codes.shape)}")
+        codes = codes.long() if isinstance(codes, torch.Tensor) else torch.from_numpy(codes.astype(np.int64))
+        invalid = (codes < 0) | (codes >= self.codebook_size)
+        if invalid.any():
+            frame, channel = invalid.nonzero()[0].tolist()
+            raise ValueError(
+                f"codes must be in [0, {self.codebook_size}), got {codes[frame, channel].item()} "
+                f"at frame {frame}, codebook {channel}"
+            )
+        return codes
+
+
+def _empty_network(config: CodecConfig) -> nn.ModuleDict:
+    """The network without weights: names and shapes only."""
+    with torch.device("meta"):
+        parts = {"encoder": build_encoder(config), "quantizer": Quantizer(config), "decoder": build_decoder(config)}
+    return nn.ModuleDict(parts).requires_grad_(False).eval()
+
+
+def _fill(
+    network: nn.ModuleDict, state: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> nn.ModuleDict:
+    """Put float32 weights into an empty network and make it ready."""
+    network.load_state_dict(state, assign=True)
+    for module in network.modules():
+        if hasattr(module, "prepare"):
+            module.prepare()
+    network["encoder"].to(device, dtype)
+    network["quantizer"].to(device)
+    network["decoder"].to(device, dtype)
+    return network
+
+
+def _random_state(network: nn.ModuleDict, seed: int) -> dict[str, torch.Tensor]:
+    """Weights that keep a signal's size through the layers, drawn on the CPU so that no device changes them."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    state = {}
+    for name, parameter in network.state_dict().items():
+        if name.endswith("alpha"):
+            state[name] = 0.5 + torch.rand(parameter.shape, **drawn)
+            continue
+        if name.endswith("bias"):
+            scale = 0.02
+        elif name.endswith("entries.weight"):
+            scale = 1.0
+        else:
+            # What a residual unit adds must be small, or the sum grows with every unit.
+            in_residual_unit = name.startswith(("encoder", "decoder")) and name.count(".") == 3
+            scale = (0.3 if in_residual_unit else 1.0) / parameter[0].numel() ** 0.5
+        state[name] = scale * torch.randn(parameter.shape, **drawn)
+    last = [name for name in state if name.startswith("decoder")][-2:]  # weight and bias before the final tanh
+    for name in last:
+        state[name] *= 0.05  # full-scale noise hurts
+    return state
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
+        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")

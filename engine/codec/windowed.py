@@ -1,0 +1,134 @@
+"""Decoding in windows: frames with the context that makes their sound the same as in the whole.
+
+On a GPU a window is decoded on a stream of its own, beside the decoder's steps, and windows of the lengths that were
+announced are captured in CUDA graphs: the codec has 150 small kernels, whose launches would hold up those of the steps.
+"""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+
+import torch
+
+from ..cuda_graph import captured
+from .dac import Codec
+from .receptive_field import Reach, reach
+
+MOST_GRAPHS = 64  # for callers who ask for chunks of ever other sizes
+
+
+class HostCopy:
+    """A tensor on its way to the host's memory, behind the work on the current stream."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self._tensor, self._done = tensor, None
+        if tensor.is_cuda:
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def ready(self) -> bool:
+        return self._done is None or self._done.query()
+
+    def wait(self) -> torch.Tensor:
+        """The copy, on the CPU."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._tensor
+
+
+class CodeWindows:
+    """Windows of codes as they are, for an engine without a codec: a frame depends on no other."""
+
+    reach = Reach(0, 0)
+
+    def __init__(self, device: torch.device):
+        # Before the steps in the queue for the GPU: a window is short, and someone waits for its sound.
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+
+    def prepare(self, lengths: Iterable[int]) -> None:
+        """Be ready for windows of these lengths in frames."""
+
+    def on_stream(self):
+        """A context in which codes are gathered and `decode` is called; it does not wait for other streams."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def widened(self, start: int, stop: int) -> int:
+        """Where a window of the frames from `start` to `stop` had better start: there or before."""
+        return start
+
+    def decode(self, codes: torch.Tensor, first: int, last: int | None) -> HostCopy:
+        """Make the sound of a window, for the frames [first, last) of it, or to its end if last is None.
+
+        Args:
+            codes: [W, C] int64 in range, on the device.
+
+        Returns:
+            what `generate` gives for these frames: samples [n] float32, or without a codec codes [n, C] int64.
+        """
+        return HostCopy(codes[first:last])
+
+    def drain(self) -> None:
+        """Wait until the GPU has done all that was asked of it: nothing that was handed over is read any more."""
+        if self._stream is not None:
+            torch.cuda.synchronize(self._stream.device)
+
+
+class SoundWindows(CodeWindows):
+    """Windows of a codec's sound."""
+
+    def __init__(self, codec: Codec):
+        super().__init__(codec.device)
+        self.codec = codec
+        self.reach = reach(codec.decoder)
+        self._graphs: dict[int, _Graph] = {}
+        self._pool = None
+
+    def prepare(self, lengths: Iterable[int]) -> None:
+        """On a GPU capture a graph for each length that has none yet, all in one memory pool."""
+        missing = set(lengths) - set(self._graphs)
+        if self._stream is None or not missing:
+            return
+        if len(self._graphs) + len(missing) > MOST_GRAPHS:
+            self._graphs = {}  # before the new memory is asked for
+            missing = set(lengths)
+        if not self._graphs:
+            self._pool = torch.cuda.graph_pool_handle()
+        for length in sorted(missing, reverse=True):
+            self._graphs[length] = _Graph(self.codec, length, self._pool, self._stream)
+
+    def widened(self, start: int, stop: int) -> int:
+        """The last window of a sound may have any length: with more frames before it it may be a captured one."""
+        return widened(start, stop, self._graphs)
+
+    def decode(self, codes: torch.Tensor, first: int, last: int | None) -> HostCopy:
+        graph = self._graphs.get(codes.shape[0])
+        waveform = self.codec.synthesize(codes.to(self.codec.device)) if graph is None else graph.replay(codes)
+        hop = self.codec.hop_length
+        # Not a multiple of the length from the end: a codec of odd strides drops samples there.
+        return HostCopy(waveform[first * hop : None if last is None else last * hop])
+
+
+class _Graph:
+    """The codec captured for windows of one length."""
+
+    def __init__(self, codec: Codec, length: int, pool, stream: torch.cuda.Stream):
+        self._codes = torch.zeros((length, codec.num_codebooks), dtype=torch.int64, device=codec.device)
+        self._waveform = torch.zeros_like(codec.synthesize(self._codes))
+
+        def work() -> None:
+            self._waveform.copy_(codec.synthesize(self._codes))
+
+        self._graph = captured(work, pool, stream)
+
+    def replay(self, codes: torch.Tensor) -> torch.Tensor:
+        """The waveform, valid until the next replay on this stream."""
+        self._codes.copy_(codes)
+        self._graph.replay()
+        return self._waveform
+
+
+def widened(start: int, stop: int, lengths: Iterable[int]) -> int:
+    """The start of the shortest window of one of `lengths` that ends at `stop` and holds `start`, if there is one."""
+    fitting = [length for length in lengths if stop - start <= length <= stop]
+    return stop - min(fitting) if fitting else start

@@ -1,0 +1,1 @@
+"""What lies on a disk or the hub: found, fetched, read and written."""

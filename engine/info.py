@@ -1,0 +1,114 @@
+"""What a model is, without loading it: its config, parameters and memory by part."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from .device import checked_dtype
+from .files.hub import find_config, find_model
+from .kernels.quantized import FORMATS
+from .model.config import DiaConfig
+from .model.dia import parameter_shapes
+from .weights.load import check_formats, describe_files, stored_formats
+from .weights.recipes import checked_recipe, chosen_formats
+from .weights.source import own_defaults
+from .weights.synthetic import is_synthetic, synthetic_config
+
+# part -> what its weights' names hold; the first that fits counts.
+PARTS = {
+    "encoder": "encoder.",
+    "decoder embedding": "decoder.embedding.",
+    "decoder self-attention": ".self_attn.",
+    "decoder cross-attention": ".cross_attn.",
+    "decoder MLP": ".mlp.",
+    "decoder norms": "norm.",
+    "decoder head": "decoder.head.",
+}
+
+
+def model_config(model: str | Path, revision: str | None = None) -> DiaConfig:
+    """A model's config by the names that `Engine.load` takes; from the hub only config.json is fetched."""
+    if is_synthetic(model):
+        return synthetic_config(model, revision)
+    return DiaConfig.from_file(find_config(model, revision))
+
+
+def model_defaults(model: str | Path, revision: str | None = None) -> dict[str, float | int | None]:
+    """A model's own defaults for generation by the names that `Engine.load` takes; nothing else is fetched."""
+    return {} if is_synthetic(model) else own_defaults(find_config(model, revision))
+
+
+def part_of(name: str) -> str:
+    """The part that a weight belongs to."""
+    return next(part for part, piece in PARTS.items() if piece in name)
+
+
+def weight_bytes(name: str, shape: tuple[int, ...], dtype: torch.dtype, format: str | None = None) -> int:
+    """Bytes of a weight, quantised or in `dtype`; norms are float32."""
+    if format is not None:
+        return FORMATS[format].bytes_of(*shape)
+    return math.prod(shape) * (4 if name.endswith("norm.weight") else dtype.itemsize)
+
+
+def cache_bytes(config: DiaConfig, itemsize: int) -> int:
+    """Bytes of the key/value caches of one request that uses every row and every byte of text."""
+    decoder = config.decoder
+    self_row = decoder.num_key_value_heads * decoder.head_dim * 2  # rows with and without text
+    cross_row = decoder.cross_num_key_value_heads * decoder.cross_head_dim
+    rows = self_row * decoder.max_position_embeddings + cross_row * config.encoder.max_position_embeddings
+    return 2 * itemsize * decoder.num_hidden_layers * rows
+
+
+def describe(model: str | Path, revision: str | None, dtype: str, quant: str | None = None) -> str:
+    """The text of `dia-engine info`: layout, parameters, and memory by part, quantised or in `dtype`.
+
+    Reads the headers of the model's files, which are fetched from the hub if they are not here yet.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Engine.load`, weights that do not fit the config included.
+    """
+    chosen = checked_dtype(dtype)
+    config = model_config(model, revision)
+    recipe = None if quant is None else checked_recipe(quant)
+    formats = {} if recipe is None else chosen_formats(recipe, config)
+    layout = "made up at load, random"
+    if not is_synthetic(model):
+        files = find_model(model, revision).weights
+        layout, stored = describe_files(files, config), stored_formats(files, config)
+        if recipe is not None and stored:
+            check_formats(str(model), stored, formats)
+        formats = stored or formats
+    lines = [f"model       {model}", f"weights     {layout}", *_sizes(config)]
+    if recipe is not None:
+        lines.append(f"quantised   {', '.join(f'{pattern} in {format}' for pattern, format in recipe.items())}")
+    return "\n".join((*lines, "", *_table(config, chosen, formats)))
+
+
+def _sizes(config: DiaConfig) -> list[str]:
+    encoder, decoder = config.encoder, config.decoder
+    return [
+        f"text        up to {encoder.max_position_embeddings} bytes",
+        f"sound       up to {decoder.max_position_embeddings} rows, {decoder.num_channels} channels of "
+        f"{config.eos_token_id} codes, delay {list(config.delay_pattern)}",
+        f"encoder     {encoder.num_hidden_layers} layers of width {encoder.hidden_size}",
+        f"decoder     {decoder.num_hidden_layers} layers of width {decoder.hidden_size}, "
+        f"{decoder.num_attention_heads} query and {decoder.num_key_value_heads} key/value heads",
+    ]
+
+
+def _table(config: DiaConfig, dtype: torch.dtype, formats: dict[str, str]) -> list[str]:
+    plain = str(dtype).removeprefix("torch.")
+    rows = {part: [0, 0, set()] for part in PARTS}
+    for name, shape in parameter_shapes(config).items():
+        row, format = rows[part_of(name)], formats.get(name)
+        row[0] += math.prod(shape)
+        row[1] += weight_bytes(name, shape, dtype, format)
+        row[2].add(format or ("float32" if name.endswith("norm.weight") else plain))
+    rows["total"] = [sum(row[0] for row in rows.values()), sum(row[1] for row in rows.values()), set()]
+    lines = [f"{'part':24}{'parameters':>16}{'MB':>12}   in"]
+    for part, (count, size, kinds) in rows.items():
+        lines.append(f"{part:24}{count:>16,}{size / 1e6:>12,.1f}   {', '.join(sorted(kinds))}".rstrip())
+    caches = cache_bytes(config, dtype.itemsize)
+    lines.append(f"{'caches of one request':24}{'':>16}{caches / 1e6:>12,.1f}   {plain}, at most")
+    return lines

@@ -1,0 +1,1 @@
+"""Dia itself: what is computed, on tensors alone."""

@@ -1,0 +1,150 @@
+"""Encoder and decoder as functions of their weights, and the decode step."""
+
+from collections.abc import Mapping
+
+import torch
+
+from ..kernels.norm_linear import norm_linear
+from ..kernels.rope import rope_table
+from ..kernels.sample_and_advance import embed, next_row
+from .config import DecoderConfig, DiaConfig, EncoderConfig
+from .layers import DecoderLayer, EncoderLayer, Norm
+from .state import DecodeState
+
+
+def parameter_shapes(config: DiaConfig) -> dict[str, tuple[int, ...]]:
+    """Every weight of a model and its shape, in the order of use. Names that end in `norm.weight` are float32."""
+    encoder, decoder = config.encoder, config.decoder
+    shapes = {"encoder.embedding.weight": (encoder.vocab_size, encoder.hidden_size)}
+    for index in range(encoder.num_hidden_layers):
+        shapes |= _block_shapes(f"encoder.layers.{index}", encoder)
+    shapes["encoder.norm.weight"] = (encoder.hidden_size,)
+    table = (decoder.num_channels * decoder.vocab_size, decoder.hidden_size)
+    shapes["decoder.embedding.weight"] = table
+    for index in range(decoder.num_hidden_layers):
+        shapes |= _block_shapes(f"decoder.layers.{index}", decoder)
+    shapes["decoder.norm.weight"] = (decoder.hidden_size,)
+    shapes["decoder.head.weight"] = table
+    return shapes
+
+
+def _block_shapes(name: str, sizes: EncoderConfig | DecoderConfig) -> dict[str, tuple[int, ...]]:
+    width, inner = sizes.hidden_size, sizes.intermediate_size
+    queries = sizes.num_attention_heads * sizes.head_dim
+    keys = sizes.num_key_value_heads * sizes.head_dim
+    shapes = {
+        "self_norm": (width,),
+        "self_attn.qkv": (queries + 2 * keys, width),
+        "self_attn.o": (width, queries),
+    }
+    if isinstance(sizes, DecoderConfig):
+        queries = sizes.cross_num_attention_heads * sizes.cross_head_dim
+        keys = sizes.cross_num_key_value_heads * sizes.cross_head_dim
+        shapes |= {
+            "cross_norm": (width,),
+            "cross_attn.q": (queries, width),
+            "cross_attn.kv": (2 * keys, sizes.cross_hidden_size),
+            "cross_attn.o": (width, queries),
+        }
+    shapes |= {"mlp_norm": (width,), "mlp.gate_up": (2 * inner, width), "mlp.down": (width, inner)}
+    return {f"{name}.{part}.weight": shape for part, shape in shapes.items()}
+
+
+class Encoder:
+    """Text ids to one vector a position."""
+
+    def __init__(self, config: EncoderConfig, weights: Mapping[str, torch.Tensor]):
+        self.embedding = weights["encoder.embedding.weight"]
+        dtype = self.embedding.dtype
+        self.layers = [
+            EncoderLayer(weights, f"encoder.layers.{index}", config, dtype) for index in range(config.num_hidden_layers)
+        ]
+        self.norm = Norm(weights, "encoder.norm", config.norm_eps, dtype)
+        device = self.embedding.device
+        self.rope = rope_table(config.max_position_embeddings, config.head_dim, config.rope_theta, device)
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids [S] int64, S at most the model's positions -> [S, E] in the weights' dtype."""
+        rope = tuple(table[: ids.shape[0]] for table in self.rope)
+        x = self.embedding[ids].float()
+        for layer in self.layers:
+            x = layer(x, rope)
+        return self.norm(x)
+
+
+class DiaModel:
+    """The whole model over weights named as in `parameter_shapes`."""
+
+    def __init__(self, config: DiaConfig, weights: Mapping[str, torch.Tensor]):
+        self.config = config
+        self.encoder = Encoder(config.encoder, weights)
+        decoder = config.decoder
+        self.embedding = weights["decoder.embedding.weight"]
+        self.dtype, self.device = self.embedding.dtype, self.embedding.device
+        self.layers = [
+            DecoderLayer(weights, f"decoder.layers.{index}", decoder, self.dtype)
+            for index in range(decoder.num_hidden_layers)
+        ]
+        self.norm = Norm(weights, "decoder.norm", decoder.norm_eps, self.dtype)
+        self.head = weights["decoder.head.weight"]
+        self.rope = rope_table(decoder.max_position_embeddings, decoder.head_dim, decoder.rope_theta, self.device)
+        no_text = self.encoder(torch.zeros(1, dtype=torch.int64, device=self.device))
+        next_norms = [layer.self_norm for layer in self.layers[1:]] + [self.norm]
+        for layer, next_norm in zip(self.layers, next_norms):
+            layer.without_text = layer.cross_attn.without_text(no_text)
+            layer.next_norm = next_norm
+
+    def prefill(self, state: DecodeState, slot: int, text: torch.Tensor) -> None:
+        """Fill a started slot's caches, from its text and the prompt rows before its position, and its residual.
+
+        Args:
+            state: on which `start` was called for the slot.
+            slot: which one.
+            text: ids [S] int64 on the model's device.
+        """
+        encoded = self.encoder(text)
+        length = int(state.position[slot])
+        embedded = embed(state.grid[slot, : length + 1], self.embedding)
+        state.residual.rows(slice(2 * slot, 2 * slot + 2)).write(embedded[length:], self.layers[0].self_norm.weight)
+        x = embedded[:length].expand(2, -1, -1)
+        rope = tuple(table[:length] for table in self.rope)
+        for index, layer in enumerate(self.layers):
+            text_cache = layer.cross_attn.project_text(encoded)
+            for cache, new in zip(state.cross_cache.layer(index), text_cache):
+                cache[slot, :, : text.shape[0]] = new.transpose(0, 1)
+            if length:
+                self_cache = [cache[2 * slot : 2 * slot + 2] for cache in state.self_cache.layer(index)]
+                x = layer.prefill(x, rope, self_cache, text_cache)
+
+    def feed(self, state: DecodeState) -> None:
+        """Make each slot's row at its position the input of the next step, for rows that `step` did not write."""
+        slots = torch.arange(state.slots, device=self.device)
+        x = embed(state.grid[slots, state.position], self.embedding)
+        state.residual.write(x.repeat_interleave(2, dim=0), self.layers[0].self_norm.weight)
+
+    def logits(self, state: DecodeState) -> torch.Tensor:
+        """Feed each slot's row at its position -> logits [2B, C, V] float32 of the row that follows.
+
+        Changes nothing that a later call reads, so that it can be asked again.
+        """
+        self.feed(state)
+        logits = self._decode(state).clone()
+        self.feed(state)
+        return logits
+
+    def step(self, state: DecodeState) -> None:
+        """One row for every slot that runs: decode, draw, write, move on.
+
+        Device operations only: on a GPU no value of a tensor decides what runs, nothing is allocated, and the host
+        waits for nothing. On a CPU the twin of attention reads the positions, to look at no more of the cache than is
+        written.
+        """
+        next_row(self._decode(state), state, self.embedding, self.layers[0].self_norm.weight)
+
+    def _decode(self, state: DecodeState) -> torch.Tensor:
+        """The residual through all layers, in place -> logits [2B, C, V]."""
+        for index, layer in enumerate(self.layers):
+            layer.step(state, self.rope, index)
+        logits = state.buffers.logits
+        norm_linear(state.residual, self.head, self.norm.eps, out=logits.flatten(1))
+        return logits

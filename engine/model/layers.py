@@ -1,0 +1,166 @@
+"""The layers of encoder and decoder. The decoder's have two ways through them: `prefill` for the rows of a prompt at
+once, `step` for one row of every slot. The residual stream x is float32 throughout; what the weights multiply is in
+their dtype."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+
+from ..kernels.attention import decode_attention
+from ..kernels.gated_linear import gated_linear
+from ..kernels.linear import sequence_linear
+from ..kernels.norm import rms_norm
+from ..kernels.norm_linear import norm_linear
+from ..kernels.qkv import project_qkv
+from ..kernels.residual_linear import residual_linear
+from ..kernels.rope import apply_rope
+
+Rope = tuple[torch.Tensor, torch.Tensor]  # cosines, sines, [N, Dh / 2] each
+
+
+class Norm:
+    """RMSNorm with its weight; the result is in the dtype of the weights that follow."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], name: str, eps: float, dtype: torch.dtype):
+        self.weight, self.eps, self.dtype = weights[f"{name}.weight"], eps, dtype
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps, self.dtype)
+
+
+class Mlp:
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], name: str):
+        self.gate_up, self.down = weights[f"{name}.gate_up.weight"], weights[f"{name}.down.weight"]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = sequence_linear(x, self.gate_up).chunk(2, dim=-1)
+        return sequence_linear(F.silu(gate) * up, self.down)
+
+
+class SelfAttention:
+    """Grouped-query self-attention with rotary positions. `sizes` is an EncoderConfig or a DecoderConfig."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], name: str, sizes):
+        self.qkv, self.o = weights[f"{name}.qkv.weight"], weights[f"{name}.o.weight"]
+        self.heads = [sizes.num_attention_heads, sizes.num_key_value_heads, sizes.num_key_value_heads]
+        self.head_dim = sizes.head_dim
+
+    def project(self, x: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [N, width] -> rotated query [N, H, Dh], rotated key and value [N, G, Dh]."""
+        qkv = sequence_linear(x, self.qkv).view(x.shape[0], -1, self.head_dim)
+        query, key, value = qkv.split(self.heads, dim=1)
+        return apply_rope(query, *rope), apply_rope(key, *rope), value
+
+    def over_sequence(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
+        """All N positions of one sequence at once: heads [N, H or G, Dh] -> [N, width]."""
+        mixed = _sequence_attention(query, key, value, causal)
+        return sequence_linear(mixed, self.o)
+
+
+class CrossAttention:
+    """Attention from the decoder to the encoded text."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], name: str, sizes):
+        self.q, self.kv, self.o = (weights[f"{name}.{part}.weight"] for part in ("q", "kv", "o"))
+        self.heads, self.groups = sizes.cross_num_attention_heads, sizes.cross_num_key_value_heads
+        self.head_dim = sizes.cross_head_dim
+
+    def project_text(self, encoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encoded text [S, E] -> keys and values [S, G, Dh]."""
+        return sequence_linear(encoded, self.kv).view(-1, 2, self.groups, self.head_dim).unbind(dim=1)
+
+    def query(self, x: torch.Tensor) -> torch.Tensor:
+        """x [N, width] -> [N, H, Dh]."""
+        return sequence_linear(x, self.q).view(-1, self.heads, self.head_dim)
+
+    def without_text(self, encoded: torch.Tensor) -> torch.Tensor:
+        """What the layer adds to every unconditional row, [width] float32.
+
+        The unconditional text is all zeros, so its encoding is one vector at every position [1, E], and attention over
+        equal values gives that value whatever the weights: the result depends on neither the row nor the length.
+        """
+        _, value = self.project_text(encoded)
+        value = value.repeat_interleave(self.heads // self.groups, dim=1).flatten(1)
+        return sequence_linear(value, self.o)[0].float()
+
+
+class EncoderLayer:
+    def __init__(self, weights: Mapping[str, torch.Tensor], name: str, sizes, dtype: torch.dtype):
+        self.self_norm = Norm(weights, f"{name}.self_norm", sizes.norm_eps, dtype)
+        self.self_attn = SelfAttention(weights, f"{name}.self_attn", sizes)
+        self.mlp_norm = Norm(weights, f"{name}.mlp_norm", sizes.norm_eps, dtype)
+        self.mlp = Mlp(weights, f"{name}.mlp")
+
+    def __call__(self, x: torch.Tensor, rope: Rope) -> torch.Tensor:
+        """x [S, E] float32 -> the same, one layer on."""
+        query, key, value = self.self_attn.project(self.self_norm(x), rope)
+        x = x + self.self_attn.over_sequence(query, key, value, causal=False)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class DecoderLayer:
+    def __init__(self, weights: Mapping[str, torch.Tensor], name: str, sizes, dtype: torch.dtype):
+        self.self_norm = Norm(weights, f"{name}.self_norm", sizes.norm_eps, dtype)
+        self.self_attn = SelfAttention(weights, f"{name}.self_attn", sizes)
+        self.cross_norm = Norm(weights, f"{name}.cross_norm", sizes.norm_eps, dtype)
+        self.cross_attn = CrossAttention(weights, f"{name}.cross_attn", sizes)
+        self.mlp_norm = Norm(weights, f"{name}.mlp_norm", sizes.norm_eps, dtype)
+        self.mlp = Mlp(weights, f"{name}.mlp")
+        # Set by the model, which knows the encoder and the layer after this one.
+        self.without_text: torch.Tensor | None = None  # [D] float32
+        self.next_norm: Norm | None = None
+
+    def prefill(self, x: torch.Tensor, rope: Rope, self_cache, cross_cache) -> torch.Tensor:
+        """Run the rows of one slot's prompt.
+
+        Args:
+            x: [2, P, D] float32, without and with text.
+            rope: for positions 0..P-1.
+            self_cache: keys and values [2, G, T, Dh] of the slot; rows 0..P-1 are written.
+            cross_cache: keys and values [S, G, Dh] of the slot's text.
+
+        Returns:
+            [2, P, D] float32.
+        """
+        rows, length, _ = x.shape
+        normed = self.self_norm(x)
+        mixed = []
+        for row in range(rows):
+            query, key, value = self.self_attn.project(normed[row], rope)
+            for cache, new in zip(self_cache, (key, value)):
+                cache[row, :, :length] = new.transpose(0, 1)
+            mixed.append(self.self_attn.over_sequence(query, key, value, causal=True))
+        x = x + torch.stack(mixed)
+
+        query = self.cross_attn.query(self.cross_norm(x[1]))
+        with_text = sequence_linear(_sequence_attention(query, *cross_cache, causal=False), self.cross_attn.o)
+        x = x + torch.stack((self.without_text.expand_as(with_text), with_text.float()))
+        return x + self.mlp(self.mlp_norm(x))
+
+    def step(self, state, rope: Rope, index: int) -> None:
+        """Run one row of every slot: the state's residual goes one layer on, its self cache gains a row."""
+        residual, buffers = state.residual, state.buffers
+        keys, values = state.self_cache.layer(index)
+        eps = self.self_norm.eps
+        project_qkv(residual, self.self_attn.qkv, eps, rope, state.position, buffers.query, keys, values)
+        decode_attention(buffers.query, keys, values, state.position, buffers.attention, out=buffers.mixed)
+        residual_linear(buffers.mixed, self.self_attn.o, residual, self.cross_norm.weight)
+
+        keys, values = state.cross_cache.layer(index)
+        norm_linear(state.with_text, self.cross_attn.q, eps, out=buffers.cross_query.flatten(1))
+        attended = buffers.cross_mixed
+        decode_attention(buffers.cross_query, keys, values, state.last_text, buffers.cross_attention, out=attended)
+        residual_linear(attended, self.cross_attn.o, residual, self.mlp_norm.weight, self.without_text)
+
+        gated_linear(residual, self.mlp.gate_up, eps, out=buffers.hidden)
+        residual_linear(buffers.hidden, self.mlp.down, residual, self.next_norm.weight)
+
+
+def _sequence_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
+    """softmax(q k^T) v of one sequence: query [N, H, Dh], key and value [M, G, Dh] -> [N, H * Dh]."""
+    heads_first = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+    mixed = F.scaled_dot_product_attention(*heads_first, is_causal=causal, scale=1.0, enable_gqa=True)
+    return mixed[0].transpose(0, 1).flatten(1)

@@ -1,0 +1,191 @@
+"""All that a decode step reads and writes."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..kernels.advance import RUNNING
+from ..kernels.attention import AttentionScratch
+from ..kernels.norm import Residual
+from ..sampling_params import GenerationOptions
+from .cache import KVCache
+from .config import DecoderConfig, DiaConfig
+from .delay import prompt_grid
+
+PER_SLOT = (
+    "grid", "position", "countdown", "end_row", "max_tokens", "cfg_scale", "temperature", "top_p", "top_k", "seed",
+    "last_text",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StepBuffers:
+    """What the kernels of one step leave for each other."""
+
+    query: torch.Tensor  # [2B, H, Dh]
+    mixed: torch.Tensor  # [2B, H * Dh]
+    cross_query: torch.Tensor  # [B, H, Dh] of cross-attention, rows with text only
+    cross_mixed: torch.Tensor  # [B, H * Dh]
+    hidden: torch.Tensor  # [2B, F]
+    logits: torch.Tensor  # [2B, C, V] float32
+    tokens: torch.Tensor  # [B, C] int32, as drawn
+    channels_done: torch.Tensor  # [B] int32, channels drawn; 0 between steps
+    attention: AttentionScratch
+    cross_attention: AttentionScratch
+
+    @classmethod
+    def allocate(cls, sizes: DecoderConfig, slots: int, dtype, device) -> "StepBuffers":
+        rows = 2 * slots
+        heads, head_dim = sizes.num_attention_heads, sizes.head_dim
+        cross_heads, cross_head_dim = sizes.cross_num_attention_heads, sizes.cross_head_dim
+
+        def empty(*shape, kind=dtype):
+            return torch.empty(shape, dtype=kind, device=device)
+
+        return cls(
+            query=empty(rows, heads, head_dim),
+            mixed=empty(rows, heads * head_dim),
+            cross_query=empty(slots, cross_heads, cross_head_dim),
+            cross_mixed=empty(slots, cross_heads * cross_head_dim),
+            hidden=empty(rows, sizes.intermediate_size),
+            logits=empty(rows, sizes.num_channels, sizes.vocab_size, kind=torch.float32),
+            tokens=empty(slots, sizes.num_channels, kind=torch.int32),
+            channels_done=torch.zeros(slots, dtype=torch.int32, device=device),
+            attention=AttentionScratch.allocate(rows, sizes.num_key_value_heads, heads, head_dim, device),
+            cross_attention=AttentionScratch.allocate(
+                slots, sizes.cross_num_key_value_heads, cross_heads, cross_head_dim, device
+            ),
+        )
+
+    def first(self, slots: int) -> "StepBuffers":
+        """The same memory, for the first slots."""
+        rows = 2 * slots
+        return replace(
+            self,
+            query=self.query[:rows],
+            mixed=self.mixed[:rows],
+            cross_query=self.cross_query[:slots],
+            cross_mixed=self.cross_mixed[:slots],
+            hidden=self.hidden[:rows],
+            logits=self.logits[:rows],
+            tokens=self.tokens[:slots],
+            channels_done=self.channels_done[:slots],
+        )
+
+
+@dataclass
+class DecodeState:
+    """B slots in one set of tensors, allocated once. Rows 2i and 2i + 1 of what has 2B rows are slot i without and with
+    text.
+
+    A new state has only stopped slots; `start` sets one going.
+    """
+
+    config: DiaConfig
+    grid: torch.Tensor  # [B, T + 1, C] int64, OPEN where nothing is decided; the last row is written, never fed
+    position: torch.Tensor  # [B] int64, row that the next step feeds
+    countdown: torch.Tensor  # [B] int64, RUNNING, then rows left after the end; 0 = stopped
+    end_row: torch.Tensor  # [B] int64, row of EOS
+    max_tokens: torch.Tensor  # [B] int64
+    cfg_scale: torch.Tensor  # [B] float32
+    temperature: torch.Tensor  # [B] float32
+    top_p: torch.Tensor  # [B] float32
+    top_k: torch.Tensor  # [B] int64
+    seed: torch.Tensor  # [B] int64
+    delay: torch.Tensor  # [C] int64
+    self_cache: KVCache  # [L, 2B, G, T, Dh]
+    cross_cache: KVCache  # [L, B, G, S, Dh], rows with text only
+    last_text: torch.Tensor  # [B] int64, last text position of cross_cache
+    residual: Residual  # [2B, D], of the row that the next step feeds
+    with_text: Residual  # its odd rows
+    buffers: StepBuffers
+
+    @classmethod
+    def allocate(cls, config: DiaConfig, slots: int, rows: int, text: int, dtype, device) -> "DecodeState":
+        """Room for `slots` requests of up to `rows` decoder rows and `text` bytes; caches in `dtype` on `device`."""
+        decoder = config.decoder
+        layers, channels = decoder.num_hidden_layers, decoder.num_channels
+
+        residual = Residual.allocate(2 * slots, decoder.hidden_size, dtype, device)
+
+        def per_slot(value, kind):
+            return torch.full((slots,), value, dtype=kind, device=device)
+
+        return cls(
+            config=config,
+            grid=torch.zeros((slots, rows + 1, channels), dtype=torch.int64, device=device),
+            position=per_slot(0, torch.int64),
+            countdown=per_slot(0, torch.int64),
+            end_row=per_slot(0, torch.int64),
+            max_tokens=per_slot(rows, torch.int64),
+            cfg_scale=per_slot(0.0, torch.float32),
+            temperature=per_slot(0.0, torch.float32),
+            top_p=per_slot(1.0, torch.float32),
+            top_k=per_slot(1, torch.int64),
+            seed=per_slot(0, torch.int64),
+            delay=torch.tensor(config.delay_pattern, dtype=torch.int64, device=device),
+            self_cache=KVCache.allocate(
+                layers, 2 * slots, decoder.num_key_value_heads, rows, decoder.head_dim, dtype, device
+            ),
+            cross_cache=KVCache.allocate(
+                layers, slots, decoder.cross_num_key_value_heads, text, decoder.cross_head_dim, dtype, device
+            ),
+            last_text=per_slot(0, torch.int64),
+            residual=residual,
+            with_text=residual.rows(slice(1, None, 2)),
+            buffers=StepBuffers.allocate(decoder, slots, dtype, device),
+        )
+
+    @property
+    def slots(self) -> int:
+        """B."""
+        return self.grid.shape[0]
+
+    @property
+    def rows(self) -> int:
+        """T, the most rows that a slot can feed."""
+        return self.grid.shape[1] - 1
+
+    def start(self, slot: int, text_length: int, prompt: torch.Tensor, options: GenerationOptions, seed: int) -> None:
+        """Set a slot's fields for a new request. Caches and residual are filled by the model's prefill.
+
+        Args:
+            slot: which one; whatever it held is forgotten.
+            text_length: encoder positions of the text.
+            prompt: codes [P, C] int64.
+            options: checked by the caller against this state's room.
+            seed: in [0, 2^63).
+        """
+        config, frames = self.config, prompt.shape[0]
+        rows = options.rows(self.rows, frames, config.max_delay)
+        self.grid[slot] = prompt_grid(prompt, config.delay_pattern, config.bos_token_id, self.rows + 1)
+        self.position[slot] = frames
+        self.countdown[slot] = RUNNING
+        self.end_row[slot] = 0
+        self.max_tokens[slot] = rows
+        self.cfg_scale[slot] = options.cfg_scale
+        self.temperature[slot] = options.temperature
+        self.top_p[slot] = options.top_p
+        vocab = config.decoder.vocab_size
+        self.top_k[slot] = vocab if options.top_k is None else min(options.top_k, vocab)
+        self.seed[slot] = seed
+        self.last_text[slot] = text_length - 1
+
+    def first(self, slots: int) -> "DecodeState":
+        """The same memory, the first slots of it."""
+        residual = self.residual.rows(slice(0, 2 * slots))
+        return replace(
+            self,
+            **{name: getattr(self, name)[:slots] for name in PER_SLOT},
+            self_cache=self.self_cache.first(2 * slots),
+            cross_cache=self.cross_cache.first(slots),
+            residual=residual,
+            with_text=residual.rows(slice(1, None, 2)),
+            buffers=self.buffers.first(slots),
+        )
+
+    def stop(self) -> None:
+        """Stop every slot, and forget its rows: what a stopped slot attends to costs time."""
+        self.countdown.zero_()
+        self.position.zero_()
+        self.last_text.zero_()

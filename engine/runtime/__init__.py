@@ -1,0 +1,1 @@
+"""Who runs when: requests, decode steps, chunks of audio."""

@@ -1,0 +1,43 @@
+"""Requests into the slots of a state, and codes out of them."""
+
+import torch
+
+from ..model.config import DiaConfig
+from ..model.delay import undelay
+from ..model.state import DecodeState
+from ..sampling_params import GenerationOptions
+from .request import Request
+from .runner import Stepper
+
+
+def start_requests(stepper: Stepper, requests: list[Request], options: GenerationOptions) -> DecodeState:
+    """A state in which slot i runs request i, text and prompt read: the next step draws the first row."""
+    model = stepper.model
+    config = model.config
+    rows = max(
+        options.rows(config.decoder.max_position_embeddings, request.prompt.shape[0], config.max_delay)
+        for request in requests
+    )
+    longest = max(request.text.shape[0] for request in requests)
+    state = stepper.state_for(len(requests), rows, longest)
+    for slot, request in enumerate(requests):
+        state.start(slot, request.text.shape[0], request.prompt, options, request.seed)
+        model.prefill(state, slot, request.text.to(model.device))
+    return state
+
+
+def finished_codes(state: DecodeState, requests: list[Request]) -> list[torch.Tensor]:
+    """What each slot said: codes [T, C] int64 on the CPU, without the prompt and in [0, eos)."""
+    grid, end_row = state.grid.cpu(), state.end_row.tolist()
+    prompts = [request.prompt.shape[0] for request in requests]
+    return [
+        spoken_codes(grid[slot], state.config, frames, end_row[slot] - frames - 1)
+        for slot, frames in enumerate(prompts)
+    ]
+
+
+def spoken_codes(grid: torch.Tensor, config: DiaConfig, first: int, frames: int) -> torch.Tensor:
+    """Codes [frames, C] int64 in [0, eos) of a slot's grid [rows, C]; see `undelay`."""
+    codes = undelay(grid, config.delay_pattern, first, frames)
+    # The reference plays code 0 where a channel holds a special id.
+    return torch.where((codes < 0) | (codes >= config.eos_token_id), 0, codes)

@@ -1,0 +1,1 @@
+"""Dia's weights: where they come from, quantization, loading and saving."""

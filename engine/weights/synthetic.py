@@ -1,0 +1,91 @@
+"""Models of random weights, made without disk or network: `synthetic:tiny` to try the engine, `synthetic:full` to
+measure it at Dia's true size. They make noise, not speech."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from ..codec import Codec, CodecConfig
+from ..kernels.quantized import FORMATS, Weight
+from ..model.config import DecoderConfig, DiaConfig, EncoderConfig
+from ..model.dia import parameter_shapes
+from .recipes import Recipe, chosen_formats
+
+PREFIX = "synthetic:"
+CONFIGS = {
+    "tiny": DiaConfig(
+        encoder=EncoderConfig(
+            num_hidden_layers=2, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=4,
+            head_dim=16,
+        ),
+        decoder=DecoderConfig(
+            num_hidden_layers=3, hidden_size=96, intermediate_size=192, num_attention_heads=6, num_key_value_heads=2,
+            head_dim=16, cross_num_attention_heads=4, cross_num_key_value_heads=4, cross_head_dim=16,
+            cross_hidden_size=64,
+        ),
+    ),
+    "full": DiaConfig(),
+}  # fmt: skip
+
+
+def is_synthetic(model) -> bool:
+    return isinstance(model, str) and model.startswith(PREFIX)
+
+
+def synthetic_config(model: str, revision: str | None = None) -> DiaConfig:
+    """The sizes behind a `synthetic:` name.
+
+    Raises:
+        ValueError: no such synthetic model, or a revision of one.
+    """
+    if revision is not None:
+        raise ValueError(f"revision {revision!r} has no meaning for {model}")
+    name = model.removeprefix(PREFIX)
+    if name not in CONFIGS:
+        raise ValueError(f"no synthetic model {name!r}; there are {', '.join(PREFIX + known for known in CONFIGS)}")
+    return CONFIGS[name]
+
+
+def random_weights(config: DiaConfig, *, dtype: torch.dtype, device, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Weights named as in `parameter_shapes`: the same values for the same seed, rounded to `dtype`."""
+    return dict(stream_random_weights(config, dtype=dtype, device=device, seed=seed))
+
+
+def stream_random_weights(
+    config: DiaConfig, *, dtype: torch.dtype, device, seed: int = 0, recipe: Recipe | None = None
+) -> Iterator[tuple[str, Weight]]:
+    """The items of `random_weights` one by one, those that the recipe names quantised.
+
+    Uniform, with the deviation 1/sqrt(fan in) that keeps the residual stream of unit size, and queries and keys so
+    small that attention (which Dia does not scale) has logits of unit deviation.
+    """
+    formats = chosen_formats(recipe, config) if recipe else {}
+    for index, (name, shape) in enumerate(parameter_shapes(config).items()):
+        if name.endswith("norm.weight"):
+            yield name, torch.ones(shape, dtype=torch.float32, device=device)
+            continue
+        generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + index)
+        bound = math.sqrt(3.0) * _deviation(name, shape, config)
+        values = torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound, generator=generator)
+        values = values.to(device)
+        yield name, FORMATS[formats[name]].quantize(values, dtype) if name in formats else values.to(dtype)
+
+
+def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
+    if "embedding" in name:
+        return 1.0 / math.sqrt(config.decoder.num_channels) if name.startswith("decoder") else 1.0
+    deviation = 1.0 / math.sqrt(shape[1])
+    if ".qkv." in name or ".cross_attn.q." in name or ".cross_attn.kv." in name:
+        sizes = config.decoder if name.startswith("decoder") else config.encoder
+        head_dim = sizes.cross_head_dim if ".cross_attn." in name else sizes.head_dim
+        deviation *= head_dim**-0.25
+    return deviation
+
+
+def synthetic_codec(config: DiaConfig, model: str, device, dtype: torch.dtype = torch.float32) -> Codec:
+    """A codec of random weights for a synthetic model: the true codec's sizes for `full`, narrow ones for `tiny`."""
+    channels = config.decoder.num_channels
+    narrow = {"encoder_hidden_size": 4, "decoder_hidden_size": 64} if model.endswith("tiny") else {}
+    sizes = CodecConfig(n_codebooks=channels, codebook_size=config.eos_token_id, **narrow)
+    return Codec.from_config(sizes, device=device, dtype=dtype)

@@ -1,0 +1,264 @@
+"""Sound files: round trips, resampling, and what happens when the path, the samples or the disk are bad."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from dia_engine.files import audio
+from dia_engine.files.audio import check_writable, read_audio, resample, write_audio
+
+ROOT = Path(__file__).parents[2]
+
+
+def tone(samples=8000, rate=16000, frequency=440.0, level=0.5):
+    return (level * np.sin(2 * np.pi * frequency * np.arange(samples) / rate)).astype(np.float32)
+
+
+def run_python(script, *arguments):
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+# Reading
+
+
+@pytest.mark.parametrize("extension", [".wav", ".flac", ".ogg", ".mp3", ".WAV"])
+def test_round_trip(tmp_path, extension):
+    path, sound = tmp_path / f"tone{extension}", tone()
+    write_audio(path, sound, 16000)
+    read, rate = read_audio(str(path))
+    assert rate == 16000 and read.dtype == np.float32 and read.shape == sound.shape
+    exact = extension.lower() in (".wav", ".flac")
+    assert np.abs(read - sound).max() < (2**-15 if exact else 0.05)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_wav_is_16_bit_pcm(tmp_path):
+    write_audio(tmp_path / "a.wav", torch.from_numpy(tone()), 16000)
+    assert soundfile.info(tmp_path / "a.wav").subtype == "PCM_16"
+
+
+@pytest.mark.parametrize("extension", [".ogg", ".mp3", ".flac"])
+def test_two_minutes_at_once(tmp_path, extension):
+    """libsndfile's Vorbis encoder ends the process when it is given this in one block."""
+    sound = np.resize(tone(16000), 120 * 16000)
+    write_audio(tmp_path / f"long{extension}", sound, 16000)
+    assert len(read_audio(tmp_path / f"long{extension}")[0]) == len(sound)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_channels_are_averaged(tmp_path, channels):
+    data = np.stack([tone(level=0.1 * (c + 1)) for c in range(channels)], axis=1)
+    soundfile.write(tmp_path / "many.wav", data, 16000, subtype="FLOAT")
+    read, _ = read_audio(tmp_path / "many.wav")
+    assert read.ndim == 1
+    np.testing.assert_allclose(read, data.mean(axis=1), atol=1e-6)
+
+
+def test_read_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.wav"):
+        read_audio(tmp_path / "nothing.wav")
+    with pytest.raises(ValueError, match=f"{tmp_path.name}.*folder"):
+        read_audio(tmp_path)
+    for name, content in (("empty.wav", b""), ("text.wav", b"hello, this is no sound" * 9)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} cannot be read as sound"):
+            read_audio(tmp_path / name)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(0, np.float32), 16000)
+    with pytest.raises(ValueError, match="silent.wav.*empty"):
+        read_audio(tmp_path / "silent.wav")
+    soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan], np.float32), 16000, subtype="FLOAT")
+    with pytest.raises(ValueError, match="nan.wav.*finite"):
+        read_audio(tmp_path / "nan.wav")
+
+
+# Resampling
+
+
+@pytest.mark.parametrize("from_rate, to_rate", [(16000, 44100), (48000, 44100), (44100, 16000), (22050, 44100)])
+def test_resample_keeps_a_tone(from_rate, to_rate):
+    changed = resample(tone(from_rate, from_rate), from_rate, to_rate)
+    assert changed.dtype == np.float32 and len(changed) == to_rate
+    middle = slice(to_rate // 10, -to_rate // 10)
+    np.testing.assert_allclose(changed[middle], tone(to_rate, to_rate)[middle], atol=2e-3)
+
+
+def test_resample_same_rate_changes_nothing():
+    np.testing.assert_array_equal(resample(tone(), 16000, 16000), tone())
+
+
+def test_resample_errors():
+    with pytest.raises(ValueError, match="too short"):
+        resample(tone(1), 192000, 8000)
+    with pytest.raises(ValueError, match="from_rate.*got 0"):
+        resample(tone(), 0, 8000)
+    with pytest.raises(TypeError, match="to_rate.*8000.5"):
+        resample(tone(), 16000, 8000.5)
+
+
+@pytest.mark.parametrize(
+    "waveform, error, message",
+    [
+        ([0.0, 0.1], TypeError, "list"),
+        (np.zeros(4, np.int16), TypeError, "int16"),
+        (torch.zeros(4, dtype=torch.int64), TypeError, "int64"),
+        (np.zeros((2, 4), np.float32), ValueError, r"\[2, 4\]"),
+        (np.zeros((), np.float32), ValueError, r"shape \[\]"),
+        (torch.zeros(0), ValueError, "empty"),
+        (np.array([0, np.nan], np.float32), ValueError, "sample 1 is nan"),
+        (torch.tensor([0.0, 0.0, float("-inf")]), ValueError, "sample 2 is -inf"),
+        (np.array([1e300]), ValueError, "sample 0 is inf"),
+    ],
+)
+def test_bad_waveforms(tmp_path, waveform, error, message):
+    with pytest.raises(error, match=message):
+        resample(waveform, 16000, 8000)
+    with pytest.raises(error, match=message):
+        write_audio(tmp_path / "a.wav", waveform, 16000)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_any_floating_dtype_is_a_waveform(dtype):
+    assert audio.as_waveform(torch.ones(3, dtype=dtype, requires_grad=True)).dtype == np.float32
+
+
+# Writing
+
+
+def test_clipping_saturates_and_warns(tmp_path, caplog):
+    write_audio(tmp_path / "loud.wav", np.array([1.5, -2.0, 0.25], np.float32), 16000)
+    np.testing.assert_allclose(read_audio(tmp_path / "loud.wav")[0], [1, -1, 0.25], atol=1e-4)
+    assert "loud.wav" in caplog.text and "2.000" in caplog.text
+
+
+def test_rate_that_the_format_lacks(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.mp3.*96000.*sample rates"):
+        write_audio(tmp_path / "a.mp3", tone(), 96000)
+    with pytest.raises(ValueError, match="sample_rate.*200001"):
+        write_audio(tmp_path / "a.ogg", tone(), 200001)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.wav.bak", ".wav"])
+def test_unknown_extension_lists_the_known(tmp_path, name):
+    with pytest.raises(ValueError, match=r"\.wav, \.flac, \.ogg, \.mp3"):
+        check_writable(tmp_path / name)
+
+
+def test_check_writable_paths(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.wav").mkdir()
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(FileNotFoundError, match="missing does not exist"):
+        check_writable(tmp_path / "missing" / "a.wav")
+    with pytest.raises(ValueError, match="file is not a folder"):
+        check_writable(tmp_path / "file" / "a.wav")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        check_writable(tmp_path / "file" / "below" / "a.wav")
+    with pytest.raises(ValueError, match="folder.wav is a folder"):
+        check_writable(tmp_path / "folder.wav")
+    with pytest.raises(ValueError, match="pipe.wav is not an ordinary file"):
+        check_writable(tmp_path / "pipe.wav")
+    with pytest.raises(OSError, match="name too long"):
+        check_writable(tmp_path / ("x" * 300 + ".wav"))
+    check_writable(tmp_path / "new.wav")
+    check_writable("relative.flac")
+
+
+PERMISSION_SCRIPT = """
+import os, sys, tempfile
+from dia_engine.files.audio import check_writable
+with tempfile.TemporaryDirectory() as top:
+    os.chmod(top, 0o777)
+    locked = os.path.join(top, "locked")
+    os.mkdir(locked)
+    taken = os.path.join(top, "taken.wav")
+    open(taken, "w").close()
+    os.chmod(taken, 0o444)
+    os.chmod(locked, 0o555)
+    if os.getuid() == 0:
+        os.setresuid(65534, 65534, 0)  # root may write anywhere; the saved id lets us clean up
+    for path in (os.path.join(locked, "a.wav"), taken):
+        try:
+            check_writable(path)
+        except PermissionError as error:
+            print(error)
+    if os.getresuid()[2] == 0:
+        os.setresuid(0, 0, 0)
+"""
+
+
+def test_check_writable_permissions():
+    result = run_python(PERMISSION_SCRIPT)
+    folder, file = result.stdout.splitlines()
+    assert "a.wav: no permission to write in folder" in folder and "locked" in folder
+    assert "no permission to overwrite this file" in file and "taken.wav" in file
+
+
+FULL_DISK_SCRIPT = """
+import os, resource, signal, sys
+import numpy as np
+from dia_engine.files.audio import write_audio
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_audio(sys.argv[1], np.random.default_rng(0).uniform(-1, 1, 60000).astype(np.float32), 16000)
+except OSError as error:
+    print(type(error).__name__, error.errno, error)
+"""
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
+def test_disk_that_takes_no_more(tmp_path, name):
+    """A limit on the file's size stands in for a full disk: the same system call fails in the same place."""
+    (tmp_path / name).write_bytes(b"old")
+    result = run_python(FULL_DISK_SCRIPT, tmp_path / name)
+    assert result.stdout == f"OSError 27 [Errno 27] could not write {tmp_path / name}: File too large\n", result.stderr
+    assert (tmp_path / name).read_bytes() == b"old"
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_interruption_leaves_no_trace(tmp_path, monkeypatch, failure, call):
+    def fail(*arguments):
+        raise failure
+
+    (tmp_path / "a.wav").write_bytes(b"old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(BaseException, match="No space left|^$") as caught:
+        write_audio(tmp_path / "a.wav", tone(), 16000)
+    assert caught.type is (KeyboardInterrupt if failure is KeyboardInterrupt else OSError)
+    if caught.type is OSError:
+        assert f"could not write {tmp_path / 'a.wav'}" in str(caught.value) and caught.value.errno == 28
+    assert (tmp_path / "a.wav").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.wav"]
+
+
+def test_encoder_that_loses_samples(tmp_path, monkeypatch):
+    whole = soundfile.SoundFile.write
+    monkeypatch.setattr(soundfile.SoundFile, "write", lambda self, data: whole(self, data[: len(data) // 2]))
+    with pytest.raises(ValueError, match=r"a\.flac: cannot write 8000 samples.*wrote 4000 samples only"):
+        write_audio(tmp_path / "a.flac", tone(), 16000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_overwrites_through_a_link_and_respects_umask(tmp_path):
+    (tmp_path / "link.wav").symlink_to(tmp_path / "real.wav")
+    mask = os.umask(0o027)
+    try:
+        write_audio(tmp_path / "link.wav", tone(), 16000)
+        write_audio(tmp_path / "link.wav", tone(4000), 16000)
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "link.wav").is_symlink()
+    assert len(read_audio(tmp_path / "real.wav")[0]) == 4000
+    assert stat.S_IMODE((tmp_path / "real.wav").stat().st_mode) == 0o640

@@ -1,0 +1,284 @@
+"""A CPU's compiled products: equal to their twins, a row alike in any batch; and what happens without a compiler."""
+
+import functools
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dia_engine import Engine
+from dia_engine.kernels.cpu import build as compiling
+from dia_engine.kernels.cpu import matmul as product
+from dia_engine.kernels.cpu.limbs import digits_of, write_digits
+from dia_engine.kernels.cpu.matmul import is_compiled, multiply, multiply_sequence, read
+from dia_engine.kernels.cpu.onednn import PackedInt8Weight, fastest
+from dia_engine.kernels.linear import sequence_linear, step_linear
+from dia_engine.kernels.quantized import BLOCK, FORMATS, PER_ABSMAX, Int8Weight, NF4Weight
+
+WHOLE = [(48, 64), (1, 128), (7, 192), (45, 1024), (300, 2048), (33, 8192)]
+ODD = [(1, 1), (7, 33), (3, 130), (45, 1030)]  # widths that blocks of 64 do not divide
+SHAPES = [(format, shape) for format in FORMATS for shape in WHOLE] + [("int8", shape) for shape in ODD]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# Code for other CPUs, which this one runs as well.
+BUILDS = {
+    "native": compiling.EXTRAS[0],
+    "AVX2": ("-march=x86-64-v3", "-fopenmp"),
+    "portable": ("-fopenmp",),
+    "one thread": (),
+}
+
+compiled = pytest.mark.skipif(compiling.library() is None, reason="there is no C compiler")
+
+
+def int8_twin(x: torch.Tensor, weight: Int8Weight) -> torch.Tensor:
+    """What `multiply_int8` computes, to the last bit: float64 holds its sums exactly."""
+    lines, unit = write_digits(x, digits_of(weight.dtype))
+    total, *lower = (lines.double() @ weight.values.double().t()).unflatten(0, (-1, len(x))).unbind()
+    for part in lower:
+        total = 256 * total + part
+    return total.float() * unit * (weight.absmax * PER_ABSMAX)
+
+
+def quantised(format, outputs, inputs, dtype=torch.float32):
+    return FORMATS[format].quantize(torch.randn(outputs, inputs) * inputs**-0.5, dtype)
+
+
+def inputs_with_outliers(rows, width, dtype):
+    x = torch.randn(rows, width)
+    x[:, ::97] *= 50
+    x[rows // 2] = 0
+    return x.to(dtype)
+
+
+@functools.cache
+def build(name: str):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiling, "EXTRAS", [BUILDS[name]])
+        return compiling.library.__wrapped__()
+
+
+@pytest.fixture(params=BUILDS)
+def any_build(request, monkeypatch):
+    """The code with this CPU's own instructions, and what others get."""
+    if request.param == "AVX2" and not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        pytest.skip("not an x86 CPU with AVX2")
+    library = build(request.param)
+    monkeypatch.setattr(product, "library", lambda: library)
+
+
+@compiled
+@pytest.mark.parametrize("format, shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reads_a_weight_back_bit_for_bit(any_build, format, shape, dtype):
+    weight = quantised(format, *shape, dtype)
+    assert torch.equal(read(weight), weight.dequantize())
+
+
+@compiled
+@pytest.mark.parametrize("rows", [1, 5, 33, 64])  # by AMX, if there is any: 1, 5 and 8 groups of lines in float32
+@pytest.mark.parametrize("shape", WHOLE + ODD)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int8_has_the_bits_of_its_twin(any_build, rows, shape, dtype):
+    weight = quantised("int8", *shape, dtype)
+    x = inputs_with_outliers(rows, shape[1], dtype)
+    assert torch.equal(multiply(x, weight), int8_twin(x, weight))
+
+
+@compiled
+def test_int8_sums_are_exact_where_they_are_largest(any_build):
+    values = torch.full((6, product.WIDEST), 127, dtype=torch.int8)
+    values[::2] = -127
+    weight = Int8Weight(values, torch.full((6,), 127.0), torch.bfloat16)
+    x = torch.full((2, product.WIDEST), 3.0)
+    x[1] = -1
+    torch.testing.assert_close(multiply(x, weight), x @ values.t().float() * weight.scale, rtol=1e-6, atol=0)
+    assert not is_compiled(Int8Weight.empty(1, product.WIDEST + 1, torch.bfloat16, "cpu"))
+
+
+@compiled
+@pytest.mark.parametrize("format, shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_loses_less_than_the_dtype_does(any_build, format, shape, dtype):
+    """The error is that of the result's own rounding, or of float32."""
+    weight = quantised(format, *shape, dtype)
+    x = inputs_with_outliers(6, shape[1], dtype)
+    matrix = weight.dequantize(torch.float32).double()
+    truth = x.double() @ matrix.t()
+    found = multiply(x, weight)
+    assert found.dtype == torch.float32 and not found[3].any()
+    fixed = 4e-5 if format == "int8" and dtype != torch.float32 else 3e-7
+    norms = x.double().abs().amax(dim=1, keepdim=True) * matrix.norm(dim=1)
+    assert ((found.double() - truth).abs() <= torch.finfo(dtype).eps * truth.abs() + fixed * norms).all()
+
+
+@compiled
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("outputs, inputs", [(96, 64), (1030, 1024), (512, 8192)])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_row_has_the_same_bits_in_any_batch(format, outputs, inputs, dtype, threads):
+    weight = quantised(format, outputs, inputs, dtype)
+    x = torch.randn(40, inputs).to(dtype)
+    together = multiply(x, weight)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for rows in (1, 2, 3, 5, 8, 9, 17, 33):
+            assert torch.equal(step_linear(x[:rows], weight), together[:rows])
+        assert torch.equal(multiply(x[1::2], weight), together[1::2])  # not contiguous
+    finally:
+        torch.set_num_threads(before)
+
+
+@compiled
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("part", [64, 3000, 2**22])
+def test_a_sequence_is_multiplied_by_the_matrix(monkeypatch, format, part):
+    monkeypatch.setattr(product, "PART", part)
+    weight = quantised(format, 300, 192)
+    x = torch.randn(2, 5, 192)
+    expected = x @ weight.dequantize().t()
+    torch.testing.assert_close(sequence_linear(x, weight), expected)
+    torch.testing.assert_close(multiply_sequence(x[0], weight), expected[0])
+
+
+@compiled
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_not_a_number_stays_one(any_build, value, dtype):
+    for format in FORMATS:
+        x = torch.randn(2, BLOCK).to(dtype)
+        x[0, 3] = value
+        found = multiply(x, quantised(format, 8, BLOCK, dtype))
+        assert not found[0].isfinite().any() and found[1].isfinite().all()
+
+
+@compiled
+def test_a_program_may_have_other_defaults():
+    """The compiled code is given addresses: what lies there must not follow torch.set_default_dtype or _device."""
+    knobs = {"max_tokens": 40, "seed": 1}
+    for quant in FORMATS:
+        expected = Engine.load("synthetic:tiny", quant=quant, device="cpu").generate("[S1] A.", **knobs)
+        for change in (
+            lambda: torch.set_default_dtype(torch.float64),
+            lambda: torch.set_default_dtype(torch.bfloat16),
+            lambda: torch.set_default_device("meta"),
+        ):
+            try:
+                change()
+                engine = Engine.load("synthetic:tiny", quant=quant, device="cpu")
+                found = engine.generate("[S1] A.", **knobs)
+            finally:
+                torch.set_default_dtype(torch.float32)
+                torch.set_default_device(None)
+            assert np.array_equal(found, expected)
+
+
+@pytest.mark.skipif(not shutil.which(compiling._compiler()[0]), reason="there is no C compiler")
+def test_a_compiler_that_is_there_compiles():
+    """Otherwise the tests above would be skipped without a word."""
+    assert compiling.library() is not None
+
+
+@compiled
+def test_one_pool_of_threads():
+    """A second OpenMP in the process would fight with torch's for the cores."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc")
+    files = {Path(line.split()[-1]).name for line in maps.read_text().splitlines() if "/" in line}
+    assert len([name for name in files if re.match(r"lib(g|i)?omp", name)]) <= 1
+
+
+# Without a compiler
+
+
+@pytest.fixture
+def no_compiler(monkeypatch, caplog):
+    monkeypatch.setenv("CC", "no-such-compiler -O3")
+    assert compiling.library.__wrapped__() is None
+    assert "could not be compiled" in caplog.text and "no-such-compiler" in caplog.text
+    monkeypatch.setattr(product, "library", lambda: None)
+
+
+def test_without_a_compiler_torch_multiplies(no_compiler):
+    x = torch.randn(4, 64)
+    for format in FORMATS:
+        weight = quantised(format, 32, 64)
+        held = fastest(weight)
+        assert not is_compiled(weight) and isinstance(held, (PackedInt8Weight, Int8Weight, NF4Weight))
+        torch.testing.assert_close(step_linear(x, held), x @ weight.dequantize().t(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "script, said",
+    [
+        ("echo 'In file included' >&2; echo 'error: this is no C' >&2; exit 1", "error: this is no C"),
+        ("exit 3", "compiler failed"),
+        (f"exec {sys.executable} -c 'import time; time.sleep(60)'", "not done after 1 s"),
+        ("exit 0", "products.so"),  # and writes nothing
+        (r"printf '\377 error' >&2; exit 1", "error"),
+    ],
+)
+def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path, caplog, script, said):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setattr(compiling, "SECONDS", 1)
+    assert compiling.library.__wrapped__() is None
+    (record,) = caplog.records
+    assert said in record.getMessage()
+
+
+def test_quotes_that_do_not_match(monkeypatch, caplog):
+    monkeypatch.setenv("CC", "gcc '-O3")
+    assert compiling.library.__wrapped__() is None
+    assert 'CC is "gcc \'-O3": No closing quotation' in caplog.text
+
+
+@compiled
+def test_a_library_without_the_functions(monkeypatch, tmp_path, caplog):
+    empty = tmp_path / "empty.c"
+    empty.write_text("int nothing;")
+    monkeypatch.setattr(compiling, "SOURCES", [empty])
+    assert compiling.library.__wrapped__() is None
+    assert "multiply_int8" in caplog.text
+
+
+@compiled
+def test_what_a_compiler_lacks_is_done_without_and_told(monkeypatch, caplog):
+    monkeypatch.setattr(compiling, "EXTRAS", (("-march=native", "-fno-such-option"), ("-march=native",)))
+    library = compiling.library.__wrapped__()
+    assert "compiled without -fno-such-option" in caplog.text
+    monkeypatch.setattr(product, "library", lambda: library)
+    x, weight = torch.randn(2, 64), quantised("int8", 32, 64)
+    assert torch.equal(multiply(x, weight), int8_twin(x, weight))
+
+
+def test_no_compiler_is_looked_for_before_there_is_a_quantised_weight():
+    script = """
+from dia_engine import Engine
+from dia_engine.kernels.cpu import library
+
+library.subprocess.run = None
+Engine.load("synthetic:tiny", load_dac=False, device="cpu").generate("[S1] A.", max_tokens=20)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_short_memory_is_told(monkeypatch):
+    class Short:
+        @staticmethod
+        def multiply_int8(*_):
+            return 0
+
+    monkeypatch.setattr(product, "library", Short)
+    with pytest.raises(MemoryError, match="2 rows of 64 inputs"):
+        multiply(torch.randn(2, 64), quantised("int8", 8, 64))

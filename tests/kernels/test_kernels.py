@@ -1,0 +1,616 @@
+"""Every kernel equals its torch twin, alone and as a whole step.
+
+Without a GPU the kernels run in Triton's interpreter, in float32: its bfloat16 dot is wrong. The tests marked `gpu` add
+what only a GPU can show.
+"""
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+triton = pytest.importorskip("triton")
+
+from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear  # noqa: E402
+from dia_engine.kernels import sample_and_advance as next_row
+from dia_engine.kernels.attention import AttentionScratch  # noqa: E402
+from dia_engine.kernels.dispatch import HOPPER, Launch, launches_to, tl  # noqa: E402
+from dia_engine.kernels.norm import Residual, headroom  # noqa: E402
+from dia_engine.kernels.philox import philox  # noqa: E402
+from dia_engine.kernels.rope import rope_table  # noqa: E402
+from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig  # noqa: E402
+from dia_engine.model.dia import DiaModel, parameter_shapes  # noqa: E402
+from dia_engine.model.state import DecodeState  # noqa: E402
+from dia_engine.sampling_params import GenerationOptions  # noqa: E402
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+EPS = 1e-5
+dtypes = pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, id="fp32"),
+        pytest.param(torch.bfloat16, id="bf16", marks=pytest.mark.gpu),
+        pytest.param(torch.float16, id="fp16", marks=pytest.mark.gpu),
+    ],
+)
+
+
+def kernels():
+    """Where the wrappers launch: on a GPU everywhere, on a CPU in here."""
+    return contextlib.nullcontext() if ON_GPU else launches_to(Launch.run, architecture=0)
+
+
+def randn(*shape, dtype=torch.float32, scale=1.0):
+    return (torch.randn(shape) * scale).to(dtype).to(DEVICE)
+
+
+def matrix(outputs, inputs, dtype=torch.float32):
+    return randn(outputs, inputs, dtype=dtype, scale=inputs**-0.5)
+
+
+def random_residual(rows, width, dtype=torch.float32):
+    residual = Residual.allocate(rows, width, dtype, DEVICE)
+    residual.write(randn(rows, width, scale=3.0), 1 + randn(width, scale=0.1))
+    return residual
+
+
+def clone(value):
+    """A deep copy of tensors in dataclasses."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if dataclasses.is_dataclass(value) and not isinstance(value, DiaConfig):
+        fields = dataclasses.fields(value)
+        copies = {field.name: clone(getattr(value, field.name)) for field in fields}
+        if "with_text" in copies:
+            copies["with_text"] = copies["residual"].rows(slice(1, None, 2))
+        return type(value)(**copies)
+    return value
+
+
+def to_float(value):
+    """The same numbers in float32."""
+    if dataclasses.is_dataclass(value):
+        return type(value)(*(to_float(getattr(value, field.name)) for field in dataclasses.fields(value)))
+    return value.float()
+
+
+def check(kernel, twin, truth):
+    """The kernel may be wrong by twice what rounding makes of the twin, and by a few last bits.
+
+    Args:
+        kernel, twin: in the dtype under test.
+        truth: the twin in float32 on the same inputs.
+    """
+    assert kernel.dtype == twin.dtype and kernel.shape == twin.shape
+    error, allowed = ((result.float() - truth).abs().max().item() for result in (kernel, twin))
+    floor = 1e-5 if kernel.dtype == torch.float32 else torch.finfo(kernel.dtype).eps / 8
+    assert error <= 2 * allowed + floor * truth.abs().max().item(), (error, allowed)
+
+
+# Large enough for several programs and loop turns, and odd in every size.
+@dtypes
+@pytest.mark.parametrize(
+    "rows, width, outputs", [(2, 64, 48), (1, 40, 7), (6, 33, 45), (14, 1040, 70), (40, 72, 17), (2, 1024, 33)]
+)
+def test_norm_linear(rows, width, outputs, dtype):
+    residual, weight = random_residual(rows, width, dtype), matrix(outputs, width, dtype)
+    out = torch.full((rows, outputs), torch.nan, device=DEVICE)
+    with kernels():
+        norm_linear.norm_linear(residual, weight, EPS, out)
+    twin = norm_linear.norm_linear_ref(residual, weight, EPS)
+    check(out, twin, norm_linear.norm_linear_ref(to_float(residual), weight.float(), EPS) / scaling(residual))
+
+
+def scaling(residual):
+    """Of a float16 residual read as float32: the headroom, which float32 does not have."""
+    return headroom(residual.z.dtype)
+
+
+@dtypes
+def test_norm_linear_of_every_other_row(dtype):
+    residual, weight = random_residual(6, 48, dtype), matrix(20, 48, dtype)
+    out = torch.full((3, 20), torch.nan, dtype=dtype, device=DEVICE)
+    with_text = residual.rows(slice(1, None, 2))
+    with kernels():
+        norm_linear.norm_linear(with_text, weight, EPS, out)
+    twin = norm_linear.norm_linear_ref(with_text, weight, EPS).to(dtype)
+    check(out, twin, norm_linear.norm_linear_ref(to_float(with_text), weight.float(), EPS) / scaling(residual))
+
+
+@dtypes
+@pytest.mark.parametrize("rows, width, inner", [(2, 64, 96), (4, 33, 45), (18, 40, 16)])
+def test_gated_linear(rows, width, inner, dtype):
+    residual, weight = random_residual(rows, width, dtype), matrix(2 * inner, width, dtype)
+    out = torch.full((rows, inner), torch.nan, dtype=dtype, device=DEVICE)
+    with kernels():
+        gated_linear.gated_linear(residual, weight, EPS, out)
+    twin = gated_linear.gated_linear_ref(residual, weight, EPS).to(dtype)
+    exact = dataclasses.replace(to_float(residual), z=residual.z.float() / scaling(residual))
+    check(out, twin, gated_linear.gated_linear_ref(exact, weight.float(), EPS))
+
+
+@dtypes
+@pytest.mark.parametrize("text", [False, True], ids=["all_rows", "rows_with_text"])
+@pytest.mark.parametrize("rows, width, inner", [(2, 64, 1030), (2, 40, 48), (6, 33, 45), (42, 20, 64)])
+def test_residual_linear(rows, width, inner, text, dtype):
+    residual = random_residual(rows, width, dtype)
+    weight, norm_weight = matrix(width, inner, dtype), 1 + randn(width, scale=0.1)
+    inputs = randn(rows // 2 if text else rows, inner, dtype=dtype)
+    without_text = randn(width) if text else None
+    result = clone(residual)
+    with kernels():
+        residual_linear.residual_linear(inputs, weight, result, norm_weight, without_text)
+    twin = residual_linear.residual_linear_ref(inputs, weight, residual, without_text)
+    truth = residual_linear.residual_linear_ref(inputs.float(), weight.float(), residual, without_text)
+    check(result.x, twin, truth)
+    expected, exact = clone(residual), Residual.allocate(rows, width, torch.float32, DEVICE)
+    expected.write(twin, norm_weight)
+    exact.write(truth, norm_weight)
+    check(result.z, expected.z, exact.z * scaling(residual))
+    torch.testing.assert_close(result.scale(EPS), expected.scale(EPS), rtol=1e-3, atol=0)
+    if dtype == torch.float32:
+        torch.testing.assert_close(result.scale(EPS), exact.scale(EPS), rtol=1e-5, atol=0)
+
+
+@dtypes
+@pytest.mark.parametrize(
+    "slots, heads, groups, head_dim, width", [(1, 4, 2, 16, 64), (3, 3, 1, 10, 33), (2, 2, 2, 6, 40), (9, 1, 1, 32, 20)]
+)
+def test_project_qkv(slots, heads, groups, head_dim, width, dtype):
+    capacity = 13
+    residual = random_residual(2 * slots, width, dtype)
+    weight = matrix((heads + 2 * groups) * head_dim, width, dtype)
+    position = torch.randint(0, capacity, (slots,), device=DEVICE)
+    rope = rope_table(capacity, head_dim, 10000.0, DEVICE)
+
+    def run(function, residual, weight, kind):
+        query = torch.full((2 * slots, heads, head_dim), torch.nan, dtype=kind, device=DEVICE)
+        caches = [torch.zeros((2 * slots, groups, capacity, head_dim), dtype=kind, device=DEVICE) for _ in range(2)]
+        function(residual, weight, EPS, rope, position, query, *caches)
+        return query, *caches
+
+    exact = dataclasses.replace(to_float(residual), z=residual.z.float() / scaling(residual))
+    with kernels():
+        results = run(qkv.project_qkv, residual, weight, dtype)
+    twins = run(qkv.project_qkv_ref, residual, weight, dtype)
+    truths = run(qkv.project_qkv_ref, exact, weight.float(), torch.float32)
+    for result, twin, truth in zip(results, twins, truths):
+        check(result, twin, truth)
+        assert torch.equal(result == 0, twin == 0)  # nothing is written elsewhere in the cache
+
+
+@dtypes
+@pytest.mark.parametrize(
+    "heads, groups, head_dim, capacity, last, rows_per_slot",
+    [
+        (4, 2, 16, 70, [0, 69], 2),
+        (16, 4, 16, 1100, [1099, 31, 32], 2),
+        (3, 3, 24, 40, [5, 0, 39], 1),
+        (9, 1, 10, 200, [199, 64], 1),
+        (6, 2, 128, 600, [513], 2),
+    ],
+)
+def test_decode_attention(heads, groups, head_dim, capacity, last, rows_per_slot, dtype):
+    rows = len(last) * rows_per_slot
+    query = randn(rows, heads, head_dim, dtype=dtype)
+    keys, values = (randn(rows, groups, capacity, head_dim, dtype=dtype) for _ in range(2))
+    last = torch.tensor(last, device=DEVICE)
+    twin = attention.decode_attention_ref(query, keys, values, last)
+    truth = attention.decode_attention_ref(query.float(), keys.float(), values.float(), last)
+    for row in range(rows):
+        for cache in (keys, values):
+            cache[row, :, int(last[row // rows_per_slot]) + 1 :] = torch.nan
+    scratch = AttentionScratch.allocate(rows, groups, heads, head_dim, DEVICE)
+    scratch.partial.fill_(torch.nan)
+    for _ in range(2):  # the second run finds what the first one left
+        out = torch.full((rows, heads * head_dim), torch.nan, dtype=dtype, device=DEVICE)
+        with kernels():
+            attention.decode_attention(query, keys, values, last, scratch, out)
+        check(out.view_as(query), twin, truth)
+        assert not scratch.arrivals.any()
+
+
+def small_config(channels=9, vocab=40, layers=2, width=32, heads=4, groups=2, head_dim=8, cross=(2, 2, 12), inner=48):
+    delay = (0, 8, 9, 10, 11, 12, 13, 14, 15, 15)[:channels] if channels > 2 else (0, 3)[:channels]
+    return DiaConfig(
+        encoder=EncoderConfig(
+            num_hidden_layers=1,
+            hidden_size=24,
+            intermediate_size=32,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=12,
+            max_position_embeddings=64,
+        ),  # fmt: skip
+        decoder=DecoderConfig(
+            num_hidden_layers=layers,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_attention_heads=heads,
+            num_key_value_heads=groups,
+            head_dim=head_dim,
+            cross_num_attention_heads=cross[0],
+            cross_num_key_value_heads=cross[1],
+            cross_head_dim=cross[2],
+            cross_hidden_size=24,
+            num_channels=channels,
+            vocab_size=vocab,
+            max_position_embeddings=256,
+        ),  # fmt: skip
+        delay_pattern=delay,
+        bos_token_id=vocab - 2,
+        eos_token_id=vocab - 4,
+        pad_token_id=vocab - 3,
+    )
+
+
+def running_state(config, slots, rows=60, dtype=torch.float32):
+    """A state in which every slot runs, each at another row."""
+    state = DecodeState.allocate(config, slots, rows, 8, dtype, DEVICE)
+    for slot in range(slots):
+        prompt = torch.randint(0, config.eos_token_id, (slot, config.decoder.num_channels))
+        state.start(slot, 3, prompt, GenerationOptions(max_tokens=rows), seed=slot)
+    return state
+
+
+def assert_same_step(config, state, logits):
+    """next_row by kernel and by twin: the same grid, flags and residual. Returns the tokens of the new rows."""
+    width = config.decoder.hidden_size
+    table = matrix(config.decoder.num_channels * config.decoder.vocab_size, width)
+    norm_weight = 1 + randn(width, scale=0.1)
+    expected = clone(state)
+    next_row.next_row_ref(logits, expected, table, norm_weight)
+    with kernels():
+        next_row.next_row(logits, state, table, norm_weight)
+    for name in ("grid", "position", "countdown", "end_row"):
+        assert torch.equal(getattr(state, name), getattr(expected, name)), name
+    torch.testing.assert_close(state.residual.x, expected.residual.x)
+    torch.testing.assert_close(state.residual.z, expected.residual.z)
+    torch.testing.assert_close(state.residual.scale(EPS), expected.residual.scale(EPS))
+    assert not state.buffers.channels_done.any()
+    return state.grid[torch.arange(state.slots, device=DEVICE), state.position]
+
+
+@pytest.mark.parametrize("channels, vocab, slots, turns", [(9, 1028, 2, 2), (1, 37, 3, 10), (10, 64, 2, 3)])
+def test_next_row_draws_the_twins_tokens(channels, vocab, slots, turns):
+    config = small_config(channels=channels, vocab=vocab)
+    state = running_state(config, slots)
+    state.grid.fill_(-1)
+    state.position.fill_(20)
+    state.temperature.copy_(torch.tensor([1.2, 0.7, 2.0])[:slots])
+    state.top_p.copy_(torch.tensor([0.95, 0.5, 1.0])[:slots])
+    state.top_k.copy_(torch.tensor([min(45, vocab), vocab, 10])[:slots])
+    drawn = []
+    for _ in range(turns):
+        state.seed.copy_(torch.randint(0, 2**63 - 1, (slots,)))
+        logits = randn(2 * slots, channels, vocab, scale=2.0)
+        drawn.append(assert_same_step(config, state, logits))
+    assert torch.stack(drawn).unique().numel() > 5
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 30])
+@pytest.mark.parametrize("top_p", [0.25, 0.5, 0.9, 1.0])
+def test_next_row_with_ties(top_k, top_p):
+    """Logits of three values only: the k-th largest and the nucleus's edge are tied. 0.0 and -0.0 are one value."""
+    config = small_config(vocab=36, channels=2)
+    state = running_state(config, 2, rows=20)
+    state.temperature.fill_(1.0)
+    state.top_p.fill_(top_p)
+    state.top_k.fill_(top_k)
+    logits = torch.randint(-1, 2, (4, 2, 36)).float().to(DEVICE)
+    logits[:, :, ::3] *= -1.0
+    assert_same_step(config, state, logits)
+
+
+def test_next_row_at_the_edge_of_the_nucleus():
+    """Four equal probabilities of 1/4: an id stays if the mass before it does not exceed top_p, exact hits included."""
+    config = small_config(vocab=36, channels=1)
+    tokens = set()
+    for seed in range(12):
+        state = running_state(config, 3, rows=20)
+        state.seed.fill_(seed)
+        state.temperature.fill_(1.0)
+        state.top_k.fill_(36)
+        state.top_p.copy_(torch.tensor([0.25, 0.5, 0.2]))
+        logits = torch.full((6, 1, 36), -torch.inf, device=DEVICE)
+        logits[:, :, 4:8] = 1.0
+        state.cfg_scale.zero_()
+        logits[::2] = 0.0  # finite, or guidance makes nan of two infinities
+        logits[1::2].clamp_(min=-1e4)
+        row = assert_same_step(config, state, logits)
+        tokens |= {(slot, int(token)) for slot, token in enumerate(row[:, 0])}
+    assert tokens == {(0, 4), (0, 5), (1, 4), (1, 5), (1, 6), (2, 4)}
+
+
+def test_next_row_rules():
+    """Greedy slots, EOS ahead and behind, and a choice that leaves nothing but forbidden ids."""
+    config = small_config(vocab=40, channels=3)
+    eos = config.eos_token_id
+    state = running_state(config, 5, rows=40)
+    state.position.fill_(15)
+    state.grid.fill_(-1)
+    state.cfg_scale.fill_(1.0)
+    state.top_k.copy_(torch.tensor([40, 40, 1, 40, 2]))
+    state.temperature.copy_(torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0]))
+    logits = randn(10, 3, 40, scale=0.5)
+    logits[1, :, eos] = 9.0  # greedy: EOS on channel 0 only
+    logits[3, :, eos] = 9.0  # drawn: only EOS survives on channel 0
+    logits[5, :, eos + 2] = 9.0  # top_k 1 chooses a forbidden id: id 0
+    logits[7, :, :] = -torch.inf  # nothing at all: id 0
+    logits[6, :, :] = 0.0
+    state.cfg_scale[3] = 0.0
+    logits[9, :, eos] = 8.0
+    logits[9, :, 7] = 9.0  # EOS is second: it goes, 7 is left
+    row = assert_same_step(config, state, logits)
+    assert row[:, 0].tolist() == [eos, eos, 0, 0, 7]
+    assert not (row[:, 1:] >= eos).any() and (row[2:4] == 0).all()
+
+
+def test_next_row_runs_out_as_the_twin_does():
+    """From the first rows to well past the end: forced rows, EOS, countdown, the last rows, stopped slots."""
+    config = small_config(vocab=40, channels=2)
+    state = running_state(config, 2, rows=9)
+    state.max_tokens[1] = 7
+    for row in range(9):
+        logits = randn(4, 2, 40)
+        if row == 2:
+            logits[1, 0, config.eos_token_id] = 30.0
+        assert_same_step(config, state, logits)
+    assert not state.countdown.any()  # every slot has stopped
+
+
+def test_philox_is_tritons():
+    @triton.jit
+    def words(out_ptr, seed_ptr, BLOCK: tl.constexpr):
+        i = tl.arange(0, BLOCK)
+        first, second, third, fourth = tl.philox(tl.load(seed_ptr), i, 5, 1234567, 0)
+        tl.store(out_ptr + i, first.to(tl.int64))
+        tl.store(out_ptr + BLOCK + i, second.to(tl.int64))
+        tl.store(out_ptr + 2 * BLOCK + i, third.to(tl.int64))
+        tl.store(out_ptr + 3 * BLOCK + i, fourth.to(tl.int64))
+
+    for seed in (0, 7, 2**63 - 1, 0x123456789ABCDEF):
+        key = torch.tensor([seed], device=DEVICE)
+        out = torch.zeros((4, 64), dtype=torch.int64, device=DEVICE)
+        words[(1,)](out, key, BLOCK=64)
+        counter = torch.arange(64, device=DEVICE)
+        fixed = (torch.full_like(counter, value) for value in (5, 1234567, 0))
+        assert torch.equal(out, torch.stack(philox(key, (counter, *fixed))))
+
+
+def random_weights(config, dtype=torch.float32):
+    weights = {}
+    for name, shape in parameter_shapes(config).items():
+        is_norm = name.endswith("norm.weight")
+        weights[name] = 1 + randn(*shape, scale=0.1) if is_norm else matrix(*shape, dtype=dtype)
+    return weights
+
+
+def started(model, requests, rows=40):
+    """A state with a slot for each (text length, prompt frames, options)."""
+    state = DecodeState.allocate(model.config, len(requests), rows, 16, model.dtype, model.device)
+    generator = torch.Generator().manual_seed(1)
+    for slot, (length, frames, options) in enumerate(requests):
+        text = torch.randint(1, 255, (length,), generator=generator).to(model.device)
+        shape = (frames, model.config.decoder.num_channels)
+        prompt = torch.randint(0, model.config.eos_token_id, shape, generator=generator)
+        state.start(slot, length, prompt, options, seed=11 + slot)
+        model.prefill(state, slot, text)
+    return state
+
+
+GREEDY = GenerationOptions(max_tokens=40, temperature=0.0)
+DRAWN = GenerationOptions(max_tokens=33, top_p=0.9, top_k=20)
+REQUESTS = [(3, 0, GREEDY), (13, 7, DRAWN), (16, 2, GenerationOptions(max_tokens=40, top_k=None, cfg_scale=1.0))]
+
+
+def assert_same_run(config, steps):
+    """Three ragged slots by kernels and by twins: the same grid after `steps` rows."""
+    weights = random_weights(config)
+    model, twin = DiaModel(config, weights), DiaModel(config, {name: weight.cpu() for name, weight in weights.items()})
+    state = started(model, REQUESTS)
+    twin_state = started(twin, REQUESTS)
+    for _ in range(steps):
+        with kernels():
+            model.step(state)
+        twin.step(twin_state)
+    assert torch.equal(state.grid.cpu(), twin_state.grid)
+    torch.testing.assert_close(state.residual.x.cpu(), twin_state.residual.x, rtol=1e-4, atol=1e-4)
+
+
+CONFIGS = [
+    pytest.param(small_config(channels=2, layers=1), id="plain"),
+    pytest.param(
+        small_config(channels=3, width=36, heads=3, groups=1, head_dim=10, cross=(4, 2, 6), inner=30), id="odd"
+    ),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_step_with_kernels_draws_the_twins_codes(config):
+    assert_same_run(config, steps=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_whole_run_with_kernels_draws_the_twins_codes(config):
+    assert_same_run(config, steps=40)
+
+
+def recorded(config, slots, dtype=torch.bfloat16, architecture=HOPPER):
+    """The launches of one step, which touch no memory: all tensors are on the meta device."""
+    shapes = parameter_shapes(config).items()
+    kinds = {name: torch.float32 if name.endswith("norm.weight") else dtype for name, _ in shapes}
+    model = DiaModel(config, {name: torch.empty(shape, dtype=kinds[name], device="meta") for name, shape in shapes})
+    state = DecodeState.allocate(config, slots, 64, 32, dtype, "meta")
+    launches, operations = [], _Operations()
+    with launches_to(launches.append, architecture), operations:
+        model.step(state)
+    return launches, operations
+
+
+class _Operations(TorchDispatchMode):
+    """Remembers which torch operations run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("slots", [1, 5])
+def test_a_step_is_eight_launches_a_layer_and_two_and_nothing_else(slots):
+    layers = 3
+    launches, operations = recorded(small_config(layers=layers), slots)
+    assert len(launches) == 8 * layers + 2
+    assert operations.names <= {"select", "view", "slice", "detach"}, "a step allocates or computes outside of kernels"
+    assert all(launch.dependent for launch in launches)
+
+
+def test_no_dependent_launch_before_hopper():
+    launches, _ = recorded(small_config(), 1, architecture=86)
+    assert not any(launch.dependent for launch in launches)
+
+
+def test_bad_shapes_are_refused():
+    residual, weight = random_residual(2, 32), matrix(16, 24)
+    with pytest.raises(ValueError, match="norm_linear"):
+        norm_linear.norm_linear(residual, weight, EPS, torch.empty(2, 16, device=DEVICE))
+    with pytest.raises(ValueError, match="gated_linear"):
+        gated_linear.gated_linear(residual, weight, EPS, torch.empty(2, 8, device=DEVICE))
+    with pytest.raises(ValueError, match="residual_linear"):
+        residual_linear.residual_linear(torch.empty(2, 24), weight, residual, residual.x[0])
+
+
+def test_other_strides_are_refused():
+    residual, weight = random_residual(2, 32), matrix(32, 16).T
+    with kernels(), pytest.raises(ValueError, match="weight must be contiguous"):
+        norm_linear.norm_linear(residual, weight, EPS, torch.empty(2, 16, device=DEVICE))
+
+
+def test_float16_residual_has_headroom():
+    """Products of x and the norm's weight up to 4e6 survive in float16, and the normed product is right."""
+    residual = Residual.allocate(2, 64, torch.float16, DEVICE)
+    x = randn(2, 64) * 1e5
+    residual.write(x, torch.full((64,), 8.0, device=DEVICE))
+    assert residual.z.isfinite().all()
+    normed = torch.nn.functional.rms_norm(x, (64,), eps=EPS) * 8.0
+    torch.testing.assert_close(residual.z.float() * residual.scale(EPS), normed, rtol=1e-3, atol=1e-3)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_python(*arguments):
+    """A fresh interpreter, in which Triton compiles."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_import_without_triton():
+    program = "import sys; sys.modules['triton'] = None; import dia_engine.model.dia; from dia_engine.kernels import dispatch; "
+    program += "assert dispatch.WHY_NO_TRITON"
+    result = run_python("-c", program)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_configuration_compiles_without_spills_and_with_wide_loads():
+    result = run_python("-m", "benchmarks.kernel_report", "--arch", "86", "90", "--slots", "1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = result.stdout.splitlines()[1:]
+    assert len(lines) == 2 * 10
+    assert all("HMMA" in line for line in lines if "_linear" in line or "qkv" in line), result.stdout
+
+
+@pytest.mark.slow
+def test_every_configuration_compiles_for_every_architecture_batch_and_dtype():
+    result = run_python("-m", "benchmarks.kernel_report", "--dtype", "bfloat16", "float16", "float32")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+# What only a GPU can show.
+
+models = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
+
+
+def sizeable_model(dtype):
+    """Enough programs and loop turns for a race or another order of sums to show."""
+    config = small_config(vocab=1028, layers=3, width=768, heads=8, groups=2, head_dim=64, cross=(8, 8, 64), inner=1536)
+    return DiaModel(config, random_weights(config, dtype))
+
+
+def bits_of_steps(model, state, steps, run=contextlib.nullcontext):
+    """Logits and residuals of some steps."""
+    found = []
+    for _ in range(steps):
+        with run():
+            model.step(state)
+        found += [state.buffers.logits.clone(), state.residual.x.clone()]
+    return found
+
+
+@pytest.mark.gpu
+@models
+@pytest.mark.parametrize("batch", [2, 5, 9, 20, 40])
+def test_a_slot_in_a_batch_has_the_bits_it_has_alone(batch, dtype):
+    model = sizeable_model(dtype)
+    requests = [REQUESTS[index % len(REQUESTS)] for index in range(batch)]
+    together = bits_of_steps(model, started(model, requests), 6)
+    for slot in (0, 1, batch - 1):
+        alone = started(model, requests[: slot + 1])  # `started` draws texts and prompts in the order of slots
+        lone = DecodeState.allocate(model.config, 1, 40, 16, model.dtype, model.device)
+        copy_slot(alone, slot, lone)
+        for batched, single in zip(together, bits_of_steps(model, lone, 6)):
+            assert torch.equal(batched[2 * slot : 2 * slot + 2], single)
+
+
+def copy_slot(source, slot, target):
+    """Make the only slot of `target` a copy of one of `source`'s."""
+    flags = ("grid", "position", "countdown", "end_row", "last_text")
+    for name in (*flags, "max_tokens", "cfg_scale", "temperature", "top_p", "top_k", "seed"):
+        getattr(target, name)[0] = getattr(source, name)[slot]
+    pair = slice(2 * slot, 2 * slot + 2)
+    for name in ("keys", "values"):
+        getattr(target.self_cache, name).copy_(getattr(source.self_cache, name)[:, pair])
+        getattr(target.cross_cache, name).copy_(getattr(source.cross_cache, name)[:, slot : slot + 1])
+    for name in ("x", "z", "squares"):
+        getattr(target.residual, name).copy_(getattr(source.residual, name)[pair])
+
+
+@pytest.mark.gpu
+@models
+def test_dependent_launches_change_no_bit(dtype):
+    major, minor = torch.cuda.get_device_capability()
+    model = sizeable_model(dtype)
+
+    def one_after_the_other():
+        return launches_to(lambda launch: dataclasses.replace(launch, dependent=False).run(), major * 10 + minor)
+
+    overlapped = bits_of_steps(model, started(model, REQUESTS), 25)
+    for ours, plain in zip(overlapped, bits_of_steps(model, started(model, REQUESTS), 25, one_after_the_other)):
+        assert torch.equal(ours, plain)
+
+
+@pytest.mark.gpu
+def test_a_replayed_step_is_the_step():
+    model = sizeable_model(torch.bfloat16)
+    eager, replayed = started(model, REQUESTS), started(model, REQUESTS)
+    model.step(started(model, REQUESTS))  # compiles, which a capture does not allow
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        model.step(replayed)
+    for _ in range(30):
+        model.step(eager)
+        graph.replay()
+        assert torch.equal(eager.grid, replayed.grid)
+        assert torch.equal(eager.residual.x, replayed.residual.x)

@@ -1,0 +1,57 @@
+import math
+
+import numpy as np
+import pytest
+
+from dia_engine.sampling_params import GenerationOptions, check_seed
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"temperature": -0.1}, ValueError, r"temperature must be in \[0, 1e\+06\], got -0.1"),
+        ({"temperature": math.nan}, ValueError, "temperature must be finite, got nan"),
+        ({"temperature": "hot"}, TypeError, "temperature must be a number, got 'hot'"),
+        ({"temperature": True}, TypeError, "temperature must be a number"),
+        ({"temperature": 1e-30}, ValueError, "temperature must be 0 or at least 1e-06, got 1e-30"),
+        ({"temperature": 1e300}, ValueError, "temperature must be in"),
+        ({"cfg_scale": 1e39}, ValueError, "cfg_scale must be in"),
+        ({"cfg_scale": math.inf}, ValueError, "cfg_scale must be finite"),
+        ({"top_p": 0}, ValueError, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"top_p": 1.01}, ValueError, r"top_p must be in \(0, 1\], got 1.01"),
+        ({"top_p": math.nan}, ValueError, "top_p must be finite"),
+        ({"top_k": 0}, ValueError, "cfg_filter_top_k must be >= 1, or None for all, got 0"),
+        ({"top_k": 2.5}, TypeError, "cfg_filter_top_k must be an integer, got 2.5"),
+        ({"max_tokens": 10.0}, TypeError, "max_tokens must be an integer, got 10.0"),
+    ],
+)
+def test_bad_values(values, error, message):
+    with pytest.raises(error, match=message):
+        GenerationOptions(**values)
+
+
+def test_good_values():
+    GenerationOptions(temperature=0, top_p=1, top_k=None, cfg_scale=-1.5, max_tokens=np.int64(100))
+    assert type(GenerationOptions(temperature=np.float32(0.5)).temperature) is float
+
+
+def test_rows_fit_model_and_prompt():
+    assert GenerationOptions().rows(3072, 0, 15) == 3072
+    assert GenerationOptions().rows(256, 0, 15) == 256, "the default stands for the model's limit"
+    assert GenerationOptions(max_tokens=17).rows(256, 0, 15) == 17
+    with pytest.raises(ValueError, match="at most 256, the decoder's positions, got 257"):
+        GenerationOptions(max_tokens=257).rows(256, 0, 15)
+    with pytest.raises(ValueError, match="at least 17 .* got 16; raise it"):
+        GenerationOptions(max_tokens=16).rows(256, 0, 15)
+    with pytest.raises(ValueError, match="at least 257 .* got 256; use a shorter audio prompt"):
+        GenerationOptions().rows(256, 240, 15)
+
+
+def test_seed():
+    assert check_seed(np.int64(7)) == 7
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match=f"seed must be in .* got {seed}"):
+            check_seed(seed)
+    for seed in (1.0, "1", True):
+        with pytest.raises(TypeError, match="seed must be an integer"):
+            check_seed(seed)
