@@ -5,19 +5,23 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow hear gpu clean
+.PHONY: demo test test-slow test-install hear gpu clean
 
 # One thread: in so small a model the others only wait, and on a busy machine they wait for long.
 demo: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/dia-engine say --model talker --seed 1 -o demo.wav --spectrogram demo.png \
+	@OMP_NUM_THREADS=1 $(PY) -m dia_engine say --model talker --seed 1 -o demo.wav --spectrogram demo.png \
 		"[S1] Hello, my little robot. Can you sing? [S2] No, I can count very well."
 
 test: $(READY)
-	$(PY) -m pytest -q -m "not slow"
+	$(PY) -m pytest -q -m "not slow" $(TESTS)
 
 # What takes minutes or gigabytes: the 1.6B checkpoints on disk.
 test-slow: $(READY)
 	$(PY) -m pytest -q -m slow
+
+# Whether the pinned versions resolve, and `make demo` and kernel tests on bare Debian systems. Needs root and mmdebstrap.
+test-install:
+	$(PYTHON) -m tools.test_install $(PARTS)
 
 # What the small model's speech sounds like to a speech recogniser. Needs flite: apt install flite
 hear: $(READY)

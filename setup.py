@@ -18,17 +18,17 @@ setup(
     },
     install_requires=[
         "torch>=2.9",
-        "numpy",
+        "numpy>=1.26",
         "safetensors>=0.4.3",
         "huggingface_hub>=0.23",
         "soundfile>=0.12.1",
         "soxr>=0.3.7",
-        "tqdm",
+        "tqdm>=4.64",
         "triton>=3.5; sys_platform == 'linux'",
     ],
     extras_require={
         "codec": ["descript-audio-codec>=1.0"],
-        "test": ["pytest>=7", "pytest-benchmark>=4", "transformers>=4.53", "bitsandbytes>=0.45", "accelerate"],
+        "test": ["pytest>=7", "pytest-benchmark>=4", "transformers>=4.53", "bitsandbytes>=0.45", "accelerate>=1.0"],
         "hear": ["pocketsphinx>=5", "transformers>=4.53"],  # `talker/` and the tests that listen; they need flite too
     },
     entry_points={"console_scripts": ["dia-engine=dia_engine.cli:main"]},
