@@ -1,4 +1,5 @@
 # `make demo` and `make test` do all the set-up they need on a machine with Python 3.10 or newer.
+# In an environment of one's own, without any set-up: make demo READY= PY=python3
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,14 +30,16 @@ hear: $(READY)
 	$(PY) -m tools.talker.evaluate
 	$(PY) -m pytest -q tests/tools/test_hearing.py
 
-# Needs a CUDA device. In an environment of one's own: make gpu READY= PY=python3
+# Needs a CUDA device.
 gpu: $(READY)
 	$(PY) -m benchmarks.gpu $(if $(REFERENCE),--reference $(REFERENCE))
 
-# The environment is made anew when what it must hold has changed.
+# The environment is made anew when what it must hold has changed. TORCH_INDEX is a package index to take torch from: the
+# wheel on PyPI brings CUDA, README.md says how to do without.
 $(READY): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q -c constraints.txt pip setuptools wheel
+	$(if $(TORCH_INDEX),$(PY) -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch)
 	PYTHONWARNINGS="ignore:Editable installation" $(PY) -m pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
 	@touch $@
 

@@ -1,5 +1,6 @@
 """What is installed, what can be imported in a checkout, and that our folders shadow no other package."""
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,3 +65,23 @@ def test_a_wheel_holds_one_package_with_kernels_and_assets(tmp_path):
     }
     ours = {str(path) for path in ours if path.suffix != ".pyc"}
     assert ours <= set(names) and "dia_engine/assets/talker/codec/model.safetensors" in ours
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_exactly_one_version_is_pinned_of_all_that_setup_needs_and_setup_allows_it(python, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    setup = {}
+    monkeypatch.setattr(setuptools, "setup", setup.update)
+    runpy.run_path("setup.py")
+    system = {"python_version": python, "sys_platform": "linux"}
+
+    def applying(lines):
+        requirements = [Requirement(line) for line in lines if not line.startswith("#")]
+        return [each for each in requirements if not each.marker or each.marker.evaluate(system)]
+
+    pins = applying((ROOT / "constraints.txt").read_text().splitlines())
+    for needed in applying(
+        setup["install_requires"] + setup["extras_require"]["test"] + setup["extras_require"]["hear"]
+    ):
+        versions = [str(pin.specifier).removeprefix("==") for pin in pins if pin.name == needed.name]
+        assert len(versions) == 1 and needed.specifier.contains(versions[0]), f"{needed}: {versions}"

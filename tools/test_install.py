@@ -15,6 +15,7 @@ taken from the environment. Prints minutes, and gigabytes downloaded and install
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,8 +69,9 @@ def resolve(version: str, folder: Path) -> None:
 
 def works(python: str) -> bool:
     """Whether a Python can make virtual environments. A version manager's commands may be on the PATH and fail."""
-    found = shutil.which(python)
-    return found is not None and subprocess.run([found, "-c", "import ensurepip"], capture_output=True).returncode == 0
+    if shutil.which(python) is None:
+        return False
+    return subprocess.run([python, "-c", "import ensurepip"], check=False, capture_output=True).returncode == 0
 
 
 def install(system: str, folder: Path, targets: list[str]) -> None:
@@ -81,7 +83,12 @@ def install(system: str, folder: Path, targets: list[str]) -> None:
     root = folder / system
     subprocess.run(["mmdebstrap", "-q", "--variant=minbase", f"--include={PACKAGES}", system, root], check=True)
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", root / "root/dia-engine"], check=True)
-    environment = {"HOME": "/root", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+    environment = {
+        "HOME": "/root",
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "LANG": "C.UTF-8",
+        "PIP_LOG": "/root/pip.log",
+    }
     environment |= {name: os.environ[name] for name in NETWORK if name in os.environ}
     for name in CERTIFICATES:
         if name in os.environ:
@@ -102,14 +109,20 @@ def install(system: str, folder: Path, targets: list[str]) -> None:
         call(target)
         print(f"{system}: `{target}` took {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
     call(".venv/bin/python -m pip list | grep -iE '^(torch|triton|numpy|transformers) '")
-    cache = gigabytes(root / "root/.cache/pip")
-    print(f"{system}: downloaded {cache:.1f} GB, installed {gigabytes(root) - empty - cache:.1f} GB", flush=True)
+    loaded = downloaded((root / "root/pip.log").read_text())
+    print(f"{system}: downloaded {loaded:.1f} GB, uses {gigabytes(root) - empty:.1f} GB of disk", flush=True)
 
 
 def gigabytes(folder: Path) -> float:
     """Disk used by a folder, in units of 10^9 bytes."""
     used = subprocess.run(["du", "-s", "--block-size=1000", folder], check=True, capture_output=True, text=True)
     return int(used.stdout.split()[0]) / 1e6
+
+
+def downloaded(log: str) -> float:
+    """Sum of the downloads in a log of pip, in units of 10^9 bytes."""
+    units = {"bytes": 1e-9, "kB": 1e-6, "MB": 1e-3, "GB": 1}
+    return sum(float(size) * units[unit] for size, unit in re.findall(r"Downloading \S+ \(([\d.]+) (\w+)\)", log))
 
 
 def main() -> int:
