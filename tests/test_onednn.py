@@ -89,3 +89,26 @@ def test_a_cpu_whose_sums_overflow_is_found_out(monkeypatch):
 
     monkeypatch.setattr(PackedInt8Weight, "_multiply", saturating)
     assert not multiplies_int8.__wrapped__()
+
+
+@pytest.mark.parametrize("vnni, amx, fast", [(True, False, True), (False, True, True), (False, False, False)])
+def test_speed_is_known_by_the_cpus_features(monkeypatch, vnni, amx, fast):
+    monkeypatch.setattr(onednn, "has_vnni", lambda: vnni)
+    monkeypatch.setattr(onednn, "has_amx", lambda: amx)
+    assert multiplies_int8.__wrapped__() is fast
+
+
+def test_lines_go_in_as_unsigned_numbers(monkeypatch):
+    """Signed ones meet oneDNN's reference loop on a CPU without AMX."""
+    given, product = [], torch.ops.onednn.qlinear_pointwise
+
+    def recorded(lines, scale, zero_point, *rest):
+        given.append((lines.dtype, zero_point))
+        return product(lines, scale, zero_point, *rest)
+
+    monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", recorded)
+    lines = torch.arange(-128, 128, dtype=torch.int8).view(4, 64)
+    weight = int8_matrix(48, 64)
+    found = PackedInt8Weight.pack(weight)._multiply(lines)
+    assert given == [(torch.uint8, 128)]
+    assert torch.equal(found, (lines.double() @ weight.values.double().t()).float() * weight.scale)
