@@ -112,3 +112,13 @@ def test_lines_go_in_as_unsigned_numbers(monkeypatch):
     found = PackedInt8Weight.pack(weight)._multiply(lines)
     assert given == [(torch.uint8, 128)]
     assert torch.equal(found, (lines.double() @ weight.values.double().t()).float() * weight.scale)
+
+
+def test_a_weight_that_is_read_back_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(onednn, "is_compiled", lambda weight: False)
+    monkeypatch.setattr(onednn, "multiplies_int8", lambda: False)
+    onednn._warn_of_reading_back.cache_clear()
+    weight = int8_matrix(32, 64)
+    assert fastest(weight) is weight and fastest(weight) is weight
+    (record,) = caplog.records
+    assert "int8 saves memory and not time" in record.getMessage()

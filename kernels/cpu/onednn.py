@@ -1,6 +1,7 @@
 """int8 weights on a CPU without a C compiler: oneDNN packs them and multiplies them by digits (see `digits`)."""
 
 import functools
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from ..formats import Int8Weight, Weight
 from .digits import digits_of, write_digits
 from .features import has_amx, has_vnni
 from .product import is_compiled
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,19 @@ class PackedInt8Weight:
 
 def fastest(weight: Weight) -> Weight | PackedInt8Weight:
     """The weight in the form that its device multiplies fastest."""
-    packs = isinstance(weight, Int8Weight) and weight.device.type == "cpu" and not is_compiled(weight)
-    return PackedInt8Weight.pack(weight) if packs and multiplies_int8() else weight
+    if isinstance(weight, torch.Tensor) or weight.device.type != "cpu" or is_compiled(weight):
+        return weight
+    if isinstance(weight, Int8Weight) and multiplies_int8():
+        return PackedInt8Weight.pack(weight)
+    _warn_of_reading_back(weight.title)
+    return weight
+
+
+@functools.cache
+def _warn_of_reading_back(title: str) -> None:
+    logger.warning(
+        "%s saves memory and not time here: without compiled code the weights are read back at every product", title
+    )
 
 
 @functools.cache
