@@ -1,4 +1,4 @@
-"""Has a request the same bits alone and in a batch? Runs the projections as compiled, in the PTX emulator.
+"""Has a request the same bits alone and in a batch? Runs projections and attention as compiled, in the PTX emulator.
 
     python -m tools.ptx_emulator.row_bits --arch 86 90 [--slots 2 5 9 20] [--weights bfloat16 float16 float32
                                           bfloat16:int8 bfloat16:nf4 float32:int8 float32:nf4]
@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from engine.kernels import gated_linear, norm_linear, qkv, residual_linear
+from engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
 from engine.kernels.dispatch import Launch, launches_to
 from engine.kernels.formats import FORMATS
 from engine.kernels.norm import TILE, Residual
@@ -27,7 +27,7 @@ EPS = 1e-5
 
 
 class Requests:
-    """Inputs of every projection for up to `slots` requests, the same whichever of them run together."""
+    """Inputs of every projection and of attention for up to `slots` requests, the same whichever of them run together."""
 
     def __init__(self, slots: int, weights: str) -> None:
         torch.manual_seed(0)
@@ -42,6 +42,10 @@ class Requests:
         self.narrow = torch.randn(rows, 64)
         self.constant = torch.randn(64)
         self.rope = rope_table(16, 64, 10000.0, "cpu")
+        self.query = torch.randn(rows, 4, 16).to(self.dtype)
+        self.keys, self.values = (torch.randn(rows, 2, 70, 16).to(self.dtype) for _ in range(2))
+        self.last = torch.arange(slots) * 13 % 70  # other lengths than the first request's, 70
+        self.last[0] = 69
 
     def _weight(self, outputs: int):
         matrix = torch.randn(outputs, WIDTH) * WIDTH**-0.5
@@ -66,7 +70,15 @@ class Requests:
             result.write(self.narrow[:rows], torch.ones(64))
             residual_linear.residual_linear(inputs, self.out, result, torch.ones(64), constant)
             found |= {f"{title} {name}": getattr(result, name) for name in ("x", "z", "squares")}
-        return found
+        return found | {"self-attention": self._attend(slots, 2), "cross-attention": self._attend(slots, 1)}
+
+    def _attend(self, slots: int, rows_per_slot: int) -> torch.Tensor:
+        rows = slots * rows_per_slot
+        out = torch.zeros(rows, 64, dtype=self.dtype)
+        scratch = attention.AttentionScratch.allocate(rows, 2, 4, 16, "cpu")
+        caches = self.keys[:rows], self.values[:rows]
+        attention.decode_attention(self.query[:rows], *caches, self.last[:slots], scratch, out)
+        return out
 
 
 def differences(architecture: int, weights: str, batches: list[int]) -> list[str]:
@@ -77,7 +89,7 @@ def differences(architecture: int, weights: str, batches: list[int]) -> list[str
         alone = requests.run(1)
         for slots in batches:
             for name, together in requests.run(slots).items():
-                count = int((together[:2] != alone[name]).sum())
+                count = int((together[: len(alone[name])] != alone[name]).sum())
                 if count:
                     lines.append(
                         f"sm_{architecture} {weights} {slots} slots: {name}: {count} of {alone[name].numel()} differ"
