@@ -3,7 +3,8 @@
     python -m tools.ptx_emulator.row_bits --arch 86 90 [--slots 2 5 9 20] [--weights bfloat16 float16 float32
                                           bfloat16:int8 bfloat16:nf4 float32:int8 float32:nf4]
 
-Prints what differs: kernel and output, weights, slots, how many elements. Exit status 1 if anything does.
+Prints what differs: kernel and output, weights, slots, how many elements; or that a kernel needs more shared
+memory than there is. Exit status 1 in both cases.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 import time
 
 import torch
+from triton.runtime.errors import OutOfResources
 
 from engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
 from engine.kernels.dispatch import Launch, launches_to
@@ -109,10 +111,13 @@ def main(arguments: list[str] | None = None) -> int:
     for architecture in options.arch:
         for weights in options.weights:
             start = time.perf_counter()
-            lines = differences(architecture, weights, options.slots)
+            try:
+                lines = differences(architecture, weights, options.slots)
+            except OutOfResources as error:
+                lines = [f"sm_{architecture} {weights}: a kernel does not fit: {error}"]
             failed |= bool(lines)
             print(*lines, sep="\n", end="\n" if lines else "")
-            verdict = f"{len(lines)} differ" if lines else "equal"
+            verdict = f"{len(lines)} faults" if lines else "equal"
             print(f"sm_{architecture} {weights}: {verdict}, {time.perf_counter() - start:.0f} s", flush=True)
     return int(failed)
 
