@@ -7,15 +7,15 @@ multiplied in float32, in the reference's order, and rounded once.
 
 import torch
 
-from . import formats
+from . import quantized
 from .dispatch import begin, launch, require_contiguous, tl, triton, uses_triton
-from .quantized import Int8Weight, NF4Weight
 from .nf4 import nf4_levels
+from .quantized import Int8Weight, NF4Weight
 
 ROWS, COLUMNS = 8, 512  # of an int8 matrix, per program
 BLOCKS = 128  # of NF4, per program
-BLOCK = tl.constexpr(formats.BLOCK)
-PER_ABSMAX = tl.constexpr(formats.PER_ABSMAX)
+BLOCK = tl.constexpr(quantized.BLOCK)
+PER_ABSMAX = tl.constexpr(quantized.PER_ABSMAX)
 
 
 def dequantize(weight: Int8Weight | NF4Weight) -> torch.Tensor:

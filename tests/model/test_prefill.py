@@ -9,12 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from dia_engine.model.config import DiaConfig  # noqa: E402
 from dia_engine.kernels.dispatch import launches_to  # noqa: E402
 from dia_engine.kernels.quantized import FORMATS  # noqa: E402
+from dia_engine.model.config import DiaConfig  # noqa: E402
 from dia_engine.model.dia import DiaModel, parameter_shapes  # noqa: E402
-from dia_engine.weights.recipes import RECIPES, chosen_formats  # noqa: E402
 from dia_engine.model.state import DecodeState  # noqa: E402
+from dia_engine.weights.recipes import RECIPES, chosen_formats  # noqa: E402
 
 
 class Counter(TorchDispatchMode):

@@ -15,11 +15,11 @@ import time
 import torch
 from triton.runtime.errors import OutOfResources
 
-from engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
-from engine.kernels.dispatch import Launch, launches_to
-from engine.kernels.formats import FORMATS
-from engine.kernels.norm import TILE, Residual
-from engine.kernels.rope import rope_table
+from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
+from dia_engine.kernels.dispatch import Launch, launches_to
+from dia_engine.kernels.norm import TILE, Residual
+from dia_engine.kernels.quantized import FORMATS
+from dia_engine.kernels.rope import rope_table
 
 from .driver import activate
 
