@@ -111,6 +111,6 @@ def test_a_request_has_the_bits_it_has_alone(weights):
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tools.ptx_emulator.row_bits", "--weights", weights, "--slots", "5", "9"]
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
