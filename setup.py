@@ -15,14 +15,14 @@ setup(
         "engine.kernels.cpu": ["*.c", "*.h"],  # compiled on first use
     },
     install_requires=[
-        "torch>=2.6",
+        "torch>=2.9",
         "numpy",
         "safetensors>=0.4.3",
         "huggingface_hub>=0.23",
         "soundfile>=0.12.1",
         "soxr>=0.3.7",
         "tqdm",
-        "triton>=3.2; sys_platform == 'linux'",
+        "triton>=3.5; sys_platform == 'linux'",
     ],
     extras_require={
         "codec": ["descript-audio-codec>=1.0"],
