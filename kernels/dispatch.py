@@ -61,7 +61,11 @@ _dependent_launches_failed = False  # for good, see `disable_dependent_launches`
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with all that it is launched with. `constants` are compiled in, `arguments` are not."""
+    """A kernel with all that it is launched with. `constants` are compiled in, `arguments` are not.
+
+    `early` names the arguments that a dependent launch reads before it waits for its predecessor: the predecessor does
+    not write them, and they were complete before it began.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
@@ -71,6 +75,7 @@ class Launch:
     stages: int
     fuses_multiply_add: bool
     dependent: bool  # starts while its predecessor still runs, see `begin`
+    early: tuple[str, ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -110,7 +115,8 @@ def uses_triton(tensor: torch.Tensor) -> bool:
     if kernel and WHY_NO_TRITON:
         oldest = ".".join(map(str, OLDEST_TRITON))
         raise RuntimeError(
-            f"a GPU needs Triton {oldest} or newer, {WHY_NO_TRITON}: it comes with torch 2.9, pip install -U 'torch>=2.9'"
+            f"a GPU needs Triton {oldest} or newer, {WHY_NO_TRITON}: it comes with torch 2.9, "
+            "pip install -U 'torch>=2.9'"
         )
     return kernel
 
@@ -124,12 +130,6 @@ def require_contiguous(**tensors: torch.Tensor) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()} for shape {list(tensor.shape)}")
-
-
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter."""
-    detour = _detour.get()
-    return detour is not None and detour.architecture == INTERPRETER
 
 
 def architecture(device: torch.device) -> Architecture:
@@ -206,9 +206,10 @@ def launch(
     stages: int,
     device: torch.device,
     fuses_multiply_add: bool = True,
+    early: tuple[str, ...] = (),
 ) -> None:
     dependent = launches_are_dependent(device)
-    described = Launch(kernel, grid, arguments, constants, warps, stages, fuses_multiply_add, dependent)
+    described = Launch(kernel, grid, arguments, constants, warps, stages, fuses_multiply_add, dependent, early)
     detour = _detour.get()
     if detour:
         detour.handler(described)
@@ -220,9 +221,10 @@ def launch(
 def begin(DEPENDENT: tl.constexpr):
     """Wait until the kernel before is done, then let the one after this start.
 
-    Every program of every kernel calls this before its first read of what a kernel wrote and before its first write, so
-    being done is transitive along the chain of launches. The second call stands right after the first: behind an
-    unrolled loop of loads ptxas moves all the loads before it and spills their results.
+    Every program of every kernel calls this before its first read of what the kernel before wrote and before its first
+    write, so being done is transitive along the chain of launches: when a kernel starts, all before its predecessor are
+    done, and what they wrote may be read past the L1 cache (`.cg`) even before this call. The second call stands right
+    after the first: behind an unrolled loop of loads ptxas moves all the loads before it and spills their results.
     """
     if DEPENDENT:
         gdc_wait()

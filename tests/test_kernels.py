@@ -6,10 +6,6 @@ what only a GPU can show.
 
 import contextlib
 import dataclasses
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -497,29 +493,6 @@ def test_float16_residual_has_headroom():
     assert residual.z.isfinite().all()
     normed = torch.nn.functional.rms_norm(x, (64,), eps=EPS) * 8.0
     torch.testing.assert_close(residual.z.float() * residual.scale(EPS), normed, rtol=1e-3, atol=1e-3)
-
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def run_python(*arguments):
-    """A fresh interpreter, in which Triton compiles."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
-def test_every_configuration_compiles_without_spills_and_with_wide_loads():
-    result = run_python("-m", "benchmarks.kernel_report", "--arch", "86", "90", "--slots", "1")
-    assert result.returncode == 0, result.stdout + result.stderr
-    lines = result.stdout.splitlines()[1:]
-    assert len(lines) == 2 * 10
-    assert all("HMMA" in line for line in lines if "_linear" in line or "qkv" in line), result.stdout
-
-
-@pytest.mark.slow
-def test_every_configuration_compiles_for_every_architecture_batch_and_dtype():
-    result = run_python("-m", "benchmarks.kernel_report", "--dtype", "bfloat16", "float16", "float32")
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 # What only a GPU can show.
