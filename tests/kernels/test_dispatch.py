@@ -63,7 +63,7 @@ def test_older_tritons_are_not(version):
 )  # fmt: skip
 def test_without_a_triton_that_will_do_kernels_are_defined_and_a_launch_says_what_is_missing(faked, found):
     program = (
-        f"import sys, types, torch\n{faked}\nimport engine.model\nfrom engine.kernels import dispatch\n"
+        f"import sys, types, torch\n{faked}\nimport dia_engine.model.dia\nfrom dia_engine.kernels import dispatch\n"
         "assert not dispatch.uses_triton(torch.zeros(1))\n"
         "with dispatch.launches_to(print, 90):\n"
         "    try: dispatch.uses_triton(torch.zeros(1))\n"

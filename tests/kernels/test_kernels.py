@@ -157,6 +157,24 @@ def test_residual_linear(rows, width, inner, text, dtype):
         torch.testing.assert_close(result.scale(EPS), exact.scale(EPS), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("rows, width", [(2, 64), (42, 40)])
+@pytest.mark.parametrize("text", [False, True], ids=["all_rows", "rows_with_text"])
+def test_squares_are_added_in_one_order(rows, width, text):
+    """Element i of a partial sum to element i + 8, then to i + 4 and so on: an order that no register layout decides."""
+    residual = random_residual(rows, width)
+    residual.x.copy_(residual.x.bfloat16())  # squares are exact in float32, so a fused multiply-add rounds as two do
+    weight, inputs = torch.zeros((width, 16), device=DEVICE), randn(rows // 2 if text else rows, 16)
+    with kernels():
+        residual_linear.residual_linear(
+            inputs, weight, residual, torch.ones(width, device=DEVICE), torch.zeros(width, device=DEVICE) if text else None
+        )
+    squares = torch.nn.functional.pad(residual.x.square(), (0, -width % 16)).unflatten(1, (-1, 16))
+    while squares.shape[-1] > 1:
+        low, high = squares.chunk(2, dim=-1)
+        squares = low + high
+    assert torch.equal(residual.squares, squares[..., 0])
+
+
 @dtypes
 @pytest.mark.parametrize(
     "slots, heads, groups, head_dim, width", [(1, 4, 2, 16, 64), (3, 3, 1, 10, 33), (2, 2, 2, 6, 40), (9, 1, 1, 32, 20)]
