@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from .kernels.driver import load_driver
 from .model.config import DiaConfig
 from .model.dia import parameter_shapes
 
@@ -17,9 +18,10 @@ def checked_device(device: str | torch.device | None) -> torch.device:
 
     Raises:
         ValueError: the name is unknown, or there is no such device here.
+        RuntimeError: it is a GPU, and Triton cannot compile what it launches kernels with.
     """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         checked = torch.device(device)
         torch.empty(0, device=checked)
@@ -28,6 +30,8 @@ def checked_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"device {device!r} cannot be used here: {reason}") from None
     if checked.type == "meta":
         raise ValueError("device 'meta' holds no numbers")
+    if checked.type == "cuda":
+        load_driver()
     return checked
 
 
