@@ -8,9 +8,8 @@ READY := $(VENV)/.ready
 
 .PHONY: demo test test-slow test-install hear gpu clean
 
-# One thread: in so small a model the others only wait, and on a busy machine they wait for long.
 demo: $(READY)
-	@OMP_NUM_THREADS=1 $(PY) -m dia_engine say --model talker --seed 1 -o demo.wav --spectrogram demo.png \
+	@$(PY) -m dia_engine say --model talker --seed 1 -o demo.wav --spectrogram demo.png \
 		"[S1] Hello, my little robot. Can you sing? [S2] No, I can count very well."
 
 test: $(READY)

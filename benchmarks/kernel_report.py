@@ -1,38 +1,37 @@
 """What the compiler makes of every kernel launch of a decode step, without a GPU.
 
-    python -m benchmarks.kernel_report [--arch 80 86 89 90 120] [--slots 1 4 16] [--dtype bfloat16 float16 float32]
-                                       [--quant nf4]
+    python -m benchmarks.kernel_report [--arch 80 86 89 90 120 gfx942 gfx1100] [--slots 1 16] [--quant none int8 nf4]
+                                       [--dtype bfloat16 float16 float32]
 
 Records the launches of one step of the 1.6B model on tensors without memory, so the configurations are those that the
-wrappers launch, compiles each once per architecture, and reads the machine code. Exit status 1 if a kernel spills
-registers, if a projection loads its weights by less than 16 bytes, or if a dependent launch touches memory before it
-has waited for the kernel before it (prefetches to the L2 cache aside).
+wrappers launch, compiles each once per architecture, and reads the machine code. Exit status 1 if a kernel does not
+compile or needs more shared memory than the architecture has; on NVIDIA GPUs also if it spills registers (float32 with
+quantized weights: more than 16 bytes of them), if a projection loads its weights by less than 16 bytes, or if a
+dependent launch touches memory before it has waited for the kernel before it (prefetches to the L2 cache aside, and
+what the launch names as `early`).
 """
 
 import argparse
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dia_engine.kernels.dispatch import Launch, launches_to
+from dia_engine.kernels.architectures import SHARED_MEMORY_LIMIT
+from dia_engine.kernels.dispatch import Architecture, Launch, launches_to
 from dia_engine.kernels.quantized import FORMATS
 from dia_engine.model.config import DiaConfig
 from dia_engine.model.dia import DiaModel, parameter_shapes
 from dia_engine.model.state import DecodeState
 from dia_engine.weights.recipes import RECIPES, chosen_formats
 
+from .machine_code import Build, read_build
+
 ARCHITECTURES = (80, 86, 89, 90, 120)
-TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
@@ -44,30 +43,8 @@ POINTERS = {
 }
 
 
-@dataclass(frozen=True)
-class Build:
-    """One kernel as compiled for one architecture."""
-
-    registers: int
-    stack: int  # bytes a thread, nonzero if registers spill
-    shared: int  # bytes a program
-    widest_load: int  # bits, from global memory to registers or to shared memory
-    tensor_core: str  # the multiplying instructions, or "-"
-    instructions: int
-    waits_first: bool  # for the kernel before this one, ahead of all loads and stores
-
-    def faults(self, launch: Launch) -> list[str]:
-        """What must not be shipped."""
-        faults = ["spills"] if self.stack else []
-        if "weight_ptr" in launch.arguments and self.widest_load < 128:
-            faults.append("narrow loads")
-        if launch.dependent and not self.waits_first:
-            faults.append("does not wait")
-        return faults
-
-
 def step_launches(
-    config: DiaConfig, slots: int, dtype: torch.dtype, architecture: int, quant: str | None = None
+    config: DiaConfig, slots: int, dtype: torch.dtype, architecture: Architecture, quant: str | None = None
 ) -> list[Launch]:
     """The launches of one step, on tensors without memory."""
     formats = chosen_formats(RECIPES[quant], config) if quant else {}
@@ -108,30 +85,15 @@ def source(launch: Launch) -> ASTSource:
     return ASTSource(launch.kernel, signature, constants, attributes)
 
 
-def compile_launch(launch: Launch, architecture: int) -> Build:
-    compiled = triton.compile(source(launch), target=GPUTarget("cuda", architecture, 32), options=launch.options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _run("cuobjdump", "-res-usage", file.name)
-        code = _run("nvdisasm", file.name)
-    loads = re.findall(r"\b(LDG\S*|LDGSTS\S*|UBLKCP\S*)", code)
-    widths = [int(width) for load in loads for width in re.findall(r"\.(64|128)\b", load)] or [32]
-    wait, access = code.find("ACQBULK"), re.search(r"\b(LDG|STG|ATOMG|RED|UBLKCP)", code).start()
-    cores = sorted(set(re.findall(r"\b([HIQ]G?MMA\.\d+(?:x\d+)*)", code)))
-    return Build(
-        registers=int(re.search(r"REG:(\d+)", usage)[1]),
-        stack=int(re.search(r"STACK:(\d+)", usage)[1]) + int(re.search(r"LOCAL:(\d+)", usage)[1]),
-        shared=compiled.metadata.shared,
-        widest_load=max(widths),
-        tensor_core=" ".join(cores) or "-",
-        instructions=len(re.findall(r"^\s+/\*[0-9a-f]+\*/", code, re.MULTILINE)),
-        waits_first=0 <= wait < access,
-    )
+def target(architecture: Architecture) -> GPUTarget:
+    if isinstance(architecture, int):
+        return GPUTarget("cuda", architecture, 32)
+    return GPUTarget("hip", architecture, 64 if architecture.startswith("gfx9") else 32)
 
 
-def _run(tool: str, *arguments: str) -> str:
-    return subprocess.run([TOOLS / tool, *arguments], check=True, capture_output=True, text=True).stdout
+def compile_launch(launch: Launch, architecture: Architecture) -> Build:
+    compiled = triton.compile(source(launch), target=target(architecture), options=launch.options)
+    return read_build(compiled, architecture)
 
 
 def distinct(launches: list[Launch]) -> Iterator[Launch]:
@@ -155,33 +117,57 @@ def title(launch: Launch) -> str:
     return f"{name} {weight.shape[0]}x{launch.constants['K']}{format}"
 
 
+def _architecture(text: str) -> Architecture:
+    """Of a command line."""
+    name = int(text) if text.isdigit() else text
+    if name not in SHARED_MEMORY_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(map(str, SHARED_MEMORY_LIMIT))}")
+    return name
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities")
-    parser.add_argument("--slots", type=int, nargs="+", default=(1, 4, 16), help="requests in the batch")
+    parser.add_argument("--arch", type=_architecture, nargs="+", default=ARCHITECTURES, help="compute capabilities")
+    parser.add_argument("--slots", type=int, nargs="+", default=(1, 16), help="requests in the batch")
     parser.add_argument("--dtype", nargs="+", default=("bfloat16",), help="of the weights")
-    parser.add_argument("--quant", choices=RECIPES, help="recipe of quantised weights")
+    parser.add_argument("--quant", nargs="+", choices=("none", *RECIPES), default=("none",), help="of the weights")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 leaves nothing to compile")
+    print(f"Triton {triton.__version__}")
+    print(f"{'kernel':36} {'arch':>7} {'dtype':8} {'slots':>5} {'grid':>10} {'regs':>4} {'stack':>5} {'shared':>6} "
+          f"{'per SM':>6} {'load':>4} {'instr':>5}  tensor core")  # fmt: skip
     failed = False
-    print(f"{'kernel':36} {'arch':>4} {'dtype':9} {'slots':>5} {'regs':>4} {'stack':>5} {'shared':>7} {'load':>4} "
-          f"{'instr':>6}  tensor core")  # fmt: skip
     for architecture in options.arch:
         for dtype in options.dtype:
             for slots in options.slots:
-                launches = step_launches(DiaConfig(), slots, getattr(torch, dtype), architecture, options.quant)
-                for launch in distinct(launches):
-                    build = compile_launch(launch, architecture)
-                    faults = build.faults(launch)
-                    print(
-                        f"{title(launch):36} {architecture:4} {dtype:9} {slots:5} {build.registers:4} {build.stack:5} "
-                        f"{build.shared:7} {build.widest_load:4} {build.instructions:6}  {build.tensor_core}"
-                        f"{'  FAILED: ' + ', '.join(faults) if faults else ''}",
-                        flush=True,
+                launches = [
+                    launch
+                    for quant in options.quant
+                    for launch in step_launches(
+                        DiaConfig(), slots, getattr(torch, dtype), architecture, None if quant == "none" else quant
                     )
+                ]
+                for launch in distinct(launches):
+                    described, faults = _described(launch, architecture)
+                    grid = "x".join(map(str, launch.grid))
+                    print(f"{title(launch):36} {architecture:>7} {dtype:8} {slots:5} {grid:>10} {described}"
+                          f"{'  FAILED: ' + ', '.join(faults) if faults else ''}", flush=True)  # fmt: skip
                     failed |= bool(faults)
     return int(failed)
+
+
+def _described(launch: Launch, architecture: Architecture) -> tuple[str, list[str]]:
+    """The columns that only a compiled kernel has, and its faults."""
+    try:
+        build = compile_launch(launch, architecture)
+    except Exception as error:  # whatever the compiler dislikes; the other kernels are still worth a line
+        return "", [f"does not compile: {type(error).__name__}: {str(error).strip().splitlines()[-1:]}"]
+    described = (
+        f"{build.registers:4} {build.stack:5} {build.shared:6} {build.resident(launch) or '-':>6} "
+        f"{build.widest_load:4} {build.instructions:5}  {build.tensor_core}"
+    )
+    return described, build.faults(launch)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 USER_ERRORS = (ValueError, TypeError, OSError)  # FileNotFoundError and PermissionError are OSErrors
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+SMALL_MODELS = ("talker", "synthetic:tiny")  # by name: a folder's size is not known before torch is loaded
 INFO = "Layout, parameters and memory of a model, from its files; a model of the hub is fetched first."
 INTERRUPTED = "dia-engine: interrupted, nothing was written"
 TOY = "talker is a toy of 41 words, for trying the engine without a GPU; it is no measure of Dia."
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 2 for an error of the user's, 130 after Ctrl-C."""
     try:
         options = _parser().parse_args(arguments)
+        limit_threads(getattr(options, "model", ""))
         with _leaving_at_once():
             import_all()
         options.run(options)
@@ -36,6 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"dia-engine: error: {' '.join(_message(error).split())}", file=sys.stderr)
         return EXIT_ERROR
     return 0
+
+
+def limit_threads(model: str) -> None:
+    """One thread for a small model, unless the user has set OMP_NUM_THREADS; before torch, which reads it once.
+
+    Its products are too small to share. A second thread only waits at barriers, and where other processes keep the cores
+    busy, each wait lasts until the scheduler gives the other thread its turn.
+    """
+    if model in SMALL_MODELS and "torch" not in sys.modules:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def import_all() -> None:

@@ -7,6 +7,7 @@ that is not there.
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,17 +16,27 @@ from typing import Any, NamedTuple
 
 import torch
 
+OLDEST_TRITON = (3, 5)  # the first with dots of 8 columns; comes with torch 2.9
+
+
+def _too_old(version: str) -> str | None:
+    """What is wrong with a version of Triton, None if nothing is."""
+    major, minor = version.split(".")[:2]
+    return None if (int(major), int(minor)) >= OLDEST_TRITON else f"found {version}"
+
+
 try:
     import triton
     import triton.language as tl
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-    WHY_NO_TRITON = None
+    WHY_NO_TRITON = _too_old(triton.__version__)
 except ImportError as error:
-    WHY_NO_TRITON = str(error)
+    WHY_NO_TRITON = f"found none ({error})"
+
+if WHY_NO_TRITON:
 
     class _Absent:
-        """Stands for Triton where it cannot be installed: kernels can be defined there, not launched."""
+        """Stands for Triton where it cannot be used: kernels can be defined there, not launched."""
 
         def __getattr__(self, name):
             return self
@@ -33,15 +44,28 @@ except ImportError as error:
         def __call__(self, *args, **kwargs):
             return self
 
-    triton = tl = gdc_launch_dependents = gdc_wait = _Absent()
+    triton = tl = _Absent()
 
+try:
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+except ImportError:  # no Triton, or one built for AMD GPUs alone: there are no dependent launches
+    gdc_launch_dependents = gdc_wait = None
+
+Architecture = int | str  # NVIDIA: compute capability major * 10 + minor. AMD: the name, such as "gfx942"
 INTERPRETER = 0  # stands for the architecture
-HOPPER = 90  # the first architecture with dependent launches, as compute capability major * 10 + minor
+HOPPER = 90  # the first architecture with dependent launches
+
+_dependent_launches: bool | None = None  # what `dependent_launches` asks for; None: what the environment asks for
+_dependent_launches_failed = False  # for good, see `disable_dependent_launches`
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with all that it is launched with. `constants` are compiled in, `arguments` are not."""
+    """A kernel with all that it is launched with. `constants` are compiled in, `arguments` are not.
+
+    `early` names the arguments that a dependent launch reads before it waits for its predecessor: the predecessor does
+    not write them, and they were complete before it began.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
@@ -51,6 +75,7 @@ class Launch:
     stages: int
     fuses_multiply_add: bool
     dependent: bool  # starts while its predecessor still runs, see `begin`
+    early: tuple[str, ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -64,14 +89,14 @@ class Launch:
 
 class _Detour(NamedTuple):
     handler: Callable[[Launch], None]
-    architecture: int
+    architecture: Architecture
 
 
 _detour: ContextVar[_Detour | None] = ContextVar("detour", default=None)
 
 
 @contextmanager
-def launches_to(handler: Callable[[Launch], None], architecture: int) -> Iterator[None]:
+def launches_to(handler: Callable[[Launch], None], architecture: Architecture) -> Iterator[None]:
     """Give every launch to `handler`, with the constants chosen for `architecture`, or INTERPRETER."""
     token = _detour.set(_Detour(handler, architecture))
     try:
@@ -88,7 +113,11 @@ def uses_triton(tensor: torch.Tensor) -> bool:
     """
     kernel = tensor.is_cuda or _detour.get() is not None
     if kernel and WHY_NO_TRITON:
-        raise RuntimeError(f"a GPU needs Triton 3.4 or newer, which comes with torch 2.8: {WHY_NO_TRITON}")
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        raise RuntimeError(
+            f"a GPU needs Triton {oldest} or newer, {WHY_NO_TRITON}: it comes with torch 2.9, "
+            "pip install -U 'torch>=2.9'"
+        )
     return kernel
 
 
@@ -103,22 +132,69 @@ def require_contiguous(**tensors: torch.Tensor) -> None:
             raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()} for shape {list(tensor.shape)}")
 
 
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter."""
-    detour = _detour.get()
-    return detour is not None and detour.architecture == INTERPRETER
-
-
-def architecture(device: torch.device) -> int:
-    """Compute capability of a device, major * 10 + minor."""
+def architecture(device: torch.device) -> Architecture:
+    """What kernels on a device are compiled for, or INTERPRETER."""
     detour = _detour.get()
     return detour.architecture if detour else _device_architecture(device)
 
 
 @functools.cache
-def _device_architecture(device: torch.device) -> int:
+def _device_architecture(device: torch.device) -> Architecture:
+    if torch.version.hip:
+        name = torch.cuda.get_device_properties(device).gcnArchName  # with features, such as "gfx942:sramecc+:xnack-"
+        return name.partition(":")[0]
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor
+
+
+def takes_ptx(device: torch.device) -> bool:
+    """Whether kernels on a device may contain inline assembly."""
+    target = architecture(device)
+    return isinstance(target, int) and target != INTERPRETER
+
+
+def launches_are_dependent(device: torch.device) -> bool:
+    """Whether kernels on a device start while their predecessor still runs (programmatic dependent launch).
+
+    Raises:
+        ValueError: the environment variable DIA_PDL is neither 0 nor 1.
+    """
+    target = architecture(device)
+    if not isinstance(target, int) or target < HOPPER or _dependent_launches_failed:
+        return False
+    if _dependent_launches is not None:
+        return _dependent_launches
+    asked = os.environ.get("DIA_PDL", "1")
+    if asked not in ("0", "1"):
+        raise ValueError(f"DIA_PDL must be 0 (no dependent launches) or 1, got {asked!r}")
+    return asked == "1"
+
+
+@contextmanager
+def dependent_launches(enabled: bool) -> Iterator[None]:
+    """Turn dependent launches off or on in here, for the whole process and whatever DIA_PDL says.
+
+    A captured graph keeps what held at its capture.
+    """
+    global _dependent_launches
+    before = _dependent_launches
+    _dependent_launches = enabled
+    try:
+        yield
+    finally:
+        _dependent_launches = before
+
+
+def disable_dependent_launches(device: torch.device) -> bool:
+    """Turn dependent launches off for the rest of the process, as a driver has refused them.
+
+    Returns:
+        whether they were on for `device`, so that what failed is worth another try.
+    """
+    global _dependent_launches_failed
+    were_on = launches_are_dependent(device)
+    _dependent_launches_failed |= were_on
+    return were_on
 
 
 def launch(
@@ -130,9 +206,10 @@ def launch(
     stages: int,
     device: torch.device,
     fuses_multiply_add: bool = True,
+    early: tuple[str, ...] = (),
 ) -> None:
-    dependent = architecture(device) >= HOPPER
-    described = Launch(kernel, grid, arguments, constants, warps, stages, fuses_multiply_add, dependent)
+    dependent = launches_are_dependent(device)
+    described = Launch(kernel, grid, arguments, constants, warps, stages, fuses_multiply_add, dependent, early)
     detour = _detour.get()
     if detour:
         detour.handler(described)
@@ -144,9 +221,10 @@ def launch(
 def begin(DEPENDENT: tl.constexpr):
     """Wait until the kernel before is done, then let the one after this start.
 
-    Every program of every kernel calls this before its first read of what a kernel wrote and before its first write, so
-    being done is transitive along the chain of launches. The second call stands right after the first: behind an
-    unrolled loop of loads ptxas moves all the loads before it and spills their results.
+    Every program of every kernel calls this before its first read of what the kernel before wrote and before its first
+    write, so being done is transitive along the chain of launches: when a kernel starts, all before its predecessor are
+    done, and what they wrote may be read past the L1 cache (`.cg`) even before this call. The second call stands right
+    after the first: behind an unrolled loop of loads ptxas moves all the loads before it and spills their results.
     """
     if DEPENDENT:
         gdc_wait()

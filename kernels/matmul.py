@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from . import quantized as formats
-from .dispatch import interpreted, require_contiguous, tl, triton
+from .dispatch import require_contiguous, takes_ptx, tl, triton
 from .nf4 import nf4_levels
 from .quantized import Int8Weight, NF4Weight, Weight
 
@@ -71,7 +71,7 @@ class Tiling:
     def constants(self, weight: Weight, inputs: torch.Tensor) -> dict[str, int]:
         return {
             "FORMAT": KINDS.get(type(weight), 0),
-            "ASSEMBLY": not interpreted(),
+            "ASSEMBLY": takes_ptx(inputs.device),
             "ROWS": inputs.shape[0],
             "STRIDE": inputs.stride(0),
             "K": weight.shape[1],

@@ -5,7 +5,7 @@ import torch
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 from .linear import step_linear
 from .matmul import Tiling, multiply, operands, prefetch
-from .norm import TILE, Residual, headroom, load_squares, norm_scale
+from .norm import FEWEST_PARTIALS, TILE, Residual, headroom, load_squares, norm_scale
 from .quantized import Weight
 
 
@@ -47,7 +47,7 @@ def norm_constants(residual: Residual, eps: float) -> dict[str, int | float]:
     return {
         "SQUARES_STRIDE": residual.squares.stride(0),
         "PARTIALS": partials,
-        "BLOCK_P": triton.next_power_of_2(partials),
+        "BLOCK_P": max(FEWEST_PARTIALS, triton.next_power_of_2(partials)),
         "EPS": eps,
         "HEADROOM": headroom(residual.z.dtype),
     }

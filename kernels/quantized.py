@@ -207,7 +207,13 @@ class NF4Weight:
 
 
 FORMATS = {"int8": Int8Weight, "nf4": NF4Weight}
-Weight = torch.Tensor | Int8Weight | NF4Weight
+QuantWeight = Int8Weight | NF4Weight
+Weight = torch.Tensor | QuantWeight
+
+
+def is_quantized(weight) -> bool:
+    """Whether a weight is in one of this module's formats."""
+    return isinstance(weight, QuantWeight)
 
 
 def plain(weight: Weight) -> torch.Tensor:

@@ -63,6 +63,9 @@ def residual_linear(
         warps=8,
         stages=tiling.stages,
         device=inputs.device,
+        # An int8 product is scaled and added to x. The compiler fuses the two only where their layouts agree, which
+        # depends on the number of rows, and the bits of a row must not.
+        fuses_multiply_add=False,
     )
 
 

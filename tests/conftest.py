@@ -23,7 +23,15 @@ def mend_interpreter():
     interpreter._patch_lang_tensor = patch_with_index
 
 
-if not torch.cuda.is_available():
+# A GPU's architecture, such as 86: kernels then run as compiled for it, in the PTX emulator.
+EMULATED = int(os.environ.get("EMULATED_ARCHITECTURE", "0"))
+
+if EMULATED:
+    os.environ["TRITON_INTERPRET"] = "0"
+    from tools.ptx_emulator.driver import activate
+
+    activate(EMULATED)
+elif not torch.cuda.is_available():
     # The kernels then run in Triton's interpreter, which Triton has to know before anyone imports it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
     mend_interpreter()
@@ -57,7 +65,7 @@ def mute():
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or EMULATED:
         return
     for item in items:
         if "gpu" in item.keywords:

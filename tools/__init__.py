@@ -1,0 +1,1 @@
+"""Tools for developing the engine; nothing in the engine imports them."""

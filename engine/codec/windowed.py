@@ -69,9 +69,14 @@ class CodeWindows:
         return HostCopy(codes[first:last])
 
     def drain(self) -> None:
-        """Wait until the GPU has done all that was asked of it: nothing that was handed over is read any more."""
+        """Wait until the GPU has done all that was asked of it: nothing that was handed over is read any more.
+
+        Only the streams of the windows and of the steps: waiting for the device would break a capture that another
+        engine of the process is in the middle of.
+        """
         if self._stream is not None:
-            torch.cuda.synchronize(self._stream.device)
+            self._stream.synchronize()
+            torch.cuda.current_stream(self._stream.device).synchronize()
 
 
 class SoundWindows(CodeWindows):

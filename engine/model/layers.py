@@ -51,8 +51,9 @@ class SelfAttention:
     def project(self, x: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x [N, width] -> rotated query [N, H, Dh], rotated key and value [N, G, Dh]."""
         qkv = sequence_linear(x, self.qkv).view(x.shape[0], -1, self.head_dim)
-        query, key, value = qkv.split(self.heads, dim=1)
-        return apply_rope(query, *rope), apply_rope(key, *rope), value
+        rotated, value = qkv.split([sum(self.heads[:2]), self.heads[2]], dim=1)
+        query, key = apply_rope(rotated, *rope).split(self.heads[:2], dim=1)  # together: half as many kernels
+        return query, key, value
 
     def over_sequence(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
         """All N positions of one sequence at once: heads [N, H or G, Dh] -> [N, width]."""

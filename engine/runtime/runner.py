@@ -16,7 +16,7 @@ from ..model.state import DecodeState
 from .turn import Turn
 
 STEPS_PER_GRAPH = 8
-SLOT_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+SLOT_COUNTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 
 
 class Stepper:
@@ -41,7 +41,9 @@ class Stepper:
         """
         if not self.captures:
             return DecodeState.allocate(self.model.config, slots, rows, text, self.model.dtype, self.model.device)
-        count = next((count for count in SLOT_COUNTS if count >= slots), slots)
+        # More than the largest of SLOT_COUNTS are captured as asked for, and serve smaller batches from then on.
+        captured_slots = () if self._state is None else (self._state.slots,)
+        count = min((count for count in (*SLOT_COUNTS, *captured_slots) if count >= slots), default=slots)
         if self._state is None or self._state.slots < count:
             self._capture(count)
         state = self._state.first(count)
@@ -129,7 +131,7 @@ class Look:
         on_gpu = state.grid.is_cuda
         self._copies = torch.empty((3, state.slots), dtype=torch.int64, device="cpu", pin_memory=on_gpu)
         self.position, self.countdown, self.end_row = self._copies
-        self._done = torch.cuda.Event() if on_gpu else None
+        self._done = torch.cuda.Event(blocking=True) if on_gpu else None  # a wait does not spin
 
     def ask(self) -> None:
         for copy, field in zip(self._copies, self._fields):

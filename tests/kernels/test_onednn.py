@@ -89,3 +89,36 @@ def test_a_cpu_whose_sums_overflow_is_found_out(monkeypatch):
 
     monkeypatch.setattr(PackedInt8Weight, "_multiply", saturating)
     assert not multiplies_int8.__wrapped__()
+
+
+@pytest.mark.parametrize("vnni, amx, fast", [(True, False, True), (False, True, True), (False, False, False)])
+def test_speed_is_known_by_the_cpus_features(monkeypatch, vnni, amx, fast):
+    monkeypatch.setattr(onednn, "has_vnni", lambda: vnni)
+    monkeypatch.setattr(onednn, "has_amx", lambda: amx)
+    assert multiplies_int8.__wrapped__() is fast
+
+
+def test_lines_go_in_as_unsigned_numbers(monkeypatch):
+    """Signed ones meet oneDNN's reference loop on a CPU without AMX."""
+    given, product = [], torch.ops.onednn.qlinear_pointwise
+
+    def recorded(lines, scale, zero_point, *rest):
+        given.append((lines.dtype, zero_point))
+        return product(lines, scale, zero_point, *rest)
+
+    monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", recorded)
+    lines = torch.arange(-128, 128, dtype=torch.int8).view(4, 64)
+    weight = int8_matrix(48, 64)
+    found = PackedInt8Weight.pack(weight)._multiply(lines)
+    assert given == [(torch.uint8, 128)]
+    assert torch.equal(found, (lines.double() @ weight.values.double().t()).float() * weight.scale)
+
+
+def test_a_weight_that_is_read_back_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(onednn, "is_compiled", lambda weight: False)
+    monkeypatch.setattr(onednn, "multiplies_int8", lambda: False)
+    onednn._warn_of_reading_back.cache_clear()
+    weight = int8_matrix(32, 64)
+    assert fastest(weight) is weight and fastest(weight) is weight
+    (record,) = caplog.records
+    assert "int8 saves memory and not time" in record.getMessage()

@@ -68,6 +68,13 @@ def test_launches_of_several_steps_give_the_codes_of_single_steps(model):
     assert stepper.captured == [1, 4], "allocated anew only for more slots than ever before"
 
 
+def test_a_batch_gets_the_smallest_captured_count_that_holds_it(model):
+    stepper = SeveralSteps(model)
+    counts = [stepper.state_for(slots, 20, 20).slots for slots in (3, 9, 70, 66, 64, 40, 71, 5)]
+    assert counts == [4, 12, 70, 70, 64, 48, 71, 8]
+    assert stepper.captured == [4, 12, 70, 71]
+
+
 def test_a_launch_ends_at_every_stop(model):
     for stepper, launches in ((SeveralSteps(model), [8, 1, 1, 1, 8, 8]), (Stepper(model), [1] * 27)):
         state, made = start_requests(stepper, make_requests(1), OPTIONS), []

@@ -600,7 +600,7 @@ def test_leaving_an_async_stream_frees_the_engine(speaker, leave):
 
 def test_an_unread_stream_does_not_keep_the_process_from_ending():
     code = (
-        "from engine import Engine; engine = Engine.load('synthetic:tiny', device='cpu'); engine._runs_ahead = True;"
+        "from dia_engine import Engine; engine = Engine.load('synthetic:tiny', device='cpu'); engine._runs_ahead = True;"
         "stream = engine.stream('x', seed=2); print(len(next(stream)))"
     )
     started = time.monotonic()

@@ -197,7 +197,7 @@ def test_writes_what_it_reads_back_without_bitsandbytes(folder, tmp_path, quant)
     assert DiaConfig.from_file(tmp_path / "small" / "config.json") == CONFIG
     program = (
         "import sys; sys.modules['bitsandbytes'] = None\n"
-        "from engine import Engine\n"
+        "from dia_engine import Engine\n"
         f"print(Engine.load({str(tmp_path / 'small')!r}, load_dac=False, dtype='bfloat16').generate("
         "'[S1] !', max_tokens=20, seed=3).tolist())"
     )

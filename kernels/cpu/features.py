@@ -1,0 +1,25 @@
+"""What this CPU has, of what the choice of a torch product depends on.
+
+The choice is a rule over these features and not a timing, so that two starts on one machine compute the same bits.
+`python -m benchmarks.cpu_products` times every candidate and says where the rule is wrong.
+"""
+
+import functools
+
+import torch
+
+
+def has_amx() -> bool:
+    """Whether oneDNN multiplies bfloat16 with AMX, the tile unit of Intel's servers since 2023."""
+    return _supported("_is_amx_tile_supported")
+
+
+def has_vnni() -> bool:
+    """Whether there are instructions that add products of 8-bit integers in 32 bits."""
+    return _supported("_is_vnni_supported")
+
+
+@functools.cache
+def _supported(name: str) -> bool:
+    query = getattr(torch.cpu, name, None)  # underscored in torch 2.9 to 2.13: one that has gone counts as "no"
+    return bool(query and query())
