@@ -17,21 +17,21 @@ def checked_device(device: str | torch.device | None) -> torch.device:
     """A device that torch knows and this machine has; None chooses.
 
     Raises:
-        ValueError: the name is unknown, or there is no such device here.
-        RuntimeError: it is a GPU, and Triton cannot compile what it launches kernels with.
+        ValueError: the name is unknown, there is no such device here, or it is a GPU for which Triton cannot compile its
+            driver module.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         checked = torch.device(device)
         torch.empty(0, device=checked)
+        if checked.type == "cuda":
+            load_driver()
     except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(f"device {device!r} cannot be used here: {reason}") from None
     if checked.type == "meta":
         raise ValueError("device 'meta' holds no numbers")
-    if checked.type == "cuda":
-        load_driver()
     return checked
 
 
