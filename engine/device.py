@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from .kernels.driver import load_driver
 from .model.config import DiaConfig
 from .model.dia import parameter_shapes
 
@@ -16,13 +17,16 @@ def checked_device(device: str | torch.device | None) -> torch.device:
     """A device that torch knows and this machine has; None chooses.
 
     Raises:
-        ValueError: the name is unknown, or there is no such device here.
+        ValueError: the name is unknown, there is no such device here, or it is a GPU for which Triton cannot compile its
+            driver module.
     """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         checked = torch.device(device)
         torch.empty(0, device=checked)
+        if checked.type == "cuda":
+            load_driver()
     except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(f"device {device!r} cannot be used here: {reason}") from None
