@@ -29,10 +29,6 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def is_synthetic(model) -> bool:
-    return isinstance(model, str) and model.startswith(PREFIX)
-
-
 def synthetic_config(model: str, revision: str | None = None) -> DiaConfig:
     """The sizes behind a `synthetic:` name.
 
@@ -55,7 +51,7 @@ def random_weights(config: DiaConfig, *, dtype: torch.dtype, device, seed: int =
 def stream_random_weights(
     config: DiaConfig, *, dtype: torch.dtype, device, seed: int = 0, recipe: Recipe | None = None
 ) -> Iterator[tuple[str, Weight]]:
-    """The items of `random_weights` one by one, those that the recipe names quantised.
+    """The items of `random_weights` one by one, those that the recipe names quantized.
 
     Uniform, with the deviation 1/sqrt(fan in) that keeps the residual stream of unit size, and queries and keys so
     small that attention (which Dia does not scale) has logits of unit deviation.
