@@ -35,7 +35,7 @@ class StackNames:
     """
 
     first: str
-    block: tuple[str, str, str, str, str]
+    block: tuple[str, ...]
     end: tuple[str, str]
 
 
@@ -199,7 +199,7 @@ def _is_tensor_mapping(value: Any) -> bool:
 
 def layer_names(network: nn.ModuleDict, layout: Layout) -> dict[str, str]:
     """Our name of each layer that has weights -> its name in the layout."""
-    names = {}
+    names: dict[str, str] = {}
     for stack, stack_names in (("encoder", layout.encoder), ("decoder", layout.decoder)):
         layers = [layer for layer in network[stack] if not isinstance(layer, nn.Tanh)]
         for position, (layer, theirs) in enumerate(zip(layers, _in_order(stack_names, len(layers)), strict=True)):

@@ -177,7 +177,7 @@ def _one_pickle(stream: BinaryIO | IO[bytes]) -> io.BytesIO:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if opcode.name not in _OPCODES:
             raise TorchFileError(f"it holds more than tensors and plain values: pickle opcode {opcode.name}")
-        if count > MAX_OPCODES or (opcode.name == "LONG_BINPUT" and argument > MAX_OPCODES):
+        if count > MAX_OPCODES or (opcode.name == "LONG_BINPUT" and int(argument or 0) > MAX_OPCODES):
             raise TorchFileError(f"its pickle has more than {MAX_OPCODES} opcodes")
     stream.seek(start + data.tell())
     return io.BytesIO(data.getvalue()[: data.tell()])

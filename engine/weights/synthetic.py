@@ -3,6 +3,7 @@ measure it at Dia's true size. They make noise, not speech."""
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -73,8 +74,9 @@ def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
         return 1.0 / math.sqrt(config.decoder.num_channels) if name.startswith("decoder") else 1.0
     deviation = 1.0 / math.sqrt(shape[1])
     if ".qkv." in name or ".cross_attn.q." in name or ".cross_attn.kv." in name:
-        sizes = config.decoder if name.startswith("decoder") else config.encoder
-        head_dim = sizes.cross_head_dim if ".cross_attn." in name else sizes.head_dim
+        decoder = config.decoder
+        own = decoder.head_dim if name.startswith("decoder") else config.encoder.head_dim
+        head_dim = decoder.cross_head_dim if ".cross_attn." in name else own
         deviation *= head_dim**-0.25
     return deviation
 
@@ -82,6 +84,7 @@ def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
 def synthetic_codec(config: DiaConfig, model: str, device, dtype: torch.dtype = torch.float32) -> Codec:
     """A codec of random weights for a synthetic model: the true codec's sizes for `full`, narrow ones for `tiny`."""
     channels = config.decoder.num_channels
-    narrow = {"encoder_hidden_size": 4, "decoder_hidden_size": 64} if model.endswith("tiny") else {}
-    sizes = CodecConfig(n_codebooks=channels, codebook_size=config.eos_token_id, **narrow)
+    sizes = CodecConfig(n_codebooks=channels, codebook_size=config.eos_token_id)
+    if model.endswith("tiny"):
+        sizes = replace(sizes, encoder_hidden_size=4, decoder_hidden_size=64)
     return Codec.from_config(sizes, device=device, dtype=dtype)
