@@ -82,16 +82,17 @@ def _sizes(config: DiaConfig) -> list[str]:
 
 def _table(config: DiaConfig, dtype: torch.dtype, formats: dict[str, str]) -> list[str]:
     plain = str(dtype).removeprefix("torch.")
-    rows = {part: [0, 0, set()] for part in PARTS}
+    counts, sizes = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+    kinds: dict[str, set[str]] = {part: set() for part in PARTS}
     for name, shape in parameter_shapes(config).items():
-        row, format = rows[part_of(name)], formats.get(name)
-        row[0] += math.prod(shape)
-        row[1] += weight_bytes(name, shape, dtype, format)
-        row[2].add(format or ("float32" if name.endswith("norm.weight") else plain))
-    rows["total"] = [sum(row[0] for row in rows.values()), sum(row[1] for row in rows.values()), set()]
+        part, format = part_of(name), formats.get(name)
+        counts[part] += math.prod(shape)
+        sizes[part] += weight_bytes(name, shape, dtype, format)
+        kinds[part].add(format or ("float32" if name.endswith("norm.weight") else plain))
+    counts["total"], sizes["total"], kinds["total"] = sum(counts.values()), sum(sizes.values()), set()
     lines = [f"{'part':24}{'parameters':>16}{'MB':>12}   in"]
-    for part, (count, size, kinds) in rows.items():
-        lines.append(f"{part:24}{count:>16,}{size / 1e6:>12,.1f}   {', '.join(sorted(kinds))}".rstrip())
+    for part, count in counts.items():
+        lines.append(f"{part:24}{count:>16,}{sizes[part] / 1e6:>12,.1f}   {', '.join(sorted(kinds[part]))}".rstrip())
     caches = cache_bytes(config, dtype.itemsize)
     lines.append(f"{'caches of one request':24}{'':>16}{caches / 1e6:>12,.1f}   {plain}, at most")
     return lines

@@ -73,7 +73,7 @@ def test_own_defaults_stand_for_what_is_left_out_and_yield_to_a_caller(engine):
     assert not np.array_equal(wild, shown)
 
 
-def test_a_quantised_copy_keeps_its_codec_and_defaults(engine, tmp_path):
+def test_a_quantized_copy_keeps_its_codec_and_defaults(engine, tmp_path):
     quantize_model("talker", tmp_path / "small", "int8", dtype="float32")
     copy = Engine.load(tmp_path / "small")
     assert copy.sample_rate == 16000 and copy.defaults == engine.defaults

@@ -103,7 +103,8 @@ class CodecConfig:
         config = cls(**values)
         if raw.get("hop_length", config.hop_length) != config.hop_length:
             raise ValueError(
-                f"codec config: hop_length {shown(raw['hop_length'])} is not the product of downsampling_ratios {list(down)}"
+                f"codec config: hop_length {shown(raw['hop_length'])} is not the product of "
+                f"downsampling_ratios {list(down)}"
             )
         return config
 

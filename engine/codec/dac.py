@@ -51,8 +51,8 @@ class Codec:
 
         Raises:
             FileNotFoundError: no such file, folder or hub repository.
-            ValueError: damaged file, not a DAC, tensors that do not fit the config (all listed), NaN or infinity in one,
-                numbers that `dtype` cannot hold, unusable device.
+            ValueError: damaged file, not a DAC, tensors that do not fit the config (all listed), NaN or infinity in
+                one, numbers that `dtype` cannot hold, unusable device.
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
         checkpoint = open_checkpoint(source, revision)

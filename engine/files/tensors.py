@@ -107,7 +107,7 @@ def require_fit(
         duplicates: names that are in several files.
 
     Raises:
-        ValueError: missing, unexpected or duplicate names, other shapes or dtypes; all of them in one line, ten of a kind.
+        ValueError: missing, unexpected or duplicate names, other shapes or dtypes; all in one line, ten of a kind.
     """
     common = [(name, found[name], shape) for name, shape in wanted.items() if name in found]
     problems = {
@@ -180,7 +180,8 @@ class _SafetensorsFile:
             raise ValueError(f"{path}: truncated, damaged or no safetensors file ({first_line(error)})") from None
 
     def headers(self) -> dict[str, Header]:
-        slices = {name: self._file.get_slice(name) for name in self._file.keys()}
+        names = self._file.keys()
+        slices = {name: self._file.get_slice(name) for name in names}
         return {
             name: Header(tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype()))
             for name, part in slices.items()

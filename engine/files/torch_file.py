@@ -23,11 +23,12 @@ MAX_PICKLE_BYTES = 16 * 2**20
 MAX_OPCODES = 500_000
 
 # What torch.save writes. Python's memo is a table by number, so numbers are bounded too.
-_OPCODES = frozenset(
+_OPCODE_NAMES = (
     "PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING BINSTRING "
     "EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS BINPUT LONG_BINPUT "
-    "BINGET LONG_BINGET GLOBAL REDUCE BUILD BINPERSID".split()
+    "BINGET LONG_BINGET GLOBAL REDUCE BUILD BINPERSID"
 )
+_OPCODES = frozenset(_OPCODE_NAMES.split())
 _UNUSABLE = {
     "_rebuild_sparse_tensor": "a sparse tensor",
     "_rebuild_sparse_csr_tensor": "a sparse tensor",
@@ -74,7 +75,7 @@ class TorchFile:
     """One file of `torch.save`, zipped or in the format before torch 1.6.
 
     Attributes:
-        content: what was saved, with a `TensorView` in place of each tensor, or the tensors themselves in the old format.
+        content: what was saved, with a `TensorView` in place of each tensor; in the old format the tensors themselves.
         mapped: whether tensors are read from a memory map; the old format is held whole.
 
     Raises:

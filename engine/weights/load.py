@@ -98,8 +98,8 @@ class DiaCheckpoint:
             recipe: what to quantize, each weight from the numbers in the file. What the files hold quantized stays so.
 
         Raises:
-            ValueError: at once: another dtype, a recipe that fits nothing, or files that hold quantized weights of other
-                formats than the recipe asks for. While streaming: NaN or infinity in a weight, or numbers that float16
+            ValueError: at once: another dtype, a recipe that fits nothing, or files that hold quantized weights of
+                other formats than the recipe asks for. While streaming: NaN or infinity in a weight, or numbers that float16
                 cannot hold.
         """
         _check_dtype(dtype)

@@ -79,7 +79,11 @@ def test_a_broken_link_is_in_the_way(tmp_path):
 
 
 def quantizing(target, *before):
-    command = [sys.executable, "-c", "; ".join([*before, "from dia_engine.cli import main", "sys.exit(main(sys.argv[1:]))"])]
+    command = [
+        sys.executable,
+        "-c",
+        "; ".join([*before, "from dia_engine.cli import main", "sys.exit(main(sys.argv[1:]))"]),
+    ]
     return subprocess.Popen(
         [*command, "quantize", "talker", str(target), "--quant", "int8"], stderr=subprocess.PIPE, text=True
     )

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import sys
 import time
 
 import pytest
@@ -174,7 +176,9 @@ SIZES += ["head_dim", "vocab_size", "max_position_embeddings"]
 
 
 @pytest.mark.parametrize("value", [10**6 + 10**5, 10**9, 10**400, 0, -1, 1.5, True, "8"])
-@pytest.mark.parametrize("part, name", [*(("encoder_config", name) for name in SIZES), ("decoder_config", "num_channels")])
+@pytest.mark.parametrize(
+    "part, name", [*(("encoder_config", name) for name in SIZES), ("decoder_config", "num_channels")]
+)
 def test_sizes_beyond_any_model(tmp_path, part, name, value):
     started = time.process_time()
     (tmp_path / "config.json").write_text(json.dumps(config_with(part, **{name: value})))
@@ -224,13 +228,6 @@ def test_true_scaling_is_refused(scaling, key):
 
 
 # Quantized tensors
-
-
-def put(**tensors):
-    def change(found):
-        found.update(tensors)
-
-    return lambda found: found.update({name.replace("__", "."): tensor for name, tensor in tensors.items()})
 
 
 def replace(name, value):
@@ -333,8 +330,6 @@ def quantized_source(tmp_path_factory):
 
 
 def talker_copy(folder):
-    import shutil
-
     shutil.copytree(TALKER_FOLDER, folder)
     return folder
 
@@ -352,7 +347,7 @@ def test_files_named_one_by_one_find_codec_and_defaults(tmp_path):
 
 @pytest.mark.parametrize("how", ["missing", "broken link", "pointer", "empty folder", "file", "link to nothing"])
 def test_a_damaged_codec_folder_is_no_trip_to_the_hub(tmp_path, how, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # any import of it would raise ImportError
     folder = talker_copy(tmp_path / "own")
     codec = folder / "codec"
     config = codec / "config.json"
@@ -383,7 +378,9 @@ def test_every_kind_of_source_answers_alike(tmp_path):
         assert describe(name, None, "float32").startswith(f"model       {name}")
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json", "codec/model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "generation_config.json", "codec/model.safetensors"]
+)
 def test_a_git_lfs_pointer_is_named_as_such_everywhere(tmp_path, name):
     folder = talker_copy(tmp_path / "own")
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
