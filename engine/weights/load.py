@@ -99,8 +99,8 @@ class DiaCheckpoint:
 
         Raises:
             ValueError: at once: another dtype, a recipe that fits nothing, or files that hold quantized weights of
-                other formats than the recipe asks for. While streaming: NaN or infinity in a weight, or numbers that float16
-                cannot hold.
+                other formats than the recipe asks for. While streaming: NaN or infinity in a weight, or numbers
+                that float16 cannot hold.
         """
         _check_dtype(dtype)
         formats = chosen_formats(recipe, self._config) if recipe else {}

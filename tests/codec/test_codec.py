@@ -388,6 +388,17 @@ def test_pth_that_is_no_codec(tmp_path, content, message, zipped):
         ({"sampling_rate": True}, "sampling_rate must be a positive integer, got True"),
         ({"encoder_hidden_size": None}, "encoder_hidden_size must be a positive integer, got None"),
         ({"decoder_hidden_size": 3}, "decoder_hidden_size 3 cannot be halved 2 times"),
+        ({"decoder_hidden_size": 10**9}, "decoder_hidden_size must be at most 131072, got 1000000000"),
+        ({"n_codebooks": 10**6}, "n_codebooks must be at most 256, got 1000000"),
+        ({"codebook_size": 10**400}, r"codebook_size must be at most 1048576, got 10+\.\.\. \(401 characters\)"),
+        ({"sampling_rate": 192_001}, "sampling_rate must be at most 192000, got 192001"),
+        ({"downsampling_ratios": [1] * 10**5}, "downsampling_ratios must hold at most 16 integers of at most 4096"),
+        ({"downsampling_ratios": [2, 10**9], "upsampling_ratios": [10**9, 2]}, "at most 16 integers of at most 4096"),
+        (
+            {"downsampling_ratios": [4096, 4096], "upsampling_ratios": [4096, 4096]},
+            "a frame must have at most 1048576 samples, got 16777216",
+        ),
+        ({"model_type": "x" * 10**5}, r"model_type must be 'dac', got 'x+\.\.\. "),
     ],
 )
 def test_config_that_is_no_codec(folder, change, message):
@@ -404,8 +415,29 @@ def test_config_that_is_no_json(folder):
     (folder / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="expected a JSON object"):
         Codec.load(folder)
+    (folder / "config.json").write_text('{"model_type":' * 100_000)
+    with pytest.raises(ValueError, match="config.json is not JSON that this engine reads: it is nested too deeply"):
+        Codec.load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="config.json"):
+        Codec.load(folder)
+    (folder / "config.json").symlink_to("gone")
+    with pytest.raises(FileNotFoundError, match="config.json: a broken link to gone"):
+        Codec.load(folder)
+
+
+def test_a_config_with_a_byte_order_mark(folder):
+    path = folder / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert Codec.load(folder, device="cpu", dtype="float32").num_codebooks == 3
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "weights.pth", "config.json"])
+def test_git_lfs_pointers(folder, name):
+    if name == "weights.pth":
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(ValueError, match=f"{folder / name}: a Git LFS pointer.*git lfs pull"):
         Codec.load(folder)
 
 
@@ -462,5 +494,5 @@ def test_hub_that_cannot_answer(tmp_path, monkeypatch):
 
 
 def test_hub_id_that_cannot_be_one():
-    with pytest.raises(FileNotFoundError, match="no codec at not an id: no such file or folder; a codec on the hub is named owner/name"):
+    with pytest.raises(FileNotFoundError, match="no codec at not an id: .*; a codec on the hub is named owner/name"):
         Codec.load("not an id")

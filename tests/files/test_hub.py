@@ -228,13 +228,17 @@ json.dump(answer, sys.stdout)
 """
 
 
-def ask(cache: Path, *arguments: str, **environment: str) -> dict:
+FIND_CODEC = FIND.replace("resolve_model(*sys.argv[1:])", "Codec.load(sys.argv[1], revision=(sys.argv + [None])[2])")
+FIND_CODEC = FIND_CODEC.replace("import json, sys", "import json, sys; from dia_engine.codec import Codec")
+
+
+def ask(cache: Path, *arguments: str, program: str = FIND, **environment: str) -> dict:
     """`find_model` in a process of its own, since huggingface_hub reads its environment once."""
     clean = {key: value for key, value in os.environ.items() if not key.upper().startswith("HF_")}
     clean = {key: value for key, value in clean.items() if "PROXY" not in key.upper()}
     settings = {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", FIND, *arguments],
+        [sys.executable, "-c", program, *arguments],
         env={**clean, **settings, **environment},
         capture_output=True,
         text=True,
@@ -324,6 +328,22 @@ def test_wrong_names_and_missing_rights(tmp_path, hub):
     assert "owner/name is gated: ask for access at https://huggingface.co/owner/name" in answer["message"]
     answer = ask(tmp_path, "not a/valid id!", HF_ENDPOINT=hub.url)
     assert answer["error"] == "ValueError" and "'not a/valid id!' is neither a folder nor a hub id" in answer["message"]
+
+
+def test_a_codec_is_told_of_as_a_model_is(tmp_path, hub):
+    def refusal(*arguments, **environment):
+        answer = ask(tmp_path, *arguments, program=FIND_CODEC, **{"HF_ENDPOINT": hub.url, **environment})
+        assert answer["error"] == "FileNotFoundError"
+        return answer["message"]
+
+    hub.files = repository("config.json", "model.safetensors")
+    assert "no folder and no hub codec someone/else; check the name, or log in" in refusal("someone/else")
+    assert refusal("owner/name", "v9") == "the hub's owner/name has no revision v9"
+    hub.gated = True
+    assert "owner/name is gated: ask for access at https://huggingface.co/owner/name" in refusal("owner/name")
+    message = refusal("owner/name", "main", HF_HUB_OFFLINE="1")
+    assert "codec owner/name at revision main is not a folder and not in the hub's cache" in message
+    assert "no codec at foo: no such file or folder" in refusal("foo")
 
 
 @pytest.mark.parametrize(
