@@ -101,7 +101,8 @@ class DiaConfig:
             raise ValueError(f"config: delay_pattern must hold integers >= 0, got {shown(list(self.delay_pattern))}")
         if self.delay_pattern[0] != 0:
             raise ValueError(
-                f"config: delay_pattern must begin with 0, got {shown(list(self.delay_pattern))}: channel 0 tells the end"
+                "config: delay_pattern must begin with 0, as channel 0 tells the end, "
+                f"got {shown(list(self.delay_pattern))}"
             )
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
