@@ -46,7 +46,7 @@ def local_path(name: str | Path, kind: Kind, revision: str | None = None) -> Pat
     """The path that a name means, or None for a hub id: the one rule for models and codecs.
 
     A `Path`, and a string that exists or looks like a path (starts with `.`, `/` or `~`, holds a backslash or not
-    exactly one `/`, or ends like a file), is local. Any other `owner/name` is a hub id.
+    exactly one `/`, or ends like a file or with `/`), is local. Any other `owner/name` is a hub id.
 
     Raises:
         FileNotFoundError: the name is local and nothing is there.
@@ -71,7 +71,12 @@ def local_path(name: str | Path, kind: Kind, revision: str | None = None) -> Pat
 
 
 def _looks_local(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or "\\" in name or name.endswith(_FILE_SUFFIXES) or name.count("/") != 1
+    return (
+        name.startswith((".", "/", "~"))
+        or "\\" in name
+        or name.endswith(("/", *_FILE_SUFFIXES))
+        or name.count("/") != 1
+    )
 
 
 def find_config(model: str | Path, revision: str | None = None) -> Path:

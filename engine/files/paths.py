@@ -45,7 +45,8 @@ def require_file(path: Path, kind: str) -> None:
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"no {kind} at {path}: a broken link to {os.readlink(path)}")
     if not path.is_file():
-        raise FileNotFoundError(f"no {kind} at {path}{': it is a folder' if path.is_dir() else ''}")
+        found = ": it is a folder" if path.is_dir() else ": it is no regular file" if path.exists() else ""
+        raise FileNotFoundError(f"no {kind} at {path}{found}")
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise ValueError(f"{path}: a Git LFS pointer, not the {kind}; run `git lfs pull` in its folder")

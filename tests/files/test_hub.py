@@ -111,7 +111,7 @@ def test_a_folder_named_like_a_hub_id_is_taken_as_the_folder(tmp_path, monkeypat
     assert find_model("owner/name").config == Path("owner/name/config.json")
 
 
-LOOKS_LIKE_PATH = ["./models/dia", "../dia", "/models/dia", "~/dia", "~nobody-here/dia", "a/b/c", "models/dia/"]
+LOOKS_LIKE_PATH = ["./models/dia", "../dia", "/models/dia", "~/dia", "~nobody-here/dia", "a/b/c", "models/dia/", "dia/"]
 LOOKS_LIKE_PATH += ["models\\dia", "dia", "models/dia.pth", ".", Path("owner/name")]
 
 

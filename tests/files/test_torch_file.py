@@ -1,6 +1,7 @@
 """Files of torch.save that are damaged, odd or hostile: one line that names the file, and no noise, code or flood."""
 
 import io
+import os
 import pickle
 import resource
 import subprocess
@@ -275,3 +276,6 @@ def test_broken_links_and_folders_are_named_as_such(tmp_path):
         read_json(tmp_path / "link.json")
     with pytest.raises(FileNotFoundError, match="it is a folder"):
         require_file(tmp_path, "weight file")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileNotFoundError, match="it is no regular file"):  # and it is not waited for
+        require_file(tmp_path / "pipe", "weight file")
