@@ -102,7 +102,7 @@ def test_a_revision_is_refused():
         ('{"dia_engine": {"temperature": -1}}', r"generation_config.json: temperature must be in .* got -1"),
         ('{"dia_engine": {"temperature": "hot"}}', "temperature must be a number, got 'hot'"),
         ('{"dia_engine": 3}', "dia_engine must be a JSON object, got 3"),
-        ("{", "generation_config.json: "),
+        ("{", "generation_config.json is not JSON: "),
     ],
 )
 def test_bad_defaults_are_told(tmp_path, content, message):
