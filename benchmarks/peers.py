@@ -12,7 +12,7 @@ from dia_engine.runtime.generation import start_requests
 from dia_engine.runtime.request import Request
 from dia_engine.runtime.runner import Stepper
 from dia_engine.sampling_params import GenerationOptions
-from dia_engine.weights.load import transformers_tensors
+from dia_engine.weights.save import transformers_tensors
 
 from .roofline import synchronize
 

@@ -14,6 +14,7 @@ from pathlib import Path
 USER_ERRORS = (ValueError, TypeError, OSError)  # FileNotFoundError and PermissionError are OSErrors
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 SMALL_MODELS = ("talker", "synthetic:tiny")  # by name: a folder's size is not known before torch is loaded
 INFO = "Layout, parameters and memory of a model, from its files; a model of the hub is fetched first."
 INTERRUPTED = "dia-engine: interrupted, nothing was written"
@@ -54,7 +55,7 @@ def import_all() -> None:
     """Import what every command needs, which takes seconds."""
     import dia_engine.engine  # noqa: F401
     import dia_engine.info  # noqa: F401
-    import dia_engine.weights.quantize  # noqa: F401
+    import dia_engine.weights.save  # noqa: F401
 
 
 @contextmanager
@@ -84,6 +85,24 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error)
+
+
+@contextmanager
+def _cleaning_up_on_sigterm():
+    """Turn SIGTERM into an exception, so that what is half written is removed before the process ends."""
+
+    def leave(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the removal
+        raise SystemExit(EXIT_TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,17 +153,17 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     info.add_argument("model", help="hub id, folder, talker, or synthetic:tiny / synthetic:full")
     info.add_argument("--dtype", default="bfloat16", help="dtype that memory is counted in (default: %(default)s)")
-    info.add_argument("--quant", help="count the memory of a quantised model: int8 or nf4")
+    info.add_argument("--quant", help="count the memory of a quantized model: int8 or nf4")
     info.add_argument("--revision", help="revision of the hub repository")
 
     quantize = commands.add_parser(
-        "quantize", help="write a quantised copy of a model", description="Write a model in 8 or 4 bits."
+        "quantize", help="write a quantized copy of a model", description="Write a model in 8 or 4 bits."
     )
     quantize.set_defaults(run=_quantize)
     quantize.add_argument("model", help="hub id, folder, talker, or synthetic:tiny / synthetic:full")
-    quantize.add_argument("folder", type=Path, metavar="OUT", help="folder to create")
+    quantize.add_argument("folder", metavar="OUT", help="folder to create")
     quantize.add_argument("--quant", required=True, help="int8 or nf4")
-    quantize.add_argument("--dtype", default="bfloat16", help="of what is not quantised (default: %(default)s)")
+    quantize.add_argument("--dtype", default="bfloat16", help="of what is not quantized (default: %(default)s)")
     quantize.add_argument("--revision", help="revision of the hub repository")
     return parser
 
@@ -156,7 +175,7 @@ def _add_model_arguments(command: argparse.ArgumentParser, default_model: str) -
     group.add_argument("--codec", help="codec's hub id, folder or file (default: the model's, else descript/dac_44khz)")
     group.add_argument("--codec-dtype", help="float32, bfloat16 or float16 (default: float32)")
     group.add_argument("--revision", help="revision of the hub repository")
-    group.add_argument("--quant", help="int8 or nf4: quantise the weights while loading")
+    group.add_argument("--quant", help="int8 or nf4: quantize the weights while loading")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: what suits the device)")
     group.add_argument("--device", help="such as cuda, cuda:1 or cpu (default: cuda if there is one)")
 
@@ -217,14 +236,14 @@ def _checked_codec(options: argparse.Namespace, script: str, seed: int):
     Returns:
         the codec: as the options name it, or loaded where that was necessary.
     """
-    from .device import checked_device, checked_dtype
+    from .device import resolve_device, resolve_dtype
     from .engine import open_codec
     from .files.audio import check_writable
     from .files.spectrogram import check_spectrogram_path
-    from .info import model_config, model_defaults
     from .runtime.request import encode_script, read_requests
     from .sampling_params import GenerationOptions
     from .weights.recipes import checked_recipe
+    from .weights.source import resolve_model
 
     check_spectrogram_path(options.spectrogram)
     if options.stream:
@@ -234,18 +253,18 @@ def _checked_codec(options: argparse.Namespace, script: str, seed: int):
     else:
         check_writable(options.output)
     GenerationOptions.resolve({}, **_knobs(options))
-    device = checked_device(options.device)
-    codec_dtype = options.codec_dtype and checked_dtype(options.codec_dtype, "--codec-dtype")
+    device = resolve_device(options.device)
+    codec_dtype = options.codec_dtype and resolve_dtype(options.codec_dtype, "--codec-dtype")
     if options.dtype is not None:
-        checked_dtype(options.dtype, "--dtype")
+        resolve_dtype(options.dtype, "--dtype")
     if options.quant is not None:
         checked_recipe(options.quant)
-    config, defaults = model_config(options.model, options.revision), model_defaults(options.model, options.revision)
-    knobs = GenerationOptions.resolve(defaults, **_knobs(options))
+    source = resolve_model(options.model, options.revision)
+    config, knobs = source.config, GenerationOptions.resolve(source.defaults, **_knobs(options))
     encode_script(script, options.prompt_text, options.prompt is not None, config)
     codec = options.codec
     if options.prompt is not None:  # its length in frames depends on the codec
-        codec = open_codec(codec, options.model, config, device, codec_dtype)
+        codec = open_codec(codec, source, device, codec_dtype)
     read_requests(script, options.prompt, options.prompt_text, seed, knobs, config, codec)
     return codec
 
@@ -350,7 +369,10 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _quantize(options: argparse.Namespace) -> None:
-    from .weights.quantize import quantize_model
+    from .weights.save import quantize_model
 
-    size = quantize_model(options.model, options.folder, options.quant, dtype=options.dtype, revision=options.revision)
+    with _cleaning_up_on_sigterm():
+        size = quantize_model(
+            options.model, options.folder, options.quant, dtype=options.dtype, revision=options.revision
+        )
     print(f"{options.folder}: {size / 1e6:,.0f} MB of weights, {options.quant}")

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .codec import DEFAULT_CODEC, Codec
+from .codec import Codec
 from .codec.windowed import CodeWindows, SoundWindows
-from .device import checked_device, checked_dtype, default_dtype
+from .device import resolve_device, resolve_dtype
 from .files.audio import write_audio
-from .files.hub import DEFAULT_MODEL, find_model
+from .files.hub import DEFAULT_MODEL
 from .kernels.cpu.onednn import PackedInt8Weight, fastest
 from .kernels.quantized import Weight
 from .model.config import DiaConfig
@@ -25,10 +25,9 @@ from .runtime.runner import Stepper
 from .runtime.stream import Stream
 from .runtime.streaming import ChunkSizes, speak
 from .sampling_params import REFERENCE_DEFAULTS, GenerationOptions
-from .weights.load import stream_weights
+from .weights.load import default_dtype
 from .weights.recipes import checked_recipe
-from .weights.source import own_codec, own_defaults
-from .weights.synthetic import is_synthetic, stream_random_weights, synthetic_codec, synthetic_config
+from .weights.source import ModelSource, resolve_files, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +81,8 @@ class Engine:
         Args:
             model: hub id or folder, weights in transformers' or nari-labs' layout; "talker", a small one that comes
                 with the engine; or random weights, `synthetic:tiny` and `synthetic:full`.
-            quant: "int8", "nf4" (also "4bit") or a recipe of one's own, see `quant.checked_recipe`: quantises while
-                loading. None leaves the weights as they are stored; a quantised checkpoint needs no more than that.
+            quant: "int8", "nf4" (also "4bit") or a recipe of one's own, see `recipes.checked_recipe`: quantizes while
+                loading. None leaves the weights as they are stored; a quantized checkpoint needs no more than that.
             dtype: "float32", "bfloat16" or "float16". Default: on a GPU bfloat16, or float16 where the GPU lacks it; on
                 a CPU float32 for a model under 100 million parameters, else bfloat16 if the CPU multiplies it natively.
             device: default "cuda" if there is one, else "cpu".
@@ -98,26 +97,19 @@ class Engine:
 
         Raises:
             FileNotFoundError: no such model, or a file of it is missing.
-            ValueError: unusable files, an unknown dtype, device or quant, or files that are quantised otherwise.
+            ValueError: unusable files, an unknown dtype, device or quant, or files that are quantized otherwise.
         """
         recipe = None if quant is None else checked_recipe(quant)
-        device = checked_device(device)
-        dtype = None if dtype is None else checked_dtype(dtype)
-        codec_dtype = None if codec_dtype is None else checked_dtype(codec_dtype, "codec_dtype")
-        defaults = {}
-        if is_synthetic(model):
-            config = synthetic_config(model, revision)
-            dtype = dtype or default_dtype(config, device)
-            stream = stream_random_weights(config, dtype=dtype, device=device, recipe=recipe)
-        else:
-            files = find_model(model, revision)
-            config, defaults = DiaConfig.from_file(files.config), own_defaults(files.config)
-            dtype = dtype or default_dtype(config, device)
-            stream = stream_weights(files.weights, config, dtype=dtype, device=device, recipe=recipe)
+        device = resolve_device(device)
+        dtype = None if dtype is None else resolve_dtype(dtype)
+        codec_dtype = None if codec_dtype is None else resolve_dtype(codec_dtype, "codec_dtype")
+        source = resolve_model(model, revision)
+        dtype = dtype or default_dtype(source.config, device)
+        stream = source.stream_weights(dtype=dtype, device=device, recipe=recipe)
         # The files are checked by now and read after the codec: neither a bad file nor a codec that is missing or does
         # not fit should cost the time to read everything.
-        codec = open_codec(codec, model, config, device, codec_dtype) if load_dac else None
-        return cls(config, _ready(stream), codec, graph=graph, defaults=defaults)
+        codec = open_codec(codec, source, device, codec_dtype) if load_dac else None
+        return cls(source.config, _ready(stream), codec, graph=graph, defaults=source.defaults)
 
     @classmethod
     def from_pretrained(
@@ -139,15 +131,15 @@ class Engine:
         device: str | torch.device | None = None,
         load_dac: bool = True,
     ) -> "Engine":
-        """Load from a config.json and one checkpoint file (.safetensors, .pth or .bin), as the reference does."""
-        device, dtype = checked_device(device), checked_dtype(compute_dtype)
-        checkpoint = Path(checkpoint_path)
-        if not checkpoint.is_file():
-            raise FileNotFoundError(f"no checkpoint file at {checkpoint}")
-        config = DiaConfig.from_file(config_path)
-        stream = stream_weights([checkpoint], config, dtype=dtype, device=device)
-        codec = open_codec(None, checkpoint, config, device) if load_dac else None
-        return cls(config, _ready(stream), codec)
+        """Load from a config.json and one checkpoint file (.safetensors, .pth or .bin), as the reference does.
+
+        A folder `codec` and a generation_config.json beside them are used, as `load` does.
+        """
+        device, dtype = resolve_device(device), resolve_dtype(compute_dtype)
+        source = resolve_files(config_path, checkpoint_path)
+        stream = source.stream_weights(dtype=dtype, device=device)
+        codec = open_codec(None, source, device) if load_dac else None
+        return cls(source.config, _ready(stream), codec, defaults=source.defaults)
 
     @property
     def sample_rate(self) -> int:
@@ -336,8 +328,7 @@ def _ready(stream: Iterable[tuple[str, Weight]]) -> dict[str, Weight | PackedInt
 
 def open_codec(
     codec: str | Path | Codec | None,
-    model: str | Path,
-    config: DiaConfig,
+    source: ModelSource,
     device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> Codec:
@@ -349,11 +340,11 @@ def open_codec(
     if isinstance(codec, Codec):
         if dtype not in (None, codec.dtype):
             raise ValueError(f"codec_dtype is {dtype}, but the loaded codec that was given is in {codec.dtype}")
-    elif codec is None and is_synthetic(model):
-        codec = synthetic_codec(config, model, device, dtype or torch.float32)
+    elif codec is None:
+        codec = source.load_codec(device=device, dtype=dtype or torch.float32)
     else:
-        codec = Codec.load(codec or own_codec(model) or DEFAULT_CODEC, device=device, dtype=dtype or torch.float32)
-    _check_codec_fits(config, codec)
+        codec = Codec.load(codec, device=device, dtype=dtype or torch.float32)
+    _check_codec_fits(source.config, codec)
     return codec
 
 

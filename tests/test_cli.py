@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from dia_engine.cli import limit_threads, main
-from dia_engine.weights.load import save_weights
+from dia_engine.weights.save import save_weights
 from dia_engine.weights.synthetic import random_weights, synthetic_config
 
 TEXT = "[S1] Hello. [S2] Hi!"
@@ -129,7 +129,7 @@ def broken(tmp_path_factory) -> Path:
         ([TEXT, "--prompt", "long.wav"], "audio prompt has 5168 frames, max_tokens leaves room for"),
         ([TEXT, "--prompt-text", "[S1] Hm."], "there is no audio_prompt"),
         ([TEXT, "--model", "synthetic:huge"], "no synthetic model 'huge'"),
-        ([TEXT, "--model", "./absent"], "no folder ./absent"),
+        ([TEXT, "--model", "./absent"], "no model at ./absent"),
         ([TEXT, "--model", "truncated"], "model.safetensors: truncated"),
         ([TEXT, "--model", "no_decoder"], "decoder_config missing"),
         ([TEXT, "--codec", "./absent"], "no codec at"),

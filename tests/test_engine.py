@@ -12,7 +12,7 @@ import engine as package
 from dia_engine import Dia, Engine
 from dia_engine.codec import Codec
 from dia_engine.files.hub import DEFAULT_MODEL
-from dia_engine.weights.load import save_weights
+from dia_engine.weights.save import save_weights
 
 TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
 SHORT = {"max_tokens": 40}
