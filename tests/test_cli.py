@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192));"
-        "from engine.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from dia_engine.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", limited, "say", TEXT, *QUICK, "-o", target], capture_output=True, timeout=120

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import soundfile
 import torch
 
 import engine as package
-from dia_engine import Dia, Engine
+from dia_engine import Dia, Engine, SamplingParams
 from dia_engine.codec import Codec
 from dia_engine.files.hub import DEFAULT_MODEL
+from dia_engine.sampling_params import MODEL_DEFAULT
 from dia_engine.weights.load import save_weights
 
 TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
@@ -24,18 +26,21 @@ def test_signature_is_the_references():
     assert positional == {
         "self": inspect.Parameter.empty,
         "text": inspect.Parameter.empty,
-        "max_tokens": 3072,
-        "cfg_scale": 3.0,
-        "temperature": 1.2,
-        "top_p": 0.95,
+        "max_tokens": None,
+        "cfg_scale": None,
+        "temperature": None,
+        "top_p": None,
         "use_torch_compile": False,
-        "cfg_filter_top_k": 45,
+        "cfg_filter_top_k": MODEL_DEFAULT,
         "audio_prompt": None,
         "audio_prompt_path": None,
         "use_cfg_filter": None,
         "verbose": False,
     }
-    assert Dia is Engine and set(package.__all__) == {"Dia", "Engine"}
+    wanted = {"max_tokens": 3072, "cfg_scale": 3.0, "temperature": 1.2, "top_p": 0.95, "cfg_filter_top_k": 45}
+    assert asdict(SamplingParams().resolve({})) == wanted, "what is left out is the reference's default"
+    assert Dia is Engine and set(package.__all__) == {"Dia", "Engine", "SamplingParams"}
+    assert package.SamplingParams is SamplingParams
     assert inspect.signature(Engine.load).parameters["model"].default == DEFAULT_MODEL
 
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from dia_engine.sampling_params import GenerationOptions, check_seed
+from dia_engine.sampling_params import ResolvedSamplingParams, check_seed
 
 
 @pytest.mark.parametrize(
@@ -20,31 +20,31 @@ from dia_engine.sampling_params import GenerationOptions, check_seed
         ({"top_p": 0}, ValueError, r"top_p must be in \(0, 1\], got 0.0"),
         ({"top_p": 1.01}, ValueError, r"top_p must be in \(0, 1\], got 1.01"),
         ({"top_p": math.nan}, ValueError, "top_p must be finite"),
-        ({"top_k": 0}, ValueError, "cfg_filter_top_k must be >= 1, or None for all, got 0"),
-        ({"top_k": 2.5}, TypeError, "cfg_filter_top_k must be an integer, got 2.5"),
+        ({"cfg_filter_top_k": 0}, ValueError, "cfg_filter_top_k must be >= 1, or None for all, got 0"),
+        ({"cfg_filter_top_k": 2.5}, TypeError, "cfg_filter_top_k must be an integer, got 2.5"),
         ({"max_tokens": 10.0}, TypeError, "max_tokens must be an integer, got 10.0"),
     ],
 )
 def test_bad_values(values, error, message):
     with pytest.raises(error, match=message):
-        GenerationOptions(**values)
+        ResolvedSamplingParams(**values)
 
 
 def test_good_values():
-    GenerationOptions(temperature=0, top_p=1, top_k=None, cfg_scale=-1.5, max_tokens=np.int64(100))
-    assert type(GenerationOptions(temperature=np.float32(0.5)).temperature) is float
+    ResolvedSamplingParams(temperature=0, top_p=1, cfg_filter_top_k=None, cfg_scale=-1.5, max_tokens=np.int64(100))
+    assert type(ResolvedSamplingParams(temperature=np.float32(0.5)).temperature) is float
 
 
 def test_rows_fit_model_and_prompt():
-    assert GenerationOptions().rows(3072, 0, 15) == 3072
-    assert GenerationOptions().rows(256, 0, 15) == 256, "the default stands for the model's limit"
-    assert GenerationOptions(max_tokens=17).rows(256, 0, 15) == 17
+    assert ResolvedSamplingParams().rows(3072, 0, 15) == 3072
+    assert ResolvedSamplingParams().rows(256, 0, 15) == 256, "the default stands for the model's limit"
+    assert ResolvedSamplingParams(max_tokens=17).rows(256, 0, 15) == 17
     with pytest.raises(ValueError, match="at most 256, the decoder's positions, got 257"):
-        GenerationOptions(max_tokens=257).rows(256, 0, 15)
+        ResolvedSamplingParams(max_tokens=257).rows(256, 0, 15)
     with pytest.raises(ValueError, match="at least 17 .* got 16; raise it"):
-        GenerationOptions(max_tokens=16).rows(256, 0, 15)
+        ResolvedSamplingParams(max_tokens=16).rows(256, 0, 15)
     with pytest.raises(ValueError, match="at least 257 .* got 256; use a shorter audio prompt"):
-        GenerationOptions().rows(256, 240, 15)
+        ResolvedSamplingParams().rows(256, 240, 15)
 
 
 def test_seed():

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..files.audio import check_sample_rate, resample
+from ..files.audio import check_peak, check_sample_rate, resample
 from .checkpoint import open_checkpoint
 from .config import CodecConfig
 from .layers import build_decoder, build_encoder
@@ -106,7 +106,7 @@ class Codec:
         """Sound to codes.
 
         Args:
-            waveform: [samples] floating point, mono; padded with silence to whole frames.
+            waveform: [samples] floating point in [-1, 1], mono; padded with silence to whole frames.
             sample_rate: of the waveform in Hz; resampled where it is not the codec's.
 
         Returns:
@@ -114,13 +114,15 @@ class Codec:
 
         Raises:
             TypeError: not a floating array, or a sample rate that is not an integer.
-            ValueError: not one-dimensional, empty, NaN or infinite.
+            ValueError: not one-dimensional, empty, NaN or infinite, or a peak far beyond 1.
         """
         check_sample_rate(sample_rate)
         samples = resample(waveform, sample_rate, self.sample_rate)
+        check_peak(samples)
         padded = torch.from_numpy(np.pad(samples, (0, -len(samples) % self.hop_length)))
-        latent = self.encoder(padded.to(self.device, self.dtype)[None, None])
-        return self.quantizer.encode(latent.float())
+        with torch.autocast(self.device.type, enabled=False):
+            latent = self.encoder(padded.to(self.device, self.dtype)[None, None])
+            return self.quantizer.encode(latent.float())
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -145,8 +147,9 @@ class Codec:
 
     def synthesize(self, codes: torch.Tensor) -> torch.Tensor:
         """`decode` without checks and without a wait: at least one frame [T, C] int64, in range and on the device."""
-        latent = self.quantizer.decode(codes)
-        return self.decoder(latent.to(self.dtype))[0, 0].float()
+        with torch.autocast(self.device.type, enabled=False):
+            latent = self.quantizer.decode(codes)
+            return self.decoder(latent.to(self.dtype))[0, 0].float()
 
     def _checked(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
         if not isinstance(codes, (torch.Tensor, np.ndarray)):

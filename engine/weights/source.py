@@ -9,9 +9,10 @@ transformers' own keys of generation_config.json are left alone: those of the pu
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
-from ..sampling_params import REFERENCE_DEFAULTS, GenerationOptions
+from ..sampling_params import ResolvedSamplingParams
 
 TALKER = "talker"
 TALKER_FOLDER = Path(__file__).parents[1] / "assets" / "talker"
@@ -43,10 +44,11 @@ def own_defaults(config: Path) -> dict[str, float | int | None]:
         defaults = content.get(_KEY, {}) if isinstance(content, dict) else None
         if not isinstance(defaults, dict):
             raise ValueError(f"{_KEY} must be a JSON object, got {defaults!r}")
-        unknown = sorted(set(defaults) - set(REFERENCE_DEFAULTS))
+        names = [field.name for field in fields(ResolvedSamplingParams)]
+        unknown = sorted(set(defaults) - set(names))
         if unknown:
-            raise ValueError(f"{_KEY} knows {', '.join(REFERENCE_DEFAULTS)}, got {', '.join(unknown)}")
-        GenerationOptions.resolve(defaults)
+            raise ValueError(f"{_KEY} knows {', '.join(names)}, got {', '.join(unknown)}")
+        ResolvedSamplingParams(**defaults)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
     return defaults
