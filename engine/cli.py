@@ -24,6 +24,7 @@ USER_ERRORS = (ValueError, TypeError, OSError)  # FileNotFoundError and Permissi
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 INFO = "Layout, parameters and memory of a model, from its files; a model of the hub is fetched first."
+DASH_HINT = "a script that begins with - goes behind --"
 INTERRUPTED = "dia-engine: interrupted, nothing was written"
 TOY = "talker is a toy of 41 words, for trying the engine without a GPU; it is no measure of Dia."
 
@@ -68,7 +69,12 @@ def _show(text: str, stream: TextIO | None) -> None:
     """Print a line, what the stream's encoding lacks as an escape; nothing where the stream is closed."""
     if stream is not None:
         encoding = stream.encoding or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        try:
+            print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard output or error") from error
 
 
 def import_all() -> None:
@@ -110,8 +116,8 @@ def _message(error: BaseException) -> str:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """One line, like every other error, instead of the whole usage."""
-        if message.startswith("unrecognized arguments: -"):
-            message += "; a script that begins with - goes behind --"
+        if message.startswith("unrecognized arguments: -") or "ignored explicit argument" in message:
+            message += f"; {DASH_HINT}"
         self.exit(EXIT_ERROR, f"{self.prog}: error: {message}\n")
 
 
@@ -380,7 +386,10 @@ def _script(options: argparse.Namespace) -> str:
     if options.file is not None:
         from .files.paths import user_path
 
-        return _script_text(user_path(options.file).read_bytes(), options.file)
+        try:
+            return _script_text(user_path(options.file).read_bytes(), options.file)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no script file at {options.file}; {DASH_HINT}") from None
     if sys.stdin is None:
         raise ValueError("standard input is closed: give the script as TEXT or with --file")
     return _script_text(sys.stdin.buffer.read(), "standard input")

@@ -46,7 +46,9 @@ def warn_of_scripts(texts: list[str], transcripts: list[str | None], config: Dia
     whole = " ".join([*texts, *(transcript for transcript in transcripts if transcript)])
     unknown = dict.fromkeys(tag for tag in TAG_LIKE.findall(whole) if tag not in TAGS)
     if unknown:
-        logger.warning("%s is read letter by letter; speaker tags are %s", ", ".join(unknown), " and ".join(TAGS))
+        logger.warning(
+            "text holds %s, read letter by letter: the speaker tags are %s", ", ".join(unknown), " and ".join(TAGS)
+        )
     spoken = [_without_tags(text) for text in texts]
     if not all(has_visible_text(each) for each in spoken):
         logger.warning("text holds nothing but speaker tags: there is nothing to say")
