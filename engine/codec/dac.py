@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..device import resolve_device, resolve_dtype
-from ..files.audio import check_sample_rate, resample
+from ..files.audio import check_peak, check_sample_rate, resample
 from ..files.hub import DEFAULT_CODEC
 from ..files.tensors import is_finite
 from .checkpoint import open_checkpoint
@@ -108,7 +108,7 @@ class Codec:
         """Sound to codes.
 
         Args:
-            waveform: [samples] floating point, mono; padded with silence to whole frames.
+            waveform: [samples] floating point in [-1, 1], mono; padded with silence to whole frames.
             sample_rate: of the waveform in Hz; resampled where it is not the codec's.
 
         Returns:
@@ -116,13 +116,15 @@ class Codec:
 
         Raises:
             TypeError: not a floating array, or a sample rate that is not an integer.
-            ValueError: not one-dimensional, empty, NaN or infinite.
+            ValueError: not one-dimensional, empty, NaN or infinite, or a peak far beyond 1.
         """
         check_sample_rate(sample_rate)
         samples = resample(waveform, sample_rate, self.sample_rate)
+        check_peak(samples)
         padded = torch.from_numpy(np.pad(samples, (0, -len(samples) % self.hop_length)))
-        latent = self.encoder(padded.to(self.device, self.dtype)[None, None])
-        return self.quantizer.encode(latent.float())
+        with torch.autocast(self.device.type, enabled=False):
+            latent = self.encoder(padded.to(self.device, self.dtype)[None, None])
+            return self.quantizer.encode(latent.float())
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -147,8 +149,9 @@ class Codec:
 
     def synthesize(self, codes: torch.Tensor) -> torch.Tensor:
         """`decode` without checks and without a wait: at least one frame [T, C] int64, in range and on the device."""
-        latent = self.quantizer.decode(codes)
-        return self.decoder(latent.to(self.dtype))[0, 0].float()
+        with torch.autocast(self.device.type, enabled=False):
+            latent = self.quantizer.decode(codes)
+            return self.decoder(latent.to(self.dtype))[0, 0].float()
 
     def _checked(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
         if not isinstance(codes, (torch.Tensor, np.ndarray)):

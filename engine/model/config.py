@@ -120,6 +120,14 @@ class DiaConfig:
             )
 
     @property
+    def is_published_size(self) -> bool:
+        """Whether this is Dia-1.6B or a fine-tuned copy of it, to judge by its sizes."""
+        ours, published = (self.encoder, self.decoder), (EncoderConfig(), DecoderConfig())
+        return [(part.num_hidden_layers, part.hidden_size) for part in ours] == [
+            (part.num_hidden_layers, part.hidden_size) for part in published
+        ]
+
+    @property
     def max_delay(self) -> int:
         """Rows between the first and the last channel of one frame."""
         return max(self.delay_pattern)

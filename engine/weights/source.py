@@ -13,6 +13,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ..files.hub import DEFAULT_CODEC, GENERATION_CONFIG, find_config, find_weig
 from ..files.paths import read_json, require_file, user_path
 from ..kernels.quantized import Weight
 from ..model.config import DiaConfig
-from ..sampling_params import REFERENCE_DEFAULTS, GenerationOptions
+from ..sampling_params import ResolvedSamplingParams
 from .load import DiaCheckpoint
 from .recipes import Recipe
 from .synthetic import PREFIX, stream_random_weights, synthetic_codec, synthetic_config
@@ -207,10 +208,11 @@ def load_generation_defaults(folder: Path) -> dict[str, float | int | None]:
         defaults = content.get(_DEFAULTS_KEY, {}) if isinstance(content, dict) else None
         if not isinstance(defaults, dict):
             raise ValueError(f"{_DEFAULTS_KEY} must be a JSON object, got {defaults!r}")
-        unknown = sorted(set(defaults) - set(REFERENCE_DEFAULTS))
+        names = [field.name for field in fields(ResolvedSamplingParams)]
+        unknown = sorted(set(defaults) - set(names))
         if unknown:
-            raise ValueError(f"{_DEFAULTS_KEY} knows {', '.join(REFERENCE_DEFAULTS)}, got {', '.join(unknown)}")
-        GenerationOptions.resolve(defaults)
+            raise ValueError(f"{_DEFAULTS_KEY} knows {', '.join(names)}, got {', '.join(unknown)}")
+        ResolvedSamplingParams(**defaults)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
     return defaults

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dia_engine.device import checked_device
+from dia_engine.device import resolve_device
 from dia_engine.kernels.driver import load_driver
 
 triton = pytest.importorskip("triton")
@@ -26,4 +26,4 @@ def test_without_a_c_compiler_or_headers(compiler, monkeypatch, tmp_path):
         load_driver()
     monkeypatch.setattr(torch, "empty", lambda size, device: None)  # as if there were a GPU
     with pytest.raises(ValueError, match="device 'cuda' cannot be used here: .* apt install gcc python3-dev"):
-        checked_device("cuda")
+        resolve_device("cuda")

@@ -19,8 +19,8 @@ from dia_engine.kernels.quantized import FORMATS, Int8Weight, NF4Weight
 from dia_engine.model.config import DiaConfig
 from dia_engine.model.dia import parameter_shapes
 from dia_engine.weights.load import DiaCheckpoint, load_weights
-from dia_engine.weights.save import quantize_model
 from dia_engine.weights.recipes import RECIPES, checked_recipe, chosen_formats
+from dia_engine.weights.save import quantize_model
 
 # Rows of 64 and 128 weights, but in the encoder's MLP, where blocks of 64 do not fill them.
 CONFIG = dataclasses.replace(
