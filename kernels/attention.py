@@ -3,6 +3,9 @@
 A row's cache is cut into SPLITS equal spans of whole blocks, a program each; the last program of a row and group to
 finish puts the spans together, in their order. The cut depends on the row's own length only. The query heads that share
 a key head go through one program, as the narrow operand of the tensor cores, so every key and value is read once.
+
+A dependent launch asks for its span to come to the L2 cache while its predecessor still runs. The predecessor, which
+makes the query, writes no more than the newest position of the cache; all else is older, see `dispatch.begin`.
 """
 
 from dataclasses import dataclass
@@ -78,7 +81,8 @@ def decode_attention(
     Args:
         query: [R, H, Dh].
         keys, values: [R, G, T, Dh] with G dividing H; query head h reads head h // (H / G).
-        last: [B] int64, the last valid cache position of each slot; R is a multiple of B, neighbours form a slot.
+        last: [B] int64, the last valid cache position of each slot; R is a multiple of B, neighbours form a slot. Not
+            written by the kernel that is launched just before this one: that one may still run when `last` is read.
         scratch: allocated for at least these sizes.
         out: [R, H * Dh] in the query's dtype, written.
     """
@@ -122,7 +126,27 @@ def decode_attention(
         warps=4 if keys.element_size() == 2 else 8,  # float32 is multiplied in registers, which are too few in 4 warps
         stages=3 if keys.element_size() * block_d <= 256 else 2,
         device=query.device,
+        early=("last_ptr",),
     )
+
+
+@triton.jit
+def _prefetch(
+    keys_ptr, values_ptr, base, first, end, HEAD_DIM: tl.constexpr, BLOCK_T: tl.constexpr, DEPENDENT: tl.constexpr
+):
+    """Ask for the cache positions from `first` up to, not including, `end` to come to the L2 cache."""
+    if DEPENDENT:
+        per_line: tl.constexpr = 1024 // keys_ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
+        lines: tl.constexpr = triton.next_power_of_2(triton.cdiv(BLOCK_T * HEAD_DIM, per_line))
+        line = tl.arange(0, 2 * lines)  # of the keys, then of the values
+        cache = tl.where(line < lines, keys_ptr.to(tl.int64), values_ptr.to(tl.int64))
+        offset = line % lines * per_line
+        for start in range(first, end, BLOCK_T):
+            place = base + tl.minimum(start * HEAD_DIM + offset, end * HEAD_DIM - 1)
+            address = cache + place * (keys_ptr.dtype.element_ty.primitive_bitwidth // 8)
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+            )
 
 
 @triton.jit
@@ -147,27 +171,32 @@ def _decode_attention_kernel(
     BLOCK_D: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    begin(DEPENDENT)
     split = tl.program_id(0)
     group = tl.program_id(1)
     row = tl.program_id(2)
-    length = tl.load(last_ptr + row // ROWS_PER_SLOT).to(tl.int32) + 1
+    line = row * GROUPS + group
+    base = line.to(tl.int64) * capacity * HEAD_DIM
+    # Past the L1 cache, which may hold an older value until the wait.
+    length = tl.load(last_ptr + row // ROWS_PER_SLOT, cache_modifier=".cg").to(tl.int32) + 1
     span = tl.cdiv(tl.cdiv(length, BLOCK_T), SPLITS) * BLOCK_T
+    first = split * span
+    # The predecessor may be writing the newest position, length - 1.
+    _prefetch(keys_ptr, values_ptr, base, first, min(first + span, length - 1), HEAD_DIM, BLOCK_T, DEPENDENT)
+    begin(DEPENDENT)
     used = tl.cdiv(length, span)
     if split >= used:
         return
 
-    line = row * GROUPS + group
     head = tl.arange(0, BLOCK_H)
     d = tl.arange(0, BLOCK_D)
     t = tl.arange(0, BLOCK_T)
     query_mask = (head < RATIO)[:, None] & (d < HEAD_DIM)[None, :]
     query = tl.load(query_ptr + (line * RATIO + head)[:, None] * HEAD_DIM + d[None, :], mask=query_mask, other=0.0)
-    cache = line.to(tl.int64) * capacity * HEAD_DIM + t[:, None] * HEAD_DIM + d[None, :]
+    cache = base + t[:, None] * HEAD_DIM + d[None, :]
     greatest = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
     mixed = tl.zeros((BLOCK_D, BLOCK_H), tl.float32)
-    for start in range(split * span, min((split + 1) * span, length), BLOCK_T):
+    for start in range(first, min(first + span, length), BLOCK_T):
         written = start + t < length
         if BLOCK_D == HEAD_DIM:
             mask = written[:, None]

@@ -463,6 +463,20 @@ def test_no_dependent_launch_before_hopper():
     assert not any(launch.dependent for launch in launches)
 
 
+def test_what_a_launch_reads_before_it_waits_is_not_written_by_its_predecessor():
+    read_only = {"_project_qkv_kernel": {"position_ptr"}}
+    launches, _ = recorded(small_config(layers=3), slots=2)
+    early = [(before, launch) for before, launch in zip(launches, launches[1:]) if launch.early]
+    assert len(early) == 2 * 3, "self-attention and cross-attention of each layer"
+    assert not launches[0].early
+    for before, launch in early:
+        read = [launch.arguments[name] for name in launch.early]
+        names = {
+            name for name, value in before.arguments.items() if any(value is tensor for tensor in read)
+        }  # of the predecessor's arguments
+        assert names <= read_only.get(before.kernel.__name__, set())
+
+
 def test_a_step_without_dependent_launches():
     with dependent_launches(False):
         launches, _ = recorded(small_config(), 1)
