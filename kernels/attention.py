@@ -8,6 +8,7 @@ A dependent launch asks for its span to come to the L2 cache while its predecess
 makes the query, writes no more than the newest position of the cache; all else is older, see `dispatch.begin`.
 """
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +19,19 @@ from .dispatch import begin, launch, require_contiguous, tl, triton, uses_triton
 BLOCK_T = 32  # cache positions of one turn
 
 
-def splits(groups: int) -> int:
-    """Spans that a row is cut into: two rows should fill a GPU. Depends on neither the batch nor the cache's size."""
-    return max(1, 64 // max(4, 1 << (groups - 1).bit_length()))
+def programs_per_row() -> int:
+    """Programs that a row of the cache is cut into, spans times groups, where there are that many spans.
+
+    64 unless the environment variable DIA_ATTENTION_PROGRAMS says otherwise: with few requests more programs fill a
+    larger GPU and make each span shorter, but leave more to put together.
+
+    Raises:
+        ValueError: it is not a power of two from 16 to 256.
+    """
+    asked = os.environ.get("DIA_ATTENTION_PROGRAMS", "64")
+    if asked not in ("16", "32", "64", "128", "256"):
+        raise ValueError(f"DIA_ATTENTION_PROGRAMS must be a power of two from 16 to 256, got {asked!r}")
+    return int(asked)
 
 
 @dataclass(frozen=True)
@@ -30,14 +41,17 @@ class AttentionScratch:
     partial: torch.Tensor  # [n] float32, unnormalised outputs
     stats: torch.Tensor  # [m] float32, greatest score and sum of each span and head
     arrivals: torch.Tensor  # [R * G] int32, spans that are done; 0 between launches
+    splits: int  # spans that a row is cut into; depends on neither the batch nor the cache's size
 
     @classmethod
     def allocate(cls, rows: int, groups: int, heads: int, head_dim: int, device) -> "AttentionScratch":
-        spans = rows * heads * splits(groups)
+        splits = max(1, programs_per_row() // max(4, 1 << (groups - 1).bit_length()))
+        spans = rows * heads * splits
         return cls(
             torch.empty(spans * head_dim, dtype=torch.float32, device=device),
             torch.empty(spans * 2, dtype=torch.float32, device=device),
             torch.zeros(rows * groups, dtype=torch.int32, device=device),
+            splits,
         )
 
 
@@ -100,7 +114,7 @@ def decode_attention(
     block_d = max(16, triton.next_power_of_2(head_dim))
     launch(
         _decode_attention_kernel,
-        (splits(groups), groups, rows),
+        (scratch.splits, groups, rows),
         {
             "query_ptr": query,
             "keys_ptr": keys,
@@ -117,7 +131,7 @@ def decode_attention(
             "GROUPS": groups,
             "RATIO": ratio,
             "HEAD_DIM": head_dim,
-            "SPLITS": splits(groups),
+            "SPLITS": scratch.splits,
             "BLOCK_T": BLOCK_T,
             "BLOCK_H": max(8, triton.next_power_of_2(ratio)),
             "BLOCK_R": triton.next_power_of_2(ratio),

@@ -182,6 +182,7 @@ def test_project_qkv(slots, heads, groups, head_dim, width, dtype):
 
 
 @dtypes
+@pytest.mark.parametrize("programs", ["64", "128"])
 @pytest.mark.parametrize(
     "heads, groups, head_dim, capacity, last, rows_per_slot",
     [
@@ -192,7 +193,8 @@ def test_project_qkv(slots, heads, groups, head_dim, width, dtype):
         (6, 2, 128, 600, [513], 2),
     ],
 )
-def test_decode_attention(heads, groups, head_dim, capacity, last, rows_per_slot, dtype):
+def test_decode_attention(heads, groups, head_dim, capacity, last, rows_per_slot, programs, dtype, monkeypatch):
+    monkeypatch.setenv("DIA_ATTENTION_PROGRAMS", programs)
     rows = len(last) * rows_per_slot
     query = randn(rows, heads, head_dim, dtype=dtype)
     keys, values = (randn(rows, groups, capacity, head_dim, dtype=dtype) for _ in range(2))
@@ -210,6 +212,18 @@ def test_decode_attention(heads, groups, head_dim, capacity, last, rows_per_slot
             attention.decode_attention(query, keys, values, last, scratch, out)
         check(out.view_as(query), twin, truth)
         assert not scratch.arrivals.any()
+
+
+@pytest.mark.parametrize("programs, groups, expected", [(None, 4, 16), (None, 16, 4), ("128", 4, 32), ("128", 16, 8)])
+def test_the_number_of_spans_can_be_chosen(programs, groups, expected, monkeypatch):
+    monkeypatch.delenv("DIA_ATTENTION_PROGRAMS", raising=False)
+    if programs:
+        monkeypatch.setenv("DIA_ATTENTION_PROGRAMS", programs)
+    scratch = AttentionScratch.allocate(2, groups, 16, 128, "cpu")
+    assert scratch.splits == expected and scratch.partial.numel() == 2 * 16 * expected * 128
+    monkeypatch.setenv("DIA_ATTENTION_PROGRAMS", "100")
+    with pytest.raises(ValueError, match="DIA_ATTENTION_PROGRAMS must be a power of two from 16 to 256, got '100'"):
+        AttentionScratch.allocate(2, groups, 16, 128, "cpu")
 
 
 def small_config(channels=9, vocab=40, layers=2, width=32, heads=4, groups=2, head_dim=8, cross=(2, 2, 12), inner=48):
