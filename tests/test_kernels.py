@@ -167,7 +167,11 @@ def test_squares_are_added_in_one_order(rows, width, text):
     weight, inputs = torch.zeros((width, 16), device=DEVICE), randn(rows // 2 if text else rows, 16)
     with kernels():
         residual_linear.residual_linear(
-            inputs, weight, residual, torch.ones(width, device=DEVICE), torch.zeros(width, device=DEVICE) if text else None
+            inputs,
+            weight,
+            residual,
+            torch.ones(width, device=DEVICE),
+            torch.zeros(width, device=DEVICE) if text else None,
         )
     squares = torch.nn.functional.pad(residual.x.square(), (0, -width % 16)).unflatten(1, (-1, 16))
     while squares.shape[-1] > 1:
@@ -238,14 +242,28 @@ def small_config(channels=9, vocab=40, layers=2, width=32, heads=4, groups=2, he
     delay = (0, 8, 9, 10, 11, 12, 13, 14, 15, 15)[:channels] if channels > 2 else (0, 3)[:channels]
     return DiaConfig(
         encoder=EncoderConfig(
-            num_hidden_layers=1, hidden_size=24, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2,
-            head_dim=12, max_position_embeddings=64,
+            num_hidden_layers=1,
+            hidden_size=24,
+            intermediate_size=32,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=12,
+            max_position_embeddings=64,
         ),  # fmt: skip
         decoder=DecoderConfig(
-            num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=heads,
-            num_key_value_heads=groups, head_dim=head_dim, cross_num_attention_heads=cross[0],
-            cross_num_key_value_heads=cross[1], cross_head_dim=cross[2], cross_hidden_size=24, num_channels=channels,
-            vocab_size=vocab, max_position_embeddings=256,
+            num_hidden_layers=layers,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_attention_heads=heads,
+            num_key_value_heads=groups,
+            head_dim=head_dim,
+            cross_num_attention_heads=cross[0],
+            cross_num_key_value_heads=cross[1],
+            cross_head_dim=cross[2],
+            cross_hidden_size=24,
+            num_channels=channels,
+            vocab_size=vocab,
+            max_position_embeddings=256,
         ),  # fmt: skip
         delay_pattern=delay,
         bos_token_id=vocab - 2,
