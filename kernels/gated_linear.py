@@ -78,7 +78,7 @@ def _gated_linear_kernel(
 ):
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     first = tl.program_id(1) * (TILE // 2)
-    # Even rows of the tile are gate, odd ones up: neighbours then sit in the same thread's registers.
+    # Even rows of the tile are gate, odd ones up: neighbors then sit in the same thread's registers.
     place = tl.arange(0, TILE)
     weight_row = tl.minimum(first + place // 2, F - 1) + (place % 2) * F
     prefetch(weight_ptr, scale_ptr, weight_row, K, UNIT, SLICES, INTERLEAVED, FORMAT, DEPENDENT)

@@ -14,9 +14,11 @@ batch and at any place in it: a slice adds its columns from left to right, and w
 in these kernels: it does so where one thread happens to hold both, which follows the register layout, and so the number
 of rows. What is to be fused is written as `tl.fma`; dots are fused in any case.
 
-NF4 halves the bytes of int8 and still is not faster on an H100 or H200: decoding takes about NF4_INSTRUCTIONS
-instructions per weight, more than the multiprocessors can issue while the weights arrive (computed from the compiled
-code, not measured). Prefer int8 there; NF4 pays on GPUs with less memory bandwidth, and where memory is short.
+NF4 halves the bytes of int8 and still is not faster on an H100 or H200: the first half of an MLP executes
+6.5 PTX instructions per weight for one request, 130 % of what an H100 can issue while the weights arrive and 186 % of
+what an H200 can (int8: 5.0, 56 % and 81 %; NF4 on an RTX 4090 28 %, A4000 54 %). Computed from the compiled code and
+the data sheets' clocks and bandwidths, not measured. Prefer int8 there; NF4 pays on GPUs with less memory bandwidth,
+and where memory is short.
 """
 
 import dataclasses
@@ -111,8 +113,10 @@ class Tiling:
         unit = BLOCK if quantized else (128 if roomy else 64) // size
         # A float32 product keeps the decoded weights in shared memory too: with 8 slices they do not fit everywhere.
         slices = 4 if quantized and size == 4 else 8
-        for wide_tile, block_m in _tiles(tile, rows, size):
+        for wide_tile, block_m in _tiles(tile, rows, size, architecture):
             fitted = cls(wide_tile, block_m, unit, unit, slices, 0, TUNING.interleaved)._fitted(weight, half, limit)
+            if fitted and isinstance(architecture, str):
+                return dataclasses.replace(fitted, stages=2)  # on AMD an iteration in flight lies in registers
             if fitted:
                 return fitted
         raise ValueError(f"no tiling of {list(weight.shape)} fits {limit} bytes of shared memory")
@@ -170,13 +174,17 @@ class Tiling:
         }
 
 
-def _tiles(tile: int, rows: int, size: int) -> list[tuple[int, int]]:
+def _tiles(tile: int, rows: int, size: int, architecture: int | str) -> list[tuple[int, int]]:
     """Weight rows and input rows of a program, the best first; the first that fits is taken.
 
     Every program reads its weights and its inputs from the L2 cache: in all, the weights once per block of input rows,
     the inputs once per tile of weight rows. From 17 rows on that is more than the L2 cache delivers while the weights
     come from memory, so both are larger there.
     """
+    if isinstance(architecture, str):
+        # AMD's matrix cores take 16 input rows at least (8 would spill hundreds of registers), and 32 x 32 products
+        # add in another order than 16 x 16: one size for any batch.
+        return [(tile, 16), (tile, 8)]
     if rows <= 8:
         return [(tile, 8)]
     if rows <= 16 or size == 4:
@@ -295,6 +303,7 @@ def _multiply(
             weight = tl.load(weights + step, mask=k + step < K, other=0)
             block = tl.load(inputs + step, mask=wanted & (k + step < K), other=0.0)
         total = tl.dot(weight.to(block.dtype), block.permute(0, 2, 1), total, input_precision="ieee")
+    # The slices lie in different warps, whatever the sizes, so this sum has one order.
     return tl.sum(total, axis=0)
 
 

@@ -1,6 +1,6 @@
 """Query, key and value of a decode step: q, k, v = RMSNorm(x) W^T, q and k rotated (see `rope`), k and v cached.
 
-W [(H + 2G) Dh, D] holds the heads of q, then of k, then of v. A program takes 8 pairs of rows that turn together,
+W [(H + 2G) Dh, D] holds the heads of q, then of k, then of v. A program takes pairs of rows that are rotated together,
 (i, i + Dh / 2) of a head, so that it can rotate them by itself.
 """
 
@@ -28,11 +28,11 @@ def project_qkv_ref(
     qkv = norm_linear_ref(residual, weight, eps).to(query.dtype).view(rows, -1, head_dim)
     heads = qkv.shape[1] - 2 * groups
     position = position.repeat_interleave(2)
-    turn = tuple(table[position] for table in rope)
+    angles = tuple(table[position] for table in rope)
     every_row = torch.arange(rows, device=query.device)
-    turned = apply_rope(qkv[:, : heads + groups], *turn)
-    query.copy_(turned[:, :heads])
-    keys[every_row, :, position] = turned[:, heads:]
+    rotated = apply_rope(qkv[:, : heads + groups], *angles)
+    query.copy_(rotated[:, :heads])
+    keys[every_row, :, position] = rotated[:, heads:]
     values[every_row, :, position] = qkv[:, heads + groups :]
 
 
@@ -172,20 +172,20 @@ def _project_qkv_kernel(
     )
     y = y * norm_scale(squares, K, EPS, HEADROOM)[None, :]
     real, imaginary = y.reshape(TILE // 2, 2, BLOCK_M).permute(0, 2, 1).split()
-    turned = (real * cosine - imaginary * sine).to(query_ptr.dtype.element_ty)
+    rotated = (real * cosine - imaginary * sine).to(query_ptr.dtype.element_ty)
     across = (imaginary * cosine + real * sine).to(query_ptr.dtype.element_ty)
 
     inside = (pair < pairs)[:, None] & mask[None, :]
     is_query = (head < HEADS)[:, None]
     query = query_ptr + (row[None, :] * HEADS + head[:, None]) * HEAD_DIM + (pair % half)[:, None]
-    tl.store(query, turned, mask=inside & is_query)
+    tl.store(query, rotated, mask=inside & is_query)
     tl.store(query + half, across, mask=inside & is_query)
     group = head - HEADS - tl.where(rotates, 0, GROUPS)
     line = row.to(tl.int64)[None, :] * GROUPS + group[:, None]
     cell = (line * capacity + position[None, :]) * HEAD_DIM + (pair % half)[:, None]
     is_key = rotates[:, None] & (inside & ~is_query)
-    tl.store(keys_ptr + cell, turned, mask=is_key)
+    tl.store(keys_ptr + cell, rotated, mask=is_key)
     tl.store(keys_ptr + cell + half, across, mask=is_key)
     is_value = inside & ~rotates[:, None]
-    tl.store(values_ptr + cell, turned, mask=is_value)
+    tl.store(values_ptr + cell, rotated, mask=is_value)
     tl.store(values_ptr + cell + half, across, mask=is_value)
