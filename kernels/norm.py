@@ -1,6 +1,6 @@
 """RMSNorm: x / sqrt(mean(x^2) + eps) * weight, computed in float32 with float32 weights.
 
-In a decode step no kernel normalises. Whoever writes the residual x also writes z = x * weight * HEADROOM, rounded to
+In a decode step no kernel normalizes. Whoever writes the residual x also writes z = x * weight * HEADROOM, rounded to
 the model's dtype, and sums of x^2; whoever multiplies the normed x by a matrix multiplies z instead, and the product by
 1 / sqrt(mean(x^2) + eps) / HEADROOM. So a matrix starts to flow before the norm of its input is known.
 """
@@ -12,6 +12,10 @@ import torch
 from .dispatch import tl, triton
 
 TILE = 16  # elements of x whose squares form one partial sum: the weight rows of one tensor-core tile
+PARTIAL = tl.constexpr(TILE)
+# Partial sums that one reduction covers at least. A row of so many lies in one warp, four in a thread, whatever the
+# number of rows; with fewer, Triton lays rows side by side and the order of the sum follows the batch.
+FEWEST_PARTIALS = 128
 
 # float16 ends at 65504, and z lacks the division that keeps a normed x small. A power of two costs no precision for
 # what matters: x * weight may reach 4e6, and below 2^-8 it loses bits that are worth less than 2^-19.
@@ -23,7 +27,7 @@ def headroom(dtype: torch.dtype) -> float:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
-    """Normalise rows.
+    """Normalize rows.
 
     Args:
         x: [..., D] any float dtype.
@@ -107,5 +111,37 @@ def store_residual(
     weight = tl.load(norm_ptr + column, mask=in_width, other=0.0)
     tl.store(x_ptr + place, x, mask=inside)
     tl.store(z_ptr + place, (x * (weight * HEADROOM)[:, None]).to(z_ptr.dtype.element_ty), mask=inside)
-    squares = tl.sum(tl.where(inside, x * x, 0.0), axis=0)
-    tl.store(squares_ptr + row * tl.cdiv(WIDTH, column.shape[0]) + tile, squares, mask=mask)
+    partials: tl.constexpr = tl.cdiv(WIDTH, PARTIAL)
+    partial = (column.shape[0] // PARTIAL) * tile + tl.arange(0, column.shape[0] // PARTIAL)
+    squares = sums_of_squares(tl.where(inside, x, 0.0))
+    tl.store(
+        squares_ptr + row[None, :] * partials + partial[:, None],
+        squares,
+        mask=(partial < partials)[:, None] & mask[None, :],
+    )
+
+
+@triton.jit
+def sums_of_squares(x):
+    """The sums of the squares of PARTIAL neighbors in each column of x: [G * PARTIAL, R] -> [G, R] float32.
+
+    Added in an order that nothing else decides. `tl.sum(x * x, axis=...)` adds in an order that follows the register
+    layout, which Triton derives from the tile's shape, hence from the number of rows in the batch: a request in a batch
+    would get other bits than the same request alone. Here element i is added to element i + N / 2, until N is 1. The
+    first addition is an explicit fused multiply-add, because the compiler fuses a * a + b * b by itself only where one
+    thread happens to hold both.
+    """
+    groups: tl.constexpr = x.shape[0] // PARTIAL
+    low, high = x.reshape(groups, 2, PARTIAL // 2, x.shape[1]).permute(0, 2, 3, 1).split()
+    return _sum_of_halves(tl.fma(low, low, high * high))
+
+
+@triton.jit
+def _sum_of_halves(x):
+    """[G, N, R] -> [G, R], N a power of two."""
+    if x.shape[1] > 1:
+        low, high = x.reshape(x.shape[0], 2, x.shape[1] // 2, x.shape[2]).permute(0, 2, 3, 1).split()
+        result = _sum_of_halves(low + high)
+    else:
+        result = x.reshape(x.shape[0], x.shape[2])
+    return result

@@ -99,11 +99,14 @@ def test_amd_builds_fail_only_where_they_cannot_start():
     assert replace(build, shared=65537).faults(launch()) == ["65537 bytes of shared memory, 65536 are there"]
 
 
-def report(*arguments):
-    """From a fresh interpreter, in which Triton compiles."""
+def run_python(*arguments):
+    """A fresh interpreter, in which Triton compiles."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.kernel_report", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def report(*arguments):
+    return run_python("-m", "benchmarks.kernel_report", *arguments)
 
 
 def test_an_architecture_that_is_not_known_is_named():

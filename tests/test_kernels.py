@@ -154,6 +154,28 @@ def test_residual_linear(rows, width, inner, text, dtype):
         torch.testing.assert_close(result.scale(EPS), exact.scale(EPS), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("rows, width", [(2, 64), (42, 40)])
+@pytest.mark.parametrize("text", [False, True], ids=["all_rows", "rows_with_text"])
+def test_squares_are_added_in_one_order(rows, width, text):
+    """Element i of a partial sum to element i + 8, then to i + 4 and so on: an order that no register layout decides."""
+    residual = random_residual(rows, width)
+    residual.x.copy_(residual.x.bfloat16())  # squares are exact in float32, so a fused multiply-add rounds as two do
+    weight, inputs = torch.zeros((width, 16), device=DEVICE), randn(rows // 2 if text else rows, 16)
+    with kernels():
+        residual_linear.residual_linear(
+            inputs,
+            weight,
+            residual,
+            torch.ones(width, device=DEVICE),
+            torch.zeros(width, device=DEVICE) if text else None,
+        )
+    squares = torch.nn.functional.pad(residual.x.square(), (0, -width % 16)).unflatten(1, (-1, 16))
+    while squares.shape[-1] > 1:
+        low, high = squares.chunk(2, dim=-1)
+        squares = low + high
+    assert torch.equal(residual.squares, squares[..., 0])
+
+
 @dtypes
 @pytest.mark.parametrize(
     "slots, heads, groups, head_dim, width", [(1, 4, 2, 16, 64), (3, 3, 1, 10, 33), (2, 2, 2, 6, 40), (9, 1, 1, 32, 20)]
@@ -230,14 +252,28 @@ def small_config(channels=9, vocab=40, layers=2, width=32, heads=4, groups=2, he
     delay = (0, 8, 9, 10, 11, 12, 13, 14, 15, 15)[:channels] if channels > 2 else (0, 3)[:channels]
     return DiaConfig(
         encoder=EncoderConfig(
-            num_hidden_layers=1, hidden_size=24, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2,
-            head_dim=12, max_position_embeddings=64,
+            num_hidden_layers=1,
+            hidden_size=24,
+            intermediate_size=32,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=12,
+            max_position_embeddings=64,
         ),  # fmt: skip
         decoder=DecoderConfig(
-            num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=heads,
-            num_key_value_heads=groups, head_dim=head_dim, cross_num_attention_heads=cross[0],
-            cross_num_key_value_heads=cross[1], cross_head_dim=cross[2], cross_hidden_size=24, num_channels=channels,
-            vocab_size=vocab, max_position_embeddings=256,
+            num_hidden_layers=layers,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_attention_heads=heads,
+            num_key_value_heads=groups,
+            head_dim=head_dim,
+            cross_num_attention_heads=cross[0],
+            cross_num_key_value_heads=cross[1],
+            cross_head_dim=cross[2],
+            cross_hidden_size=24,
+            num_channels=channels,
+            vocab_size=vocab,
+            max_position_embeddings=256,
         ),  # fmt: skip
         delay_pattern=delay,
         bos_token_id=vocab - 2,
