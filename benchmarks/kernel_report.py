@@ -75,7 +75,7 @@ def source(launch: Launch) -> ASTSource:
             aligned = value.storage_offset() * value.element_size() % 16 == 0
         elif name in launch.arguments and value is not None:
             signature[name] = "i32"
-            aligned = value % 16 == 0
+            aligned = value % 16 == 0 and not launch.kernel.params[index].do_not_specialize
         else:
             signature[name] = "constexpr"
             constants[name] = value

@@ -24,7 +24,7 @@ from .command import run
 from .memory import WorkingMemory
 from .nari import Nari
 from .peers import Ours, Transformers
-from .roofline import copy_bandwidth, step_bytes
+from .roofline import bandwidth_in_words, copy_bandwidth, step_bytes
 from .setting import (
     SCRIPT,
     STEPS_PER_SECOND_OF_SOUND,
@@ -41,6 +41,7 @@ def main() -> None:
     options.steps = options.steps or (400 if plain.device.type == "cuda" else 60)
     text = encode_text(SCRIPT, plain.config.encoder.max_position_embeddings)
     bandwidth = copy_bandwidth(plain.device)
+    print(bandwidth_in_words(bandwidth, plain.device), file=sys.stderr)
     report = {**machine(plain), **_setting(options, plain, text, bandwidth), "results": []}
     for runner, engine in _runners(options, plain):
         print(f"measuring {runner.name} ...", file=sys.stderr)

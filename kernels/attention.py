@@ -3,8 +3,12 @@
 A row's cache is cut into SPLITS equal spans of whole blocks, a program each; the last program of a row and group to
 finish puts the spans together, in their order. The cut depends on the row's own length only. The query heads that share
 a key head go through one program, as the narrow operand of the tensor cores, so every key and value is read once.
+
+A dependent launch asks for its span to come to the L2 cache while its predecessor still runs. The predecessor, which
+makes the query, writes no more than the newest position of the cache; all else is older, see `dispatch.begin`.
 """
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +19,19 @@ from .dispatch import begin, launch, require_contiguous, tl, triton, uses_triton
 BLOCK_T = 32  # cache positions of one turn
 
 
-def splits(groups: int) -> int:
-    """Spans that a row is cut into: two rows should fill a GPU. Depends on neither the batch nor the cache's size."""
-    return max(1, 64 // max(4, 1 << (groups - 1).bit_length()))
+def programs_per_row() -> int:
+    """Programs that a row of the cache is cut into, spans times groups, where there are that many spans.
+
+    64 unless the environment variable DIA_ATTENTION_PROGRAMS says otherwise: with few requests more programs fill a
+    larger GPU and make each span shorter, but leave more to put together.
+
+    Raises:
+        ValueError: it is not a power of two from 16 to 256.
+    """
+    asked = os.environ.get("DIA_ATTENTION_PROGRAMS", "64")
+    if asked not in ("16", "32", "64", "128", "256"):
+        raise ValueError(f"DIA_ATTENTION_PROGRAMS must be a power of two from 16 to 256, got {asked!r}")
+    return int(asked)
 
 
 @dataclass(frozen=True)
@@ -27,14 +41,17 @@ class AttentionScratch:
     partial: torch.Tensor  # [n] float32, unnormalised outputs
     stats: torch.Tensor  # [m] float32, greatest score and sum of each span and head
     arrivals: torch.Tensor  # [R * G] int32, spans that are done; 0 between launches
+    splits: int  # spans that a row is cut into; depends on neither the batch nor the cache's size
 
     @classmethod
     def allocate(cls, rows: int, groups: int, heads: int, head_dim: int, device) -> "AttentionScratch":
-        spans = rows * heads * splits(groups)
+        splits = max(1, programs_per_row() // max(4, 1 << (groups - 1).bit_length()))
+        spans = rows * heads * splits
         return cls(
             torch.empty(spans * head_dim, dtype=torch.float32, device=device),
             torch.empty(spans * 2, dtype=torch.float32, device=device),
             torch.zeros(rows * groups, dtype=torch.int32, device=device),
+            splits,
         )
 
 
@@ -78,7 +95,8 @@ def decode_attention(
     Args:
         query: [R, H, Dh].
         keys, values: [R, G, T, Dh] with G dividing H; query head h reads head h // (H / G).
-        last: [B] int64, the last valid cache position of each slot; R is a multiple of B, neighbours form a slot.
+        last: [B] int64, the last valid cache position of each slot; R is a multiple of B, neighbours form a slot. Not
+            written by the kernel that is launched just before this one: that one may still run when `last` is read.
         scratch: allocated for at least these sizes.
         out: [R, H * Dh] in the query's dtype, written.
     """
@@ -96,7 +114,7 @@ def decode_attention(
     block_d = max(16, triton.next_power_of_2(head_dim))
     launch(
         _decode_attention_kernel,
-        (splits(groups), groups, rows),
+        (scratch.splits, groups, rows),
         {
             "query_ptr": query,
             "keys_ptr": keys,
@@ -113,7 +131,7 @@ def decode_attention(
             "GROUPS": groups,
             "RATIO": ratio,
             "HEAD_DIM": head_dim,
-            "SPLITS": splits(groups),
+            "SPLITS": scratch.splits,
             "BLOCK_T": BLOCK_T,
             "BLOCK_H": max(8, triton.next_power_of_2(ratio)),
             "BLOCK_R": triton.next_power_of_2(ratio),
@@ -122,7 +140,27 @@ def decode_attention(
         warps=4 if keys.element_size() == 2 else 8,  # float32 is multiplied in registers, which are too few in 4 warps
         stages=3 if keys.element_size() * block_d <= 256 else 2,
         device=query.device,
+        early=("last_ptr",),
     )
+
+
+@triton.jit
+def _prefetch(
+    keys_ptr, values_ptr, base, first, end, HEAD_DIM: tl.constexpr, BLOCK_T: tl.constexpr, DEPENDENT: tl.constexpr
+):
+    """Ask for the cache positions from `first` up to, not including, `end` to come to the L2 cache."""
+    if DEPENDENT:
+        per_line: tl.constexpr = 1024 // keys_ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
+        lines: tl.constexpr = triton.next_power_of_2(triton.cdiv(BLOCK_T * HEAD_DIM, per_line))
+        line = tl.arange(0, 2 * lines)  # of the keys, then of the values
+        cache = tl.where(line < lines, keys_ptr.to(tl.int64), values_ptr.to(tl.int64))
+        offset = line % lines * per_line
+        for start in range(first, end, BLOCK_T):
+            place = base + tl.minimum(start * HEAD_DIM + offset, end * HEAD_DIM - 1)
+            address = cache + place * (keys_ptr.dtype.element_ty.primitive_bitwidth // 8)
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+            )
 
 
 @triton.jit
@@ -147,27 +185,32 @@ def _decode_attention_kernel(
     BLOCK_D: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    begin(DEPENDENT)
     split = tl.program_id(0)
     group = tl.program_id(1)
     row = tl.program_id(2)
-    length = tl.load(last_ptr + row // ROWS_PER_SLOT).to(tl.int32) + 1
+    line = row * GROUPS + group
+    base = line.to(tl.int64) * capacity * HEAD_DIM
+    # Past the L1 cache, which may hold an older value until the wait.
+    length = tl.load(last_ptr + row // ROWS_PER_SLOT, cache_modifier=".cg").to(tl.int32) + 1
     span = tl.cdiv(tl.cdiv(length, BLOCK_T), SPLITS) * BLOCK_T
+    first = split * span
+    # The predecessor may be writing the newest position, length - 1.
+    _prefetch(keys_ptr, values_ptr, base, first, min(first + span, length - 1), HEAD_DIM, BLOCK_T, DEPENDENT)
+    begin(DEPENDENT)
     used = tl.cdiv(length, span)
     if split >= used:
         return
 
-    line = row * GROUPS + group
     head = tl.arange(0, BLOCK_H)
     d = tl.arange(0, BLOCK_D)
     t = tl.arange(0, BLOCK_T)
     query_mask = (head < RATIO)[:, None] & (d < HEAD_DIM)[None, :]
     query = tl.load(query_ptr + (line * RATIO + head)[:, None] * HEAD_DIM + d[None, :], mask=query_mask, other=0.0)
-    cache = line.to(tl.int64) * capacity * HEAD_DIM + t[:, None] * HEAD_DIM + d[None, :]
+    cache = base + t[:, None] * HEAD_DIM + d[None, :]
     greatest = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
     mixed = tl.zeros((BLOCK_D, BLOCK_H), tl.float32)
-    for start in range(split * span, min((split + 1) * span, length), BLOCK_T):
+    for start in range(first, min(first + span, length), BLOCK_T):
         written = start + t < length
         if BLOCK_D == HEAD_DIM:
             mask = written[:, None]

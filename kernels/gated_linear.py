@@ -40,22 +40,24 @@ def gated_linear(residual: Residual, weight: Weight, eps: float, out: torch.Tens
     tiling = Tiling.choose(weight, TILE, rows, architecture(out.device))
     launch(
         _gated_linear_kernel,
-        tiling.grid(rows, triton.cdiv(2 * outputs, TILE)),
-        {"z_ptr": residual.z, "squares_ptr": residual.squares, **operands(weight), "out_ptr": out},
+        tiling.grid(rows, 2 * outputs),
+        {"z_ptr": residual.z, "squares_ptr": residual.squares, **operands(weight), "out_ptr": out, "rows": rows},
         {"F": outputs, **norm_constants(residual, eps), **tiling.constants(weight, residual.z)},
         warps=8,
         stages=tiling.stages,
         device=out.device,
+        fuses_multiply_add=False,  # see `product`
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gated_linear_kernel(
     z_ptr,
     squares_ptr,
     weight_ptr,
     scale_ptr,
     out_ptr,
+    rows,
     F: tl.constexpr,
     SQUARES_STRIDE: tl.constexpr,
     PARTIALS: tl.constexpr,
@@ -64,25 +66,41 @@ def _gated_linear_kernel(
     HEADROOM: tl.constexpr,
     FORMAT: tl.constexpr,
     ASSEMBLY: tl.constexpr,
-    ROWS: tl.constexpr,
     STRIDE: tl.constexpr,
     K: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SLICES: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     first = tl.program_id(1) * (TILE // 2)
-    # Even rows of the tile are gate, odd ones up: neighbours then sit in the same thread's registers.
+    # Even rows of the tile are gate, odd ones up: neighbors then sit in the same thread's registers.
     place = tl.arange(0, TILE)
     weight_row = tl.minimum(first + place // 2, F - 1) + (place % 2) * F
-    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, FORMAT, DEPENDENT)
+    prefetch(weight_ptr, scale_ptr, weight_row, K, UNIT, SLICES, INTERLEAVED, FORMAT, DEPENDENT)
     begin(DEPENDENT)
-    mask = row < ROWS
+    mask = row < rows
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
-    y = multiply(weight_ptr, scale_ptr, weight_row, z_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES, FORMAT, ASSEMBLY)
+    y = multiply(
+        weight_ptr,
+        scale_ptr,
+        weight_row,
+        z_ptr,
+        row,
+        mask,
+        STRIDE,
+        K,
+        UNIT,
+        BLOCK_K,
+        SLICES,
+        INTERLEAVED,
+        FORMAT,
+        ASSEMBLY,
+    )
     y = y * norm_scale(squares, K, EPS, HEADROOM)[None, :]
     gate, up = y.reshape(TILE // 2, 2, BLOCK_M).permute(0, 2, 1).split()
     hidden = gate / (1.0 + tl.exp(-gate)) * up

@@ -1,6 +1,6 @@
 """RMSNorm: x / sqrt(mean(x^2) + eps) * weight, computed in float32 with float32 weights.
 
-In a decode step no kernel normalises. Whoever writes the residual x also writes z = x * weight * HEADROOM, rounded to
+In a decode step no kernel normalizes. Whoever writes the residual x also writes z = x * weight * HEADROOM, rounded to
 the model's dtype, and sums of x^2; whoever multiplies the normed x by a matrix multiplies z instead, and the product by
 1 / sqrt(mean(x^2) + eps) / HEADROOM. So a matrix starts to flow before the norm of its input is known.
 """
@@ -27,7 +27,7 @@ def headroom(dtype: torch.dtype) -> float:
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
-    """Normalise rows.
+    """Normalize rows.
 
     Args:
         x: [..., D] any float dtype.

@@ -33,12 +33,13 @@ def norm_linear(residual: Residual, weight: Weight, eps: float, out: torch.Tenso
     tiling = Tiling.choose(weight, TILE, rows, architecture(out.device))
     launch(
         _norm_linear_kernel,
-        tiling.grid(rows, triton.cdiv(outputs, TILE)),
-        {"z_ptr": residual.z, "squares_ptr": residual.squares, **operands(weight), "out_ptr": out},
+        tiling.grid(rows, outputs),
+        {"z_ptr": residual.z, "squares_ptr": residual.squares, **operands(weight), "out_ptr": out, "rows": rows},
         {"N": outputs, **norm_constants(residual, eps), **tiling.constants(weight, residual.z)},
         warps=8,
         stages=tiling.stages,
         device=out.device,
+        fuses_multiply_add=False,  # see `product`
     )
 
 
@@ -53,13 +54,14 @@ def norm_constants(residual: Residual, eps: float) -> dict[str, int | float]:
     }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm_linear_kernel(
     z_ptr,
     squares_ptr,
     weight_ptr,
     scale_ptr,
     out_ptr,
+    rows,
     N: tl.constexpr,
     SQUARES_STRIDE: tl.constexpr,
     PARTIALS: tl.constexpr,
@@ -68,23 +70,39 @@ def _norm_linear_kernel(
     HEADROOM: tl.constexpr,
     FORMAT: tl.constexpr,
     ASSEMBLY: tl.constexpr,
-    ROWS: tl.constexpr,
     STRIDE: tl.constexpr,
     K: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SLICES: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
     weight_row = tl.minimum(column, N - 1)
-    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, FORMAT, DEPENDENT)
+    prefetch(weight_ptr, scale_ptr, weight_row, K, UNIT, SLICES, INTERLEAVED, FORMAT, DEPENDENT)
     begin(DEPENDENT)
-    mask = row < ROWS
+    mask = row < rows
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
-    y = multiply(weight_ptr, scale_ptr, weight_row, z_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES, FORMAT, ASSEMBLY)
+    y = multiply(
+        weight_ptr,
+        scale_ptr,
+        weight_row,
+        z_ptr,
+        row,
+        mask,
+        STRIDE,
+        K,
+        UNIT,
+        BLOCK_K,
+        SLICES,
+        INTERLEAVED,
+        FORMAT,
+        ASSEMBLY,
+    )
     y = y * norm_scale(squares, K, EPS, HEADROOM)[None, :]
     inside = (column < N)[:, None] & mask[None, :]
     tl.store(out_ptr + row[None, :] * N + column[:, None], y.to(out_ptr.dtype.element_ty), mask=inside)

@@ -1,6 +1,6 @@
 """Query, key and value of a decode step: q, k, v = RMSNorm(x) W^T, q and k rotated (see `rope`), k and v cached.
 
-W [(H + 2G) Dh, D] holds the heads of q, then of k, then of v. A program takes 8 pairs of rows that turn together,
+W [(H + 2G) Dh, D] holds the heads of q, then of k, then of v. A program takes pairs of rows that are rotated together,
 (i, i + Dh / 2) of a head, so that it can rotate them by itself.
 """
 
@@ -28,11 +28,11 @@ def project_qkv_ref(
     qkv = norm_linear_ref(residual, weight, eps).to(query.dtype).view(rows, -1, head_dim)
     heads = qkv.shape[1] - 2 * groups
     position = position.repeat_interleave(2)
-    turn = tuple(table[position] for table in rope)
+    angles = tuple(table[position] for table in rope)
     every_row = torch.arange(rows, device=query.device)
-    turned = apply_rope(qkv[:, : heads + groups], *turn)
-    query.copy_(turned[:, :heads])
-    keys[every_row, :, position] = turned[:, heads:]
+    rotated = apply_rope(qkv[:, : heads + groups], *angles)
+    query.copy_(rotated[:, :heads])
+    keys[every_row, :, position] = rotated[:, heads:]
     values[every_row, :, position] = qkv[:, heads + groups :]
 
 
@@ -71,7 +71,7 @@ def project_qkv(
     cosines, sines = rope
     launch(
         _project_qkv_kernel,
-        tiling.grid(rows, triton.cdiv(weight.shape[0], TILE)),
+        tiling.grid(rows, weight.shape[0]),
         {
             "z_ptr": residual.z,
             "squares_ptr": residual.squares,
@@ -83,6 +83,7 @@ def project_qkv(
             "keys_ptr": keys,
             "values_ptr": values,
             "capacity": keys.shape[2],
+            "rows": rows,
         },
         {
             "HEADS": heads,
@@ -94,10 +95,11 @@ def project_qkv(
         warps=8,
         stages=tiling.stages,
         device=query.device,
+        fuses_multiply_add=False,  # see `product`
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _project_qkv_kernel(
     z_ptr,
     squares_ptr,
@@ -110,6 +112,7 @@ def _project_qkv_kernel(
     keys_ptr,
     values_ptr,
     capacity,
+    rows,
     HEADS: tl.constexpr,
     GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -120,13 +123,14 @@ def _project_qkv_kernel(
     HEADROOM: tl.constexpr,
     FORMAT: tl.constexpr,
     ASSEMBLY: tl.constexpr,
-    ROWS: tl.constexpr,
     STRIDE: tl.constexpr,
     K: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SLICES: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     half: tl.constexpr = HEAD_DIM // 2
@@ -136,10 +140,10 @@ def _project_qkv_kernel(
     place = tl.arange(0, TILE)
     pair = tl.minimum(first + place // 2, pairs - 1)
     weight_row = pair // half * HEAD_DIM + pair % half + (place % 2) * half
-    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, FORMAT, DEPENDENT)
+    prefetch(weight_ptr, scale_ptr, weight_row, K, UNIT, SLICES, INTERLEAVED, FORMAT, DEPENDENT)
     begin(DEPENDENT)
 
-    mask = row < ROWS
+    mask = row < rows
     pair = first + tl.arange(0, TILE // 2)
     head = pair // half
     rotates = head < HEADS + GROUPS
@@ -150,23 +154,38 @@ def _project_qkv_kernel(
     sine = tl.load(sines_ptr + angle, mask=wanted, other=0.0)
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
 
-    y = multiply(weight_ptr, scale_ptr, weight_row, z_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES, FORMAT, ASSEMBLY)
+    y = multiply(
+        weight_ptr,
+        scale_ptr,
+        weight_row,
+        z_ptr,
+        row,
+        mask,
+        STRIDE,
+        K,
+        UNIT,
+        BLOCK_K,
+        SLICES,
+        INTERLEAVED,
+        FORMAT,
+        ASSEMBLY,
+    )
     y = y * norm_scale(squares, K, EPS, HEADROOM)[None, :]
     real, imaginary = y.reshape(TILE // 2, 2, BLOCK_M).permute(0, 2, 1).split()
-    turned = (real * cosine - imaginary * sine).to(query_ptr.dtype.element_ty)
+    rotated = (real * cosine - imaginary * sine).to(query_ptr.dtype.element_ty)
     across = (imaginary * cosine + real * sine).to(query_ptr.dtype.element_ty)
 
     inside = (pair < pairs)[:, None] & mask[None, :]
     is_query = (head < HEADS)[:, None]
     query = query_ptr + (row[None, :] * HEADS + head[:, None]) * HEAD_DIM + (pair % half)[:, None]
-    tl.store(query, turned, mask=inside & is_query)
+    tl.store(query, rotated, mask=inside & is_query)
     tl.store(query + half, across, mask=inside & is_query)
     group = head - HEADS - tl.where(rotates, 0, GROUPS)
     line = row.to(tl.int64)[None, :] * GROUPS + group[:, None]
     cell = (line * capacity + position[None, :]) * HEAD_DIM + (pair % half)[:, None]
     is_key = rotates[:, None] & (inside & ~is_query)
-    tl.store(keys_ptr + cell, turned, mask=is_key)
+    tl.store(keys_ptr + cell, rotated, mask=is_key)
     tl.store(keys_ptr + cell + half, across, mask=is_key)
     is_value = inside & ~rotates[:, None]
-    tl.store(values_ptr + cell, turned, mask=is_value)
+    tl.store(values_ptr + cell, rotated, mask=is_value)
     tl.store(values_ptr + cell + half, across, mask=is_value)

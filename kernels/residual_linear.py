@@ -49,7 +49,7 @@ def residual_linear(
     tiling = Tiling.choose(weight, TILE, inputs.shape[0], architecture(inputs.device))
     launch(
         _residual_linear_kernel,
-        tiling.grid(inputs.shape[0], triton.cdiv(width, TILE)),
+        tiling.grid(inputs.shape[0], width),
         {
             "input_ptr": inputs,
             **operands(weight),
@@ -58,18 +58,17 @@ def residual_linear(
             "squares_ptr": residual.squares,
             "norm_ptr": norm_weight,
             "constant_ptr": without_text,
+            "rows": inputs.shape[0],
         },
         {"N": width, "HEADROOM": headroom(residual.z.dtype), **tiling.constants(weight, inputs)},
         warps=8,
         stages=tiling.stages,
         device=inputs.device,
-        # An int8 product is scaled and added to x. The compiler fuses the two only where their layouts agree, which
-        # depends on the number of rows, and the bits of a row must not.
-        fuses_multiply_add=False,
+        fuses_multiply_add=False,  # see `product`
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _residual_linear_kernel(
     input_ptr,
     weight_ptr,
@@ -79,17 +78,19 @@ def _residual_linear_kernel(
     squares_ptr,
     norm_ptr,
     constant_ptr,
+    rows,
     N: tl.constexpr,
     HEADROOM: tl.constexpr,
     FORMAT: tl.constexpr,
     ASSEMBLY: tl.constexpr,
-    ROWS: tl.constexpr,
     STRIDE: tl.constexpr,
     K: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SLICES: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -97,9 +98,9 @@ def _residual_linear_kernel(
     column = tile * TILE + tl.arange(0, TILE)
     in_width = column < N
     weight_row = tl.minimum(column, N - 1)
-    prefetch(weight_ptr, weight_row, K, BLOCK_K, SLICES, FORMAT, DEPENDENT)
+    prefetch(weight_ptr, scale_ptr, weight_row, K, UNIT, SLICES, INTERLEAVED, FORMAT, DEPENDENT)
     begin(DEPENDENT)
-    mask = row < ROWS
+    mask = row < rows
     inside = in_width[:, None] & mask[None, :]
     if constant_ptr is None:
         target = row
@@ -108,7 +109,22 @@ def _residual_linear_kernel(
         constant = tl.load(constant_ptr + column, mask=in_width, other=0.0)
         blank = tl.load(x_ptr + (2 * row)[None, :] * N + column[:, None], mask=inside, other=0.0)
     x = tl.load(x_ptr + target[None, :] * N + column[:, None], mask=inside, other=0.0)
-    x += multiply(weight_ptr, scale_ptr, weight_row, input_ptr, row, mask, STRIDE, K, BLOCK_K, SLICES, FORMAT, ASSEMBLY)
+    x += multiply(
+        weight_ptr,
+        scale_ptr,
+        weight_row,
+        input_ptr,
+        row,
+        mask,
+        STRIDE,
+        K,
+        UNIT,
+        BLOCK_K,
+        SLICES,
+        INTERLEAVED,
+        FORMAT,
+        ASSEMBLY,
+    )
     # Several threads may hold a copy of the same element of x: all must have read it before one of them overwrites it.
     tl.debug_barrier()
     store_residual(x, x_ptr, z_ptr, squares_ptr, norm_ptr, target, mask, tile, column, in_width, N, HEADROOM)

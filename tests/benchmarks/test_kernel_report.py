@@ -1,20 +1,17 @@
 """What the report on compiled kernels reads, and what it lets pass."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from helpers import run_python  # noqa: E402
+
 from benchmarks.machine_code import Build, read_amd, read_nvidia  # noqa: E402
 from dia_engine.kernels.dispatch import Launch  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 USAGE = "Function _k:\n  REG:40 STACK:8 SHARED:0 LOCAL:0 CONSTANT[0]:400\n"
 SASS = """
 \t.section\t.nv.info,"",@"SHT_CUDA_INFO"
@@ -100,10 +97,7 @@ def test_amd_builds_fail_only_where_they_cannot_start():
 
 
 def report(*arguments):
-    """From a fresh interpreter, in which Triton compiles."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.kernel_report", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return run_python("-m", "benchmarks.kernel_report", *arguments)
 
 
 def test_an_architecture_that_is_not_known_is_named():

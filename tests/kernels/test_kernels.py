@@ -207,6 +207,7 @@ def test_project_qkv(slots, heads, groups, head_dim, width, dtype):
 
 
 @dtypes
+@pytest.mark.parametrize("programs", ["64", "128"])
 @pytest.mark.parametrize(
     "heads, groups, head_dim, capacity, last, rows_per_slot",
     [
@@ -217,7 +218,8 @@ def test_project_qkv(slots, heads, groups, head_dim, width, dtype):
         (6, 2, 128, 600, [513], 2),
     ],
 )
-def test_decode_attention(heads, groups, head_dim, capacity, last, rows_per_slot, dtype):
+def test_decode_attention(heads, groups, head_dim, capacity, last, rows_per_slot, programs, dtype, monkeypatch):
+    monkeypatch.setenv("DIA_ATTENTION_PROGRAMS", programs)
     rows = len(last) * rows_per_slot
     query = randn(rows, heads, head_dim, dtype=dtype)
     keys, values = (randn(rows, groups, capacity, head_dim, dtype=dtype) for _ in range(2))
@@ -235,6 +237,18 @@ def test_decode_attention(heads, groups, head_dim, capacity, last, rows_per_slot
             attention.decode_attention(query, keys, values, last, scratch, out)
         check(out.view_as(query), twin, truth)
         assert not scratch.arrivals.any()
+
+
+@pytest.mark.parametrize("programs, groups, expected", [(None, 4, 16), (None, 16, 4), ("128", 4, 32), ("128", 16, 8)])
+def test_the_number_of_spans_can_be_chosen(programs, groups, expected, monkeypatch):
+    monkeypatch.delenv("DIA_ATTENTION_PROGRAMS", raising=False)
+    if programs:
+        monkeypatch.setenv("DIA_ATTENTION_PROGRAMS", programs)
+    scratch = AttentionScratch.allocate(2, groups, 16, 128, "cpu")
+    assert scratch.splits == expected and scratch.partial.numel() == 2 * 16 * expected * 128
+    monkeypatch.setenv("DIA_ATTENTION_PROGRAMS", "100")
+    with pytest.raises(ValueError, match="DIA_ATTENTION_PROGRAMS must be a power of two from 16 to 256, got '100'"):
+        AttentionScratch.allocate(2, groups, 16, 128, "cpu")
 
 
 def small_config(channels=9, vocab=40, layers=2, width=32, heads=4, groups=2, head_dim=8, cross=(2, 2, 12), inner=48):
@@ -504,6 +518,20 @@ def test_a_step_is_eight_launches_a_layer_and_two_and_nothing_else(slots):
 def test_no_dependent_launch_before_hopper():
     launches, _ = recorded(small_config(), 1, architecture=86)
     assert not any(launch.dependent for launch in launches)
+
+
+def test_what_a_launch_reads_before_it_waits_is_not_written_by_its_predecessor():
+    read_only = {"_project_qkv_kernel": {"position_ptr"}}
+    launches, _ = recorded(small_config(layers=3), slots=2)
+    early = [(before, launch) for before, launch in zip(launches, launches[1:]) if launch.early]
+    assert len(early) == 2 * 3, "self-attention and cross-attention of each layer"
+    assert not launches[0].early
+    for before, launch in early:
+        read = [launch.arguments[name] for name in launch.early]
+        names = {
+            name for name, value in before.arguments.items() if any(value is tensor for tensor in read)
+        }  # of the predecessor's arguments
+        assert names <= read_only.get(before.kernel.__name__, set())
 
 
 def test_a_step_without_dependent_launches():

@@ -1,0 +1,158 @@
+"""How projections are cut up: what fits, what the number of rows may change, and how many kernels that makes."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from helpers import run_python  # noqa: E402
+from test_kernels import DEVICE, EPS, kernels, matrix, randn, random_residual  # noqa: E402
+
+from dia_engine.kernels import gated_linear, matmul, norm_linear, qkv, residual_linear  # noqa: E402
+from dia_engine.kernels.architectures import SHARED_MEMORY_LIMIT  # noqa: E402
+from dia_engine.kernels.matmul import Tiling, Tuning  # noqa: E402
+from dia_engine.kernels.quantized import FORMATS  # noqa: E402
+from dia_engine.kernels.rope import rope_table  # noqa: E402
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+FIXED = ("unit", "slices", "interleaved")  # what decides the order of sums
+
+
+def empty(kind, outputs, inputs, dtype):
+    if kind is None:
+        return torch.empty((outputs, inputs), dtype=dtype, device="meta")
+    return FORMATS[kind].empty(outputs, inputs, dtype, "meta")
+
+
+@pytest.mark.parametrize("architecture", [*SHARED_MEMORY_LIMIT, 0, 999])
+@pytest.mark.parametrize("kind", [None, "int8", "nf4"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_number_of_rows_leaves_the_order_of_sums_alone(architecture, kind, dtype):
+    for tile, width in itertools.product((16, 32), (64, 2048, 8192)):
+        weight = empty(kind, 4096, width, dtype)
+        tilings = [Tiling.choose(weight, tile, rows, architecture) for rows in range(1, 140)]
+        assert len({tuple(getattr(tiling, name) for name in FIXED) for tiling in tilings}) == 1
+        for rows, tiling in enumerate(tilings, start=1):
+            assert tiling.unit % tiling.block_k == 0 and tiling.tile % tile == 0
+            assert tiling.stages == 2 if isinstance(architecture, str) else tiling.stages >= 3
+
+
+@pytest.mark.parametrize("architecture", [80, 86, 89, 90, 120])
+@pytest.mark.parametrize("kind", [None, "int8", "nf4"])
+def test_large_batches_read_less_from_the_l2_cache(architecture, kind):
+    """Bytes of weights and inputs that the programs of the largest product read: how often the weights, how often the
+    inputs. With 16 weight rows and 16 or 32 input rows in a program, as for few rows, it was twice as much at least."""
+    weight = empty(kind, 2048, 2048, torch.bfloat16)
+    for rows in (32, 64, 128):
+        tiling = Tiling.choose(weight, 16, rows, architecture)
+        blocks, tiles = tiling.grid(rows, 2048)
+        assert tiles == 2048 // 32 and blocks <= -(-rows // 32)
+
+
+SLOTS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 32, 33, 48, 63, 64)
+
+
+def test_distinct_kernels_over_all_slot_counts():
+    """Slot counts share kernels: the number of rows is an argument, and only the block of rows is compiled in."""
+    program = (
+        "import json, torch; from benchmarks.kernel_report import distinct, step_launches; "
+        "from dia_engine.model.config import DiaConfig; "
+        f"launches = [launch for slots in {SLOTS} for launch in "
+        "step_launches(DiaConfig(), slots, torch.bfloat16, 90) if 'weight_ptr' in launch.arguments]; "
+        "builds = list(distinct(launches)); "
+        "print(json.dumps([len(launches), len(builds), sorted({b.constants['BLOCK_M'] for b in builds})]))"
+    )
+    result = run_python("-c", program)
+    assert result.returncode == 0, result.stderr
+    launches, builds, blocks = json.loads(result.stdout)
+    # QKV, O, cross-Q, cross-O, gate and up, down, head; O and cross-Q as well as cross-O differ by their rows.
+    assert launches == len(SLOTS) * (18 * 6 + 1) and blocks == [8, 16, 32, 64]
+    assert builds <= 7 * len(blocks), builds
+
+
+def test_projections_fit_into_shared_memory():
+    result = run_python("tests/kernels/compiled_tilings.py", "sample")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert int(result.stdout.split()[-2]) == 16, result.stdout
+
+
+@pytest.mark.slow
+def test_all_projections_fit_into_shared_memory():
+    result = run_python("tests/kernels/compiled_tilings.py", "all")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def all_projections(weights, inputs, residual, rows):
+    """What the four kernels give, in one list."""
+    head_dim, width = 16, weights[3].shape[0]
+    query = torch.full((rows, 2, head_dim), torch.nan, device=DEVICE)
+    caches = [torch.zeros((rows, 1, 9, head_dim), device=DEVICE) for _ in range(2)]
+    normed = torch.full((rows, weights[1].shape[0]), torch.nan, device=DEVICE)
+    hidden = torch.full((rows, weights[2].shape[0] // 2), torch.nan, device=DEVICE)
+    changed = random_residual(rows, width)
+    changed.write(
+        inputs[:, :width] if inputs.shape[1] >= width else randn(rows, width), torch.ones(width, device=DEVICE)
+    )
+    position = torch.arange(rows // 2, device=DEVICE) % 9
+    with kernels():
+        qkv.project_qkv(residual, weights[0], EPS, rope_table(9, head_dim, 10000.0, DEVICE), position, query, *caches)
+        norm_linear.norm_linear(residual, weights[1], EPS, normed)
+        gated_linear.gated_linear(residual, weights[2], EPS, hidden)
+        residual_linear.residual_linear(inputs, weights[3], changed, torch.ones(width, device=DEVICE))
+    return [query, *caches, normed, hidden, changed.x, changed.z, changed.squares]
+
+
+TILINGS = {
+    "wide": {"tile": 32, "block_m": 32, "stages": 3},
+    "widest": {"tile": 64, "block_m": 64, "stages": 3},
+    "half_blocks": {},
+    "interleaved": {"interleaved": True},
+    "interleaved_half_blocks": {"interleaved": True},
+}
+
+
+@pytest.mark.parametrize("name", TILINGS)
+@pytest.mark.parametrize("kind", [None, "int8", "nf4"])
+@pytest.mark.parametrize("width", [576, 72])
+def test_every_tiling_gives_the_same_results(monkeypatch, name, kind, width):
+    """Those that float32 in the interpreter would not get by itself, compared with those that it gets."""
+    halves = int("half_blocks" in name)
+    if kind == "nf4" and (width % 64 or halves):
+        pytest.skip("blocks do not fill the rows" if width % 64 else "a block is the unit of a scale")
+    rows = 38
+
+    def weight(outputs):
+        dense = matrix(outputs, width)
+        return dense if kind is None else FORMATS[kind].quantize(dense, torch.float32)
+
+    weights = [weight(outputs) for outputs in (64, 70, 90, 40)]
+    inputs, residual = randn(rows, width), random_residual(rows, width)
+    torch.manual_seed(1)
+    expected = all_projections(weights, inputs, residual, rows)
+    choose = Tiling.choose
+
+    def forced(*arguments):
+        tiling = choose(*arguments)
+        return dataclasses.replace(tiling, block_k=tiling.block_k >> halves, **TILINGS[name])
+
+    monkeypatch.setattr(Tiling, "choose", forced)
+    torch.manual_seed(1)
+    for ours, theirs in zip(all_projections(weights, inputs, residual, rows), expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_tuning_is_read_from_the_environment(monkeypatch):
+    monkeypatch.setenv("DIA_TUNE_INTERLEAVED", "1")
+    monkeypatch.setenv("DIA_TUNE_WIDEST_TILE", "64")
+    tuning = Tuning.read()
+    monkeypatch.setattr(matmul, "TUNING", tuning)
+    weight = torch.empty((4096, 2048), dtype=torch.bfloat16, device="meta")
+    wide = Tiling.choose(weight, 32, 32, 90)
+    assert wide.interleaved and (wide.tile, wide.block_m) == (64, 32)
+    monkeypatch.setenv("DIA_TUNE_WIDEST_TILE", "48")
+    with pytest.raises(ValueError, match="DIA_TUNE_WIDEST_TILE must be 32 or 64, got '48'"):
+        Tuning.read()
