@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.ptx_emulator import machine
+from tools.ptx_emulator.errors import EmulationError
+from tools.ptx_emulator.execution import Kernel
+from tools.ptx_emulator.memory import GlobalMemory
 
 HEAD = """.visible .entry kernel(
     .param .u64 .ptr .global .align 1 kernel_param_0
@@ -26,12 +28,12 @@ HEAD = """.visible .entry kernel(
 """
 
 
-def execute(body, data, dependent=False):
+def execute(body, data, dependent=False, early=False):
     """Run 32 threads; %rd3 points to 16 bytes of `data` for each, %r2 to 16 bytes of shared memory."""
-    machine.MEM.clear()
-    machine.MEM.add(data.ctypes.data, data.nbytes, data, "data")
-    kernel = machine.Kernel(HEAD + body + "ret;\n}\n")
-    machine.run(kernel, (1, 1, 1), [data.ctypes.data], 512, order=random.Random(0), check_wait=dependent)
+    memory = GlobalMemory()
+    memory.add("data", data.ctypes.data, data.nbytes, early)
+    kernel = Kernel(HEAD + body + "ret;\n}\n")
+    kernel.launch((1, 1, 1), [data.ctypes.data], memory, 512, dependent, random.Random(0))
     return data
 
 
@@ -95,13 +97,13 @@ def test_an_asynchronous_copy_lands_at_its_wait(waits):
     ],
 )
 def test_what_is_refused(body, message):
-    with pytest.raises(machine.EmuError, match=message):
+    with pytest.raises(EmulationError, match=message):
         execute(body, words())
 
 
 def test_no_access_ahead_of_the_wait():
     load = "ld.global.b32 %r5, [%rd3];\n"
-    with pytest.raises(machine.EmuError, match="before griddepcontrol.wait"):
+    with pytest.raises(EmulationError, match="before griddepcontrol.wait"):
         execute(load, words(), dependent=True)
     execute("griddepcontrol.wait;\n" + load, words(), dependent=True)
 

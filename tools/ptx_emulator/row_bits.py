@@ -16,12 +16,12 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
-from dia_engine.kernels.dispatch import Launch, launches_to
+from dia_engine.kernels.dispatch import launches_to
 from dia_engine.kernels.norm import TILE, Residual
 from dia_engine.kernels.quantized import FORMATS
 from dia_engine.kernels.rope import rope_table
 
-from .driver import activate
+from .driver import activate, emulate
 
 WIDTH = 1024  # below 2048, where the norm's scale sums fewer than 128 partial sums
 WEIGHTS = ("bfloat16", "float16", "float32", "bfloat16:int8", "bfloat16:nf4", "float32:int8", "float32:nf4")
@@ -87,7 +87,7 @@ def differences(architecture: int, weights: str, batches: list[int]) -> list[str
     """A line per batch and output in which the first request's rows are not those it has alone."""
     requests, lines = Requests(max(batches), weights), []
     activate(architecture)
-    with launches_to(Launch.run, architecture):
+    with launches_to(emulate, architecture):
         alone = requests.run(1)
         for slots in batches:
             for name, together in requests.run(slots).items():
