@@ -5,31 +5,30 @@ import torch
 from ..model.config import DiaConfig
 from ..model.delay import undelay
 from ..model.state import DecodeState
-from ..sampling_params import GenerationOptions
 from .request import Request
 from .runner import Stepper
 
 
-def start_requests(stepper: Stepper, requests: list[Request], options: GenerationOptions) -> DecodeState:
+def start_requests(stepper: Stepper, requests: list[Request]) -> DecodeState:
     """A state in which slot i runs request i, text and prompt read: the next step draws the first row."""
     model = stepper.model
     config = model.config
     rows = max(
-        options.rows(config.decoder.max_position_embeddings, request.prompt.shape[0], config.max_delay)
+        request.params.rows(config.decoder.max_position_embeddings, len(request.prompt_codes), config.max_delay)
         for request in requests
     )
-    longest = max(request.text.shape[0] for request in requests)
+    longest = max(len(request.text_ids) for request in requests)
     state = stepper.state_for(len(requests), rows, longest)
     for slot, request in enumerate(requests):
-        state.start(slot, request.text.shape[0], request.prompt, options, request.seed)
-        model.prefill(state, slot, request.text.to(model.device))
+        state.start(slot, len(request.text_ids), request.prompt_codes, request.params, request.seed)
+        model.prefill(state, slot, request.text_ids.to(model.device))
     return state
 
 
 def finished_codes(state: DecodeState, requests: list[Request]) -> list[torch.Tensor]:
     """What each slot said: codes [T, C] int64 on the CPU, without the prompt and in [0, eos)."""
     grid, end_row = state.grid.cpu(), state.end_row.tolist()
-    prompts = [request.prompt.shape[0] for request in requests]
+    prompts = [len(request.prompt_codes) for request in requests]
     return [
         spoken_codes(grid[slot], state.config, frames, end_row[slot] - frames - 1)
         for slot, frames in enumerate(prompts)

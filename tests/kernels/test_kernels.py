@@ -24,7 +24,7 @@ from dia_engine.kernels.rope import rope_table  # noqa: E402
 from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig  # noqa: E402
 from dia_engine.model.dia import DiaModel, parameter_shapes  # noqa: E402
 from dia_engine.model.state import DecodeState  # noqa: E402
-from dia_engine.sampling_params import GenerationOptions  # noqa: E402
+from dia_engine.sampling_params import ResolvedSamplingParams  # noqa: E402
 
 EMULATED = int(os.environ.get("EMULATED_ARCHITECTURE", "0"))  # see conftest.py; 0 is the interpreter
 if EMULATED:
@@ -170,7 +170,11 @@ def test_squares_are_added_in_one_order(rows, width, text):
     weight, inputs = torch.zeros((width, 16), device=DEVICE), randn(rows // 2 if text else rows, 16)
     with kernels():
         residual_linear.residual_linear(
-            inputs, weight, residual, torch.ones(width, device=DEVICE), torch.zeros(width, device=DEVICE) if text else None
+            inputs,
+            weight,
+            residual,
+            torch.ones(width, device=DEVICE),
+            torch.zeros(width, device=DEVICE) if text else None,
         )
     squares = torch.nn.functional.pad(residual.x.square(), (0, -width % 16)).unflatten(1, (-1, 16))
     while squares.shape[-1] > 1:
@@ -276,7 +280,7 @@ def running_state(config, slots, rows=60, dtype=torch.float32):
     state = DecodeState.allocate(config, slots, rows, 8, dtype, DEVICE)
     for slot in range(slots):
         prompt = torch.randint(0, config.eos_token_id, (slot, config.decoder.num_channels))
-        state.start(slot, 3, prompt, GenerationOptions(max_tokens=rows), seed=slot)
+        state.start(slot, 3, prompt, ResolvedSamplingParams(max_tokens=rows), seed=slot)
     return state
 
 
@@ -426,9 +430,13 @@ def started(model, requests, rows=40):
     return state
 
 
-GREEDY = GenerationOptions(max_tokens=40, temperature=0.0)
-DRAWN = GenerationOptions(max_tokens=33, top_p=0.9, top_k=20)
-REQUESTS = [(3, 0, GREEDY), (13, 7, DRAWN), (16, 2, GenerationOptions(max_tokens=40, top_k=None, cfg_scale=1.0))]
+GREEDY = ResolvedSamplingParams(max_tokens=40, temperature=0.0)
+DRAWN = ResolvedSamplingParams(max_tokens=33, top_p=0.9, cfg_filter_top_k=20)
+REQUESTS = [
+    (3, 0, GREEDY),
+    (13, 7, DRAWN),
+    (16, 2, ResolvedSamplingParams(max_tokens=40, cfg_filter_top_k=None, cfg_scale=1.0)),
+]
 
 
 def assert_same_run(config, steps):
