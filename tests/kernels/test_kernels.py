@@ -27,6 +27,10 @@ from dia_engine.model.state import DecodeState  # noqa: E402
 from dia_engine.sampling_params import ResolvedSamplingParams  # noqa: E402
 
 EMULATED = int(os.environ.get("EMULATED_ARCHITECTURE", "0"))  # see conftest.py; 0 is the interpreter
+if EMULATED:
+    from tools.ptx_emulator.driver import emulate as run_launch
+else:
+    run_launch = Launch.run
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 EPS = 1e-5
@@ -42,7 +46,7 @@ dtypes = pytest.mark.parametrize(
 
 def kernels():
     """Where the wrappers launch: on a GPU everywhere, on a CPU in here, interpreted or emulated."""
-    return contextlib.nullcontext() if ON_GPU else launches_to(Launch.run, EMULATED)
+    return contextlib.nullcontext() if ON_GPU else launches_to(run_launch, EMULATED)
 
 
 def randn(*shape, dtype=torch.float32, scale=1.0):

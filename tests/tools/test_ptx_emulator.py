@@ -1,15 +1,13 @@
-"""The PTX emulator on hand-written kernels: what it computes and what it refuses; and row_bits, which uses it."""
+"""The PTX emulator on hand-written kernels: what it computes and what it refuses."""
 
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tools.ptx_emulator import machine
+from tools.ptx_emulator.errors import EmulationError
+from tools.ptx_emulator.execution import Kernel
+from tools.ptx_emulator.memory import GlobalMemory
 
 HEAD = """.visible .entry kernel(
     .param .u64 .ptr .global .align 1 kernel_param_0
@@ -26,12 +24,12 @@ HEAD = """.visible .entry kernel(
 """
 
 
-def execute(body, data, dependent=False):
+def execute(body, data, dependent=False, early=False):
     """Run 32 threads; %rd3 points to 16 bytes of `data` for each, %r2 to 16 bytes of shared memory."""
-    machine.MEM.clear()
-    machine.MEM.add(data.ctypes.data, data.nbytes, data, "data")
-    kernel = machine.Kernel(HEAD + body + "ret;\n}\n")
-    machine.run(kernel, (1, 1, 1), [data.ctypes.data], 512, order=random.Random(0), check_wait=dependent)
+    memory = GlobalMemory()
+    memory.add("data", data.ctypes.data, data.nbytes, early)
+    kernel = Kernel(HEAD + body + "ret;\n}\n")
+    kernel.launch((1, 1, 1), [data.ctypes.data], memory, 512, dependent, random.Random(0))
     return data
 
 
@@ -95,22 +93,126 @@ def test_an_asynchronous_copy_lands_at_its_wait(waits):
     ],
 )
 def test_what_is_refused(body, message):
-    with pytest.raises(machine.EmuError, match=message):
+    with pytest.raises(EmulationError, match=message):
         execute(body, words())
 
 
-def test_no_access_ahead_of_the_wait():
-    load = "ld.global.b32 %r5, [%rd3];\n"
-    with pytest.raises(machine.EmuError, match="before griddepcontrol.wait"):
-        execute(load, words(), dependent=True)
-    execute("griddepcontrol.wait;\n" + load, words(), dependent=True)
+LOAD = "ld.global.b32 %r5, [%rd3];\n"
+BEFORE_THE_WAIT = pytest.mark.parametrize("body", [LOAD, COPY, STORE, "atom.global.add.u32 %r5, [%rd3], 1;\n"])
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "float32"])
-def test_a_request_has_the_bits_it_has_alone(weights):
+@BEFORE_THE_WAIT
+def test_no_access_ahead_of_the_wait(body):
+    with pytest.raises(EmulationError, match="before griddepcontrol.wait"):
+        execute(body, words(), dependent=True)
+    execute("griddepcontrol.wait;\n" + body, words(), dependent=True)
+    execute(body, words(), dependent=False)
+
+
+@BEFORE_THE_WAIT
+def test_only_reads_of_an_early_buffer_may_be_ahead_of_the_wait(body):
+    if body in (LOAD, COPY):
+        execute(body, words(), dependent=True, early=True)
+        return
+    with pytest.raises(EmulationError, match="before griddepcontrol.wait"):
+        execute(body, words(), dependent=True, early=True)
+
+
+def test_early_buffers_are_tensors_of_the_launch():
     pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tools.ptx_emulator.row_bits", "--weights", weights, "--slots", "5", "9"]
-    root = Path(__file__).resolve().parents[2]
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+    from dia_engine.kernels.dispatch import Launch
+    from tools.ptx_emulator.driver import emulate
+
+    for arguments in ({}, {"position_ptr": 3}):
+        with pytest.raises(TypeError, match="early must name tensors of the launch, got 'position_ptr'"):
+            emulate(Launch(None, (1,), arguments, {}, 4, 1, True, True, early=("position_ptr",)))
+
+
+def test_threads_that_part_meet_again():
+    """Threads below 8 go another way; one of them a longer one."""
+    body = """
+    mov.b32 %r5, 1;
+    setp.lt.u32 %p1, %r1, 8;
+    @%p1 bra $L1;
+    mov.b32 %r5, 2;
+    bra $L3;
+$L1:
+    add.s32 %r5, %r5, 10;
+    setp.lt.u32 %p2, %r5, 40;
+    setp.eq.b32 %p1, %r1, 3;
+    and.pred %p2, %p2, %p1;
+    @%p2 bra $L1;
+$L3:
+    shfl.sync.idx.b32 %r6, %r5, 3, 31, -1;
+    add.s32 %r5, %r5, %r6;
+    st.global.b32 [%rd3], %r5;
+"""
+    data = execute(".reg .pred %p<3>;\n" + body, words())
+    expected = np.full(32, 2)
+    expected[:8] = 11
+    expected[3] = 41
+    assert np.array_equal(data[0::4], expected + 41)
+
+
+@pytest.mark.parametrize("line", ["bar.sync 0;", "shfl.sync.bfly.b32 %r5, %r1, 1, 31, -1;"])
+def test_all_threads_must_arrive(line):
+    with pytest.raises(EmulationError, match="only a part of a"):
+        execute(".reg .pred %p<3>;\nsetp.lt.u32 %p1, %r1, 8;\n@%p1 bra $L1;\n" + line + "\n$L1:\n", words())
+
+
+def test_atomic_additions_return_what_was_there():
+    data = execute("atom.global.gpu.acq_rel.add.u32 %r5, [%rd1 + 4], 1;\n" + STORE, np.zeros(128, np.uint32))
+    assert data[1] == 32 and np.array_equal(data[0::4], np.arange(32))
+
+
+def test_a_matrix_product():
+    """The fragments' layouts as the PTX manual has them, lane by lane."""
+    rng = np.random.default_rng(0)
+    left, right, addend = (rng.integers(-8, 8, shape).astype(np.float32) for shape in ((16, 16), (16, 8), (16, 8)))
+    fragments = np.zeros((32, 10), np.uint32)
+    for lane in range(32):
+        row, column = lane // 4, lane % 4 * 2
+        for register in range(4):
+            place = row + 8 * (register % 2), column + 8 * (register // 2)
+            fragments[lane, register] = _halves(left[place], left[place[0], place[1] + 1])
+        for register in range(2):
+            k = column + 8 * register
+            fragments[lane, 4 + register] = _halves(right[k, row], right[k + 1, row])
+        for register in range(4):
+            value = addend[row + 8 * (register // 2), column + register % 2]
+            fragments[lane, 6 + register] = value.view(np.uint32)
+    data = fragments.reshape(-1)
+    names = [f"%f{i}" for i in range(10)]
+    loads = "".join(f"ld.global.b32 {name}, [%rd5 + {4 * i}];\n" for i, name in enumerate(names))
+    execute(
+        ".reg .b32 %f<14>;\nmul.wide.u32 %rd4, %r1, 40;\nadd.s64 %rd5, %rd1, %rd4;\n" + loads
+        + "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f10, %f11, %f12, %f13}, {%f0, %f1, %f2, %f3}, "
+        + "{%f4, %f5}, {%f6, %f7, %f8, %f9};\n"
+        + "".join(f"st.global.b32 [%rd5 + {4 * i}], %f{10 + i};\n" for i in range(4)),
+        data,
+    )  # fmt: skip
+    expected, found = left @ right + addend, data.reshape(32, 10).view(np.float32)
+    for lane in range(32):
+        for register in range(4):
+            assert found[lane, register] == expected[lane // 4 + 8 * (register // 2), lane % 4 * 2 + register % 2]
+
+
+def _halves(low, high):
+    return np.array([low, high], np.float16).view(np.uint32)[0]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matrix_fragments_go_to_shared_memory_and_back(transposed):
+    """Stored by stmatrix and loaded transposed or not: lane 4 r + c then holds elements 2 c and 2 c + 1 of row r."""
+    body = """
+    shl.b32 %r6, %r1, 17;
+    shl.b32 %r7, %r1, 1;
+    or.b32 %r6, %r6, %r7;
+    or.b32 %r6, %r6, 65536;
+    stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r2], {%r6};
+    ldmatrix.sync.aligned.m8n8.x1TRANS.shared.b16 {%r5}, [%r2];
+"""
+    data = execute(body.replace("TRANS", ".trans" if transposed else "") + STORE, words())
+    matrix = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    expected = np.ascontiguousarray(matrix.T if transposed else matrix).view(np.uint32).reshape(-1)
+    assert np.array_equal(data[0::4], expected)

@@ -1,5 +1,6 @@
 """A Triton driver for an architecture that is not there: launches run the compiled PTX in the emulator, on CPU tensors."""
 
+import os
 import random
 from pathlib import Path
 
@@ -8,21 +9,51 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver
 
-from . import machine
+from dia_engine.kernels.architectures import SHARED_MEMORY_LIMIT
+from dia_engine.kernels.dispatch import Launch
 
-SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 120: 101376}  # bytes that a program may use
+from .execution import Kernel
+from .memory import GlobalMemory
+
+# Older ones have other matrix instructions; 100 and 103 have `tcgen05`, for which there is no switch.
+ARCHITECTURES = (80, 86, 87, 89, 90, 120, 121)
 
 
 def activate(architecture: int, seed: int = 0) -> None:
     """From now on kernel[grid](...) runs in the emulator. May be called again for another architecture.
 
+    Matrix products are compiled to `mma` on every architecture: Triton 3.9 would choose `wgmma` for attention on
+    sm_90, which the emulator does not know, so DISABLE_MMA_V3 is set, a switch of Triton's.
+
     Args:
-        architecture: a key of SHARED_MEMORY, compute capability major * 10 + minor.
+        architecture: compute capability major * 10 + minor, 80 or newer.
         seed: of the random order in which programs run.
     """
-    if architecture not in SHARED_MEMORY:
-        raise ValueError(f"architecture must be one of {sorted(SHARED_MEMORY)}, got {architecture}")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture must be one of {ARCHITECTURES}, got {architecture}")
+    os.environ["DISABLE_MMA_V3"] = "1"
     driver.set_active(EmulatedDriver(architecture, random.Random(seed)))
+
+
+def emulate(launch: Launch) -> None:
+    """Run a launch, once `activate` was called; a handler for `launches_to`.
+
+    A dependent launch may touch nothing but read `launch.early` before it waits for its predecessor.
+
+    Raises:
+        EmulationError: the kernel does what is not allowed, or is not known how to run.
+        OutOfResources: it needs more shared memory than there is.
+        TypeError: `launch.early` names what is no tensor of the launch.
+    """
+    for name in launch.early:
+        if not isinstance(launch.arguments.get(name), torch.Tensor):
+            raise TypeError(f"early must name tensors of the launch, got {name!r}")
+    active = driver.active
+    active.early = launch.early
+    try:
+        launch.run()
+    finally:
+        active.early = ()
 
 
 class EmulatedDriver:
@@ -30,10 +61,11 @@ class EmulatedDriver:
 
     def __init__(self, architecture: int, order: random.Random) -> None:
         self.architecture, self.order = architecture, order
+        self.early: tuple[str, ...] = ()  # arguments that the launch may read before it waits
         self.utils = self
 
     def launcher_cls(self, source, metadata) -> "Launcher":
-        return Launcher(source, metadata, self.order)
+        return Launcher(source, metadata)
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.architecture, 32)
@@ -51,7 +83,7 @@ class EmulatedDriver:
         return divmod(self.architecture, 10)
 
     def get_device_properties(self, device) -> dict[str, int]:
-        return {"max_shared_mem": SHARED_MEMORY[self.architecture], "multiprocessor_count": 132, "warpSize": 32}
+        return {"max_shared_mem": SHARED_MEMORY_LIMIT[self.architecture], "multiprocessor_count": 132, "warpSize": 32}
 
     def load_binary(self, name, binary, shared, device):
         return object(), 1, 0, 0, 1024  # module, function, registers, spills, most threads of a program
@@ -63,24 +95,22 @@ class EmulatedDriver:
 class Launcher:
     """Runs one compiled kernel."""
 
-    def __init__(self, source, metadata, order: random.Random) -> None:
-        self.signature, self.metadata, self.order = source.signature, metadata, order
+    def __init__(self, source, metadata) -> None:
+        self.signature, self.metadata = source.signature, metadata
         path = get_cache_manager(metadata.hash).get_file(f"{source.name[:150]}.ptx")
-        self.kernel = machine.Kernel(Path(path).read_text())
+        self.kernel = Kernel(Path(path).read_text())
 
     def __call__(self, x, y, z, stream, function, packed, launch_metadata, enter, leave, *arguments) -> None:
-        machine.MEM.clear()
-        parameters = []
+        active, memory, values = driver.active, GlobalMemory(), []
         for (name, kind), value in zip(self.signature.items(), arguments):
             if kind == "constexpr":
                 continue
             if isinstance(value, torch.Tensor):
                 storage = value.untyped_storage()
-                machine.MEM.add(storage.data_ptr(), storage.nbytes(), value, name)
+                memory.add(name, storage.data_ptr(), storage.nbytes(), name in active.early)
                 value = value.data_ptr()
-            parameters.append(int(value))
-        parameters += [0] * (len(self.kernel.params) - len(parameters))  # scratch memory, which no kernel here uses
-        machine.run(
-            self.kernel, (x, y, z), parameters, self.metadata.shared, order=self.order,
-            check_wait=self.metadata.launch_pdl,
+            values.append(int(value))
+        # Parameters that are left are scratch memory, which no kernel here uses.
+        self.kernel.launch(
+            (x, y, z), values, memory, self.metadata.shared, bool(self.metadata.launch_pdl), active.order
         )  # fmt: skip
