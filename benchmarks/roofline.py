@@ -1,8 +1,7 @@
 """The least that a decode step must read, and how fast this machine could read it."""
 
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -31,18 +30,43 @@ def step_bytes(config: DiaConfig, sizes: Mapping[str, int], itemsize: int, batch
     return weights + embedding + caches
 
 
-def copy_bandwidth(device: torch.device, megabytes: int = 512, repeats: int = 10) -> float:
-    """Bytes a second that a copy on the device moves, reads and writes counted; the best of some repeats."""
-    source = torch.ones(megabytes * 2**20 // 4, device=device)
+def copy_bandwidth(device: torch.device, repeats: int = 10) -> float:
+    """Bytes a second that a copy on the device moves, reads and writes counted; the best of some repeats.
+
+    On a GPU 2 GiB are copied, where the memory that is free allows, and timed there: the host's view of a shorter copy
+    is too long by its launch.
+    """
+    cuda = device.type == "cuda"
+    size = min(2**31, torch.cuda.mem_get_info(device)[0] // 4) if cuda else 2**29
+    source = torch.ones(size // 4, device=device)
     target = torch.ones_like(source)
-    best = math.inf
-    for _ in range(repeats):
-        synchronize(device)
-        started = time.perf_counter()
-        target.copy_(source)
-        synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * source.nbytes / best
+    seconds = _seconds_on_gpu if cuda else _seconds_on_cpu
+    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(repeats))
+
+
+def _seconds_on_gpu(work: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def _seconds_on_cpu(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def peak_bandwidth(device: torch.device) -> float | None:
+    """Bytes a second of a GPU's memory by its clock and width, as in its data sheet; None where torch cannot tell."""
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    kilohertz = getattr(properties, "memory_clock_rate", None)
+    bits = getattr(properties, "memory_bus_width", None)
+    return 2 * 1e3 * kilohertz * bits / 8 if kilohertz and bits else None  # two transfers a clock
 
 
 def synchronize(device: torch.device) -> None:
