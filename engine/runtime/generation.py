@@ -26,6 +26,27 @@ def start_requests(stepper: Stepper, requests: list[Request], options: Generatio
     return state
 
 
+def warm_up(stepper: Stepper, slots: int) -> None:
+    """Do what the first batch of `slots` requests would have to do first, and forget it.
+
+    With graphs: allocate and capture for up to as many, and compile what reads a text. Elsewhere: read a text and make
+    one step.
+
+    Raises:
+        torch.OutOfMemoryError: so many slots do not fit; it says how many do.
+    """
+    stepper.prepare(slots)
+    config = stepper.model.config
+    text = torch.zeros(1, dtype=torch.int64)
+    no_prompt = torch.zeros((0, config.decoder.num_channels), dtype=torch.int64)
+    shortest = GenerationOptions(max_tokens=config.max_delay + 2)
+    count = 1 if stepper.captures else slots
+    state = start_requests(stepper, [Request(text, no_prompt, seed=0)] * count, shortest)
+    if not stepper.captures:
+        stepper.model.step(state)
+    state.stop()
+
+
 def finished_codes(state: DecodeState, requests: list[Request]) -> list[torch.Tensor]:
     """What each slot said: codes [T, C] int64 on the CPU, without the prompt and in [0, eos)."""
     grid, end_row = state.grid.cpu(), state.end_row.tolist()

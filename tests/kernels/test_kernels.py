@@ -23,7 +23,7 @@ from dia_engine.kernels.philox import philox  # noqa: E402
 from dia_engine.kernels.rope import rope_table  # noqa: E402
 from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig  # noqa: E402
 from dia_engine.model.dia import DiaModel, parameter_shapes  # noqa: E402
-from dia_engine.model.state import DecodeState  # noqa: E402
+from dia_engine.model.state import STATUS, DecodeState  # noqa: E402
 from dia_engine.sampling_params import GenerationOptions  # noqa: E402
 
 EMULATED = int(os.environ.get("EMULATED_ARCHITECTURE", "0"))  # see conftest.py; 0 is the interpreter
@@ -68,6 +68,8 @@ def clone(value):
         copies = {field.name: clone(getattr(value, field.name)) for field in fields}
         if "with_text" in copies:
             copies["with_text"] = copies["residual"].rows(slice(1, None, 2))
+        if "status" in copies:
+            copies |= dict(zip(STATUS, copies["status"][:, : value.slots]))
         return type(value)(**copies)
     return value
 
@@ -166,7 +168,11 @@ def test_squares_are_added_in_one_order(rows, width, text):
     weight, inputs = torch.zeros((width, 16), device=DEVICE), randn(rows // 2 if text else rows, 16)
     with kernels():
         residual_linear.residual_linear(
-            inputs, weight, residual, torch.ones(width, device=DEVICE), torch.zeros(width, device=DEVICE) if text else None
+            inputs,
+            weight,
+            residual,
+            torch.ones(width, device=DEVICE),
+            torch.zeros(width, device=DEVICE) if text else None,
         )
     squares = torch.nn.functional.pad(residual.x.square(), (0, -width % 16)).unflatten(1, (-1, 16))
     while squares.shape[-1] > 1:
