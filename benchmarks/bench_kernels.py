@@ -25,7 +25,7 @@ from dia_engine.model.dia import DiaModel
 from dia_engine.runtime.generation import start_requests
 from dia_engine.runtime.request import Request
 from dia_engine.runtime.runner import Stepper
-from dia_engine.sampling_params import GenerationOptions
+from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.weights.synthetic import random_weights
 
 ON_GPU = torch.cuda.is_available()
@@ -57,8 +57,8 @@ def cases() -> dict[str, Case]:
     with torch.no_grad():
         model = DiaModel(config, random_weights(config, dtype=DTYPE, device=DEVICE))
         prompt = torch.randint(1024, (POSITION, 9))
-        request = Request(torch.randint(1, 200, (TEXT,)), prompt, seed=1)
-        state = start_requests(Stepper(model, graph=False), [request], GenerationOptions())
+        request = Request(torch.randint(1, 200, (TEXT,)), prompt, ResolvedSamplingParams(), seed=1)
+        state = start_requests(Stepper(model, graph=False), [request])
         model.step(state)
         return _cases(model, state)
 

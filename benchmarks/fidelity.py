@@ -34,7 +34,7 @@ from dia_engine.model.tokenizer import encode_text
 from dia_engine.runtime.generation import start_requests
 from dia_engine.runtime.request import Request
 from dia_engine.runtime.runner import Stepper
-from dia_engine.sampling_params import GenerationOptions
+from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.weights.load import load_weights
 from dia_engine.weights.recipes import RECIPES, Recipe, chosen_formats
 
@@ -92,9 +92,9 @@ class Variant:
 
     def logits(self, text: torch.Tensor, rows: torch.Tensor | None, count: int, seed: int) -> Iterator[torch.Tensor]:
         """Logits [2, C, V] of `count` rows of one request, which goes on with its own draws, or with the given rows."""
-        options = GenerationOptions(max_tokens=count + self.model.config.max_delay + 2)
+        params = ResolvedSamplingParams(max_tokens=count + self.model.config.max_delay + 2)
         no_prompt = torch.zeros((0, self.model.config.decoder.num_channels), dtype=torch.int64)
-        self.state = start_requests(Stepper(self.model, graph=False), [Request(text, no_prompt, seed)], options)
+        self.state = start_requests(Stepper(self.model, graph=False), [Request(text, no_prompt, params, seed)])
         for _ in range(count):
             if rows is not None:
                 self.state.grid[0, : len(rows)] = rows.to(self.state.grid.device)
@@ -109,10 +109,10 @@ def _converted(name: str, weight: torch.Tensor, dtype: torch.dtype, format: str 
     return weight if name.endswith("norm.weight") else weight.to(dtype)
 
 
-def compare(truth: torch.Tensor, found: torch.Tensor, options: GenerationOptions, config: DiaConfig) -> dict:
+def compare(truth: torch.Tensor, found: torch.Tensor, params: ResolvedSamplingParams, config: DiaConfig) -> dict:
     """Measures of one row, each [C]: logits [2, C, V] of float32 and of a variant."""
     exact, other = (logits[1].double().log_softmax(dim=-1) for logits in (truth, found))
-    supports = [_probabilities(logits, options, config) > 0 for logits in (truth, found)]
+    supports = [_probabilities(logits, params, config) > 0 for logits in (truth, found)]
     return {
         "kl": (exact.exp() * (exact - other)).sum(dim=-1),
         "agreement": (exact.argmax(dim=-1) == other.argmax(dim=-1)).double(),
@@ -121,16 +121,16 @@ def compare(truth: torch.Tensor, found: torch.Tensor, options: GenerationOptions
     }
 
 
-def _probabilities(logits: torch.Tensor, options: GenerationOptions, config: DiaConfig) -> torch.Tensor:
-    knobs = (torch.tensor([value]) for value in (options.cfg_scale, options.temperature, options.top_p))
-    top_k = torch.tensor([min(options.top_k, config.decoder.vocab_size)])
+def _probabilities(logits: torch.Tensor, params: ResolvedSamplingParams, config: DiaConfig) -> torch.Tensor:
+    knobs = (torch.tensor([value]) for value in (params.cfg_scale, params.temperature, params.top_p))
+    top_k = torch.tensor([min(params.cfg_filter_top_k, config.decoder.vocab_size)])
     return filter_probabilities(logits, *knobs, top_k, config.eos_token_id)[0]
 
 
 @torch.no_grad()
 def measure(config: DiaConfig, weights: dict[str, torch.Tensor], variants: dict[str, tuple], rows: int) -> list[dict]:
     """Figures of each variant (dtype, recipe) by name, in order."""
-    options, text = GenerationOptions(), encode_text(SCRIPT, config.encoder.max_position_embeddings)
+    params, text = ResolvedSamplingParams(), encode_text(SCRIPT, config.encoder.max_position_embeddings)
     exact = Variant(config, weights, torch.float32, {})
     truths = list(exact.logits(text, None, rows, seed=1))
     drawn = exact.state.grid[0].cpu()
@@ -139,7 +139,7 @@ def measure(config: DiaConfig, weights: dict[str, torch.Tensor], variants: dict[
         print(f"measuring {name} ...", file=sys.stderr)
         variant = Variant(config, weights, dtype, recipe)
         pairs = zip(truths, variant.logits(text, drawn, rows, 1))
-        found = [compare(truth, logits, options, config) for truth, logits in pairs]
+        found = [compare(truth, logits, params, config) for truth, logits in pairs]
         channels = {key: torch.stack([row[key] for row in found]).mean(dim=0).tolist() for key in MEASURES}
         means = {key: statistics.fmean(values) for key, values in channels.items()}
         results.append({"name": name, "megabytes": variant.bytes / 1e6, **means, "channels": channels})

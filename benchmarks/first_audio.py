@@ -24,10 +24,9 @@ from dia_engine import Engine
 from dia_engine.codec.precision import full_float32
 from dia_engine.codec.windowed import HostCopy, SoundWindows
 from dia_engine.model.tokenizer import encode_text
-from dia_engine.runtime.request import read_requests
+from dia_engine.runtime.request import parse_requests
 from dia_engine.runtime.runner import Stepper
 from dia_engine.runtime.streaming import ChunkSizes, full_windows, speak
-from dia_engine.sampling_params import GenerationOptions
 
 from .command import run
 from .memory import WorkingMemory
@@ -151,14 +150,14 @@ class Trace:
     @torch.no_grad()
     def run(self, sizes: ChunkSizes, frames: int, seed: int = 0) -> Iterator[None]:
         """Go on to the next chunk with each `next`."""
-        config = self.engine.config
-        knobs = GenerationOptions(max_tokens=_steps(self.engine, frames) + 1)
+        sampling = {"max_tokens": _steps(self.engine, frames) + 1}
         self.text, self.steps, self.codec, self.chunks = [], [], [], []
         self.started = time.perf_counter()
-        drafts = read_requests(SCRIPT, None, None, seed, knobs, config, self.engine.codec)
-        requests = [draft.finished(self.engine.codec) for draft in drafts]
+        requests = parse_requests(
+            SCRIPT, sampling, seed=seed, config=self.engine.config, defaults={}, codec=lambda: self.engine.codec
+        )
         before = None
-        for item in speak(self.stepper, requests, knobs, self.windows, sizes):
+        for item in speak(self.stepper, requests, self.windows, sizes):
             if item is not None:
                 self.chunks.append([self.now(), len(item[1])])
                 yield

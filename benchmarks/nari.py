@@ -11,7 +11,7 @@ import torch
 from dia_engine.model.config import DiaConfig
 from dia_engine.weights.layouts import NARI, tensor_table
 
-from .peers import OPTIONS, EnoughError, Timing, timing_of
+from .peers import PARAMS, EnoughError, Timing, timing_of
 from .roofline import synchronize
 
 
@@ -43,11 +43,11 @@ class Nari:
         try:
             self.reference.generate(
                 [script] * batch,
-                max_tokens=OPTIONS.max_tokens,
-                cfg_scale=OPTIONS.cfg_scale,
-                temperature=OPTIONS.temperature,
-                top_p=OPTIONS.top_p,
-                cfg_filter_top_k=OPTIONS.top_k,
+                max_tokens=PARAMS.max_tokens,
+                cfg_scale=PARAMS.cfg_scale,
+                temperature=PARAMS.temperature,
+                top_p=PARAMS.top_p,
+                cfg_filter_top_k=PARAMS.top_k,
                 use_torch_compile=self.compiled,
             )
         except EnoughError:

@@ -11,12 +11,12 @@ from dia_engine.model.config import DiaConfig
 from dia_engine.runtime.generation import start_requests
 from dia_engine.runtime.request import Request
 from dia_engine.runtime.runner import Stepper
-from dia_engine.sampling_params import GenerationOptions
-from dia_engine.weights.load import transformers_tensors
+from dia_engine.sampling_params import ResolvedSamplingParams
+from dia_engine.weights.save import transformers_tensors
 
 from .roofline import synchronize
 
-OPTIONS = GenerationOptions()
+PARAMS = ResolvedSamplingParams()
 
 
 class EnoughError(Exception):
@@ -48,7 +48,7 @@ class Ours:
         """Time `batch` requests for the ids `text` [S] over 1 + `steps` steps."""
         config = self.stepper.model.config
         no_prompt = torch.zeros((0, config.decoder.num_channels), dtype=torch.int64)
-        requests = [Request(text, no_prompt, seed) for seed in range(batch)]
+        requests = [Request(text, no_prompt, PARAMS, seed) for seed in range(batch)]
         stamps, made = [time.perf_counter()], []
 
         def stamp(count: int) -> None:
@@ -59,7 +59,7 @@ class Ours:
             if sum(made) > steps:
                 raise EnoughError
 
-        state = start_requests(self.stepper, requests, OPTIONS)
+        state = start_requests(self.stepper, requests)
         with suppress(EnoughError):
             self.stepper.run(state, stamp)
         synchronize(self.device)
@@ -106,11 +106,11 @@ class Transformers:
             attention_mask=mask,
             decoder_input_ids=grid,
             decoder_attention_mask=torch.ones(grid.shape[:2], dtype=torch.long, device=device),
-            max_new_tokens=OPTIONS.max_tokens - 1 - delay,
-            guidance_scale=OPTIONS.cfg_scale,
-            temperature=OPTIONS.temperature,
-            top_p=OPTIONS.top_p,
-            top_k=OPTIONS.top_k,
+            max_new_tokens=PARAMS.max_tokens - 1 - delay,
+            guidance_scale=PARAMS.cfg_scale,
+            temperature=PARAMS.temperature,
+            top_p=PARAMS.top_p,
+            top_k=PARAMS.cfg_filter_top_k,
             do_sample=True,
             pad_token_id=decoder.pad_token_id,
             eos_token_id=decoder.eos_token_id,

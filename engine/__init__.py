@@ -1,11 +1,24 @@
 """Run Dia, the open text-to-dialogue model, fast: `Engine.load(...)`, then `.generate(text)`.
 
 `Dia` is the same class under the reference implementation's name, so that its examples run after changing one import.
+`SamplingParams` says how a request is sampled. The audio codec by itself is `dia_engine.codec.Codec`.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
-__all__ = ["Dia", "Engine"]
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .engine import Engine as Dia
+    from .sampling_params import SamplingParams
+
+__all__ = ["Dia", "Engine", "SamplingParams"]
+
+_HOMES = {
+    "Dia": ("engine", "Engine"),
+    "Engine": ("engine", "Engine"),
+    "SamplingParams": ("sampling_params", "SamplingParams"),
+}
 
 if __name__ == "engine":
     # The folder's name in a checkout. The package is `dia_engine`; under this name only what is public can be imported,
@@ -15,6 +28,7 @@ if __name__ == "engine":
 
 def __getattr__(name: str):
     # On first use: the command line answers --help and Ctrl-C without waiting for torch.
-    if name in __all__:
-        return importlib.import_module("dia_engine.engine").Engine
+    if name in _HOMES:
+        module, attribute = _HOMES[name]
+        return getattr(importlib.import_module(f"dia_engine.{module}"), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

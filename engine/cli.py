@@ -1,27 +1,38 @@
 """The command `dia-engine`: `say` makes a sound file of a script, `info` describes a model, `quantize` shrinks one."""
 
 import argparse
+import codecs
+import functools
 import os
 import signal
 import sys
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from .codec import Codec
+    from .engine import Engine
+    from .runtime.request import Request
+    from .runtime.streaming import ChunkSizes
 
 # Imports of this package stand inside the functions: --help must not wait for torch, nor Ctrl-C meet its import.
 
 USER_ERRORS = (ValueError, TypeError, OSError)  # FileNotFoundError and PermissionError are OSErrors
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 SMALL_MODELS = ("talker", "synthetic:tiny")  # by name: a folder's size is not known before torch is loaded
 INFO = "Layout, parameters and memory of a model, from its files; a model of the hub is fetched first."
+DASH_HINT = "a script that begins with - goes behind --"
 INTERRUPTED = "dia-engine: interrupted, nothing was written"
 TOY = "talker is a toy of 41 words, for trying the engine without a GPU; it is no measure of Dia."
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 2 for an error of the user's, 130 after Ctrl-C."""
+    _reserve_standard_descriptors()
     try:
         options = _parser().parse_args(arguments)
         limit_threads(getattr(options, "model", ""))
@@ -29,13 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
             import_all()
         options.run(options)
     except KeyboardInterrupt as interrupt:
-        print(*interrupt.args or [INTERRUPTED], file=sys.stderr)
+        _show(str(interrupt) or INTERRUPTED, sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the summary or the sound has gone: there is nothing left to do.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_output()
     except USER_ERRORS as error:
-        print(f"dia-engine: error: {' '.join(_message(error).split())}", file=sys.stderr)
+        _show(f"dia-engine: error: {' '.join(_message(error).split())}", sys.stderr)
         return EXIT_ERROR
     return 0
 
@@ -50,11 +61,39 @@ def limit_threads(model: str) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def _reserve_standard_descriptors() -> None:
+    """Point closed standard descriptors to nowhere: else the next file that is opened takes the number of one, and gets
+    what libraries print."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+
+
+def _silence_output() -> None:
+    """Send what is still in the buffer of standard output nowhere."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show(text: str, stream: TextIO | None) -> None:
+    """Print a line, what the stream's encoding lacks as an escape; nothing where the stream is closed."""
+    if stream is not None:
+        encoding = stream.encoding or "utf-8"
+        try:
+            print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard output or error") from error
+
+
 def import_all() -> None:
     """Import what every command needs, which takes seconds."""
     import dia_engine.engine  # noqa: F401
     import dia_engine.info  # noqa: F401
-    import dia_engine.weights.quantize  # noqa: F401
+    import dia_engine.weights.save  # noqa: F401
 
 
 @contextmanager
@@ -86,14 +125,34 @@ def _message(error: BaseException) -> str:
     return str(error)
 
 
+@contextmanager
+def _cleaning_up_on_sigterm():
+    """Turn SIGTERM into an exception, so that what is half written is removed before the process ends."""
+
+    def leave(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the removal
+        raise SystemExit(EXIT_TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """One line, like every other error, instead of the whole usage."""
+        if message.startswith("unrecognized arguments: -") or "ignored explicit argument" in message:
+            message += f"; {DASH_HINT}"
         self.exit(EXIT_ERROR, f"{self.prog}: error: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .sampling_params import REFERENCE_DEFAULTS
+    from .sampling_params import ResolvedSamplingParams
 
     parser = _Parser(prog="dia-engine", description="Run Dia, the open text-to-dialogue model.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -101,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     say = commands.add_parser("say", help="turn a script into a sound file", description="Turn a script into sound.")
     say.set_defaults(run=_say)
     say.add_argument("text", nargs="?", help='the script, such as "[S1] Hello. [S2] Hi!"; - reads standard input')
-    say.add_argument("-f", "--file", type=Path, help="read the script from a text file")
+    say.add_argument("-f", "--file", help="read the script from a text file")
     say.add_argument("-o", "--output", default="speech.wav", help="wav, flac, ogg or mp3 (default: %(default)s)")
     say.add_argument("--spectrogram", metavar="PNG", help="also draw what was said: 0 to 8 kHz upwards, 5 ms a column")
     streaming = say.add_argument_group("streaming")
@@ -117,8 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     voice = say.add_argument_group("voice")
     voice.add_argument("--prompt", metavar="SOUND", help="sound file whose voices go on")
     voice.add_argument("--prompt-text", metavar="TEXT", help="what is said in the prompt")
-    knobs = say.add_argument_group("generation")
-    knobs.add_argument("--seed", type=int, help="same seed, same sound (default: a new one, which is shown)")
+    sampling = say.add_argument_group("sampling")
+    sampling.add_argument("--seed", type=int, help="same seed, same sound (default: a new one, which is shown)")
     for flag, kind, name, meaning in (
         ("--max-tokens", int, "max_tokens", "decoder rows at most"),
         ("--cfg-scale", float, "cfg_scale", "guidance by the text"),
@@ -126,25 +185,26 @@ def _parser() -> argparse.ArgumentParser:
         ("--top-p", float, "top_p", "in (0, 1]"),
         ("--top-k", _top_k, "cfg_filter_top_k", "candidates, or all"),
     ):
-        meaning += " (default: the model's own, else %(default)s)"
-        knobs.add_argument(flag, type=kind, default=REFERENCE_DEFAULTS[name], dest=name, help=meaning)
+        # Without a default of argparse's: what is left out is the model's.
+        meaning += f" (default: the model's own, else {getattr(ResolvedSamplingParams, name)})"
+        sampling.add_argument(flag, type=kind, default=argparse.SUPPRESS, dest=name, help=meaning)
     say.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
     info = commands.add_parser("info", help="describe a model", description=INFO)
     info.set_defaults(run=_info)
     info.add_argument("model", help="hub id, folder, talker, or synthetic:tiny / synthetic:full")
     info.add_argument("--dtype", default="bfloat16", help="dtype that memory is counted in (default: %(default)s)")
-    info.add_argument("--quant", help="count the memory of a quantised model: int8 or nf4")
+    info.add_argument("--quant", help="count the memory of a quantized model: int8 or nf4")
     info.add_argument("--revision", help="revision of the hub repository")
 
     quantize = commands.add_parser(
-        "quantize", help="write a quantised copy of a model", description="Write a model in 8 or 4 bits."
+        "quantize", help="write a quantized copy of a model", description="Write a model in 8 or 4 bits."
     )
     quantize.set_defaults(run=_quantize)
     quantize.add_argument("model", help="hub id, folder, talker, or synthetic:tiny / synthetic:full")
-    quantize.add_argument("folder", type=Path, metavar="OUT", help="folder to create")
+    quantize.add_argument("folder", metavar="OUT", help="folder to create")
     quantize.add_argument("--quant", required=True, help="int8 or nf4")
-    quantize.add_argument("--dtype", default="bfloat16", help="of what is not quantised (default: %(default)s)")
+    quantize.add_argument("--dtype", default="bfloat16", help="of what is not quantized (default: %(default)s)")
     quantize.add_argument("--revision", help="revision of the hub repository")
     return parser
 
@@ -156,13 +216,13 @@ def _add_model_arguments(command: argparse.ArgumentParser, default_model: str) -
     group.add_argument("--codec", help="codec's hub id, folder or file (default: the model's, else descript/dac_44khz)")
     group.add_argument("--codec-dtype", help="float32, bfloat16 or float16 (default: float32)")
     group.add_argument("--revision", help="revision of the hub repository")
-    group.add_argument("--quant", help="int8 or nf4: quantise the weights while loading")
+    group.add_argument("--quant", help="int8 or nf4: quantize the weights while loading")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: what suits the device)")
     group.add_argument("--device", help="such as cuda, cuda:1 or cpu (default: cuda if there is one)")
 
 
 def _top_k(value: str) -> int | None:
-    return None if value == "all" else int(value)
+    return None if value == "all" else int(value)  # None: see SamplingParams
 
 
 _top_k.__name__ = "integer or 'all'"  # what argparse calls the type in its error
@@ -170,7 +230,10 @@ _top_k.__name__ = "integer or 'all'"  # what argparse calls the type in its erro
 
 def _say(options: argparse.Namespace) -> None:
     script, seed = _script(options), _seed(options.seed)
-    codec = _checked_codec(options, script, seed)
+    sizes = _check_outputs(options)
+    request, codec = _parse(options, script, seed)
+    report = None if options.quiet else sys.stderr if options.stream else sys.stdout  # which the sound may have
+    _note_replaced(options, report)
     from .engine import Engine
 
     started = time.perf_counter()
@@ -184,107 +247,131 @@ def _say(options: argparse.Namespace) -> None:
         revision=options.revision,
     )
     loaded = time.perf_counter() - started
-    call = {
-        "text": script,
-        **_knobs(options),
-        "audio_prompt": options.prompt,
-        "audio_prompt_text": options.prompt_text,
-        "seed": seed,
-        "verbose": sys.stderr.isatty() and not options.quiet,
-    }
-    summary = _stream(engine, call, options) if options.stream else _generate(engine, call, options)
-    if not options.quiet:
-        report = sys.stderr if options.stream else sys.stdout  # which the sound may have
-        dtype = str(engine.dtype).removeprefix("torch.")
-        print(summary, file=report)
-        print(f"seed {seed}, {dtype} on {engine.device}, loaded in {loaded:.1f} s", file=report)
-        if options.model.startswith("synthetic:"):
-            print("The weights are random: this is noise, not speech.", file=report)
-        if options.model == "talker":
-            print(TOY, file=report)
+    verbose = not options.quiet and sys.stderr is not None and sys.stderr.isatty()
+    if options.stream:
+        summary = _stream(engine, request, sizes, verbose, options)
+    else:
+        summary = _generate(engine, request, verbose, options)
+    dtype = str(engine.dtype).removeprefix("torch.")
+    _show(summary, report)
+    _show(f"seed {seed}, {dtype} on {engine.device}, loaded in {loaded:.1f} s", report)
+    if options.model.startswith("synthetic:"):
+        _show("The weights are random: this is noise, not speech.", report)
+    if options.model == "talker":
+        _show(TOY, report)
 
 
-def _knobs(options: argparse.Namespace) -> dict:
-    """The knobs of generation by the names of `Engine.generate`."""
-    from .sampling_params import REFERENCE_DEFAULTS
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """The sampling parameters that were given, by the names of `SamplingParams`."""
+    from dataclasses import fields
 
-    return {name: getattr(options, name) for name in REFERENCE_DEFAULTS}
+    from .sampling_params import SamplingParams
+
+    names = (field.name for field in fields(SamplingParams))
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
-def _checked_codec(options: argparse.Namespace, script: str, seed: int):
-    """Find all that can be known to be wrong before a model is fetched or loaded, which takes long.
-
-    Returns:
-        the codec: as the options name it, or loaded where that was necessary.
-    """
-    from .device import checked_device, checked_dtype
-    from .engine import open_codec
+def _check_outputs(options: argparse.Namespace) -> "ChunkSizes":
+    """Check, before a model is fetched or loaded, which takes long, where the sound goes, and in what chunks."""
     from .files.audio import check_writable
     from .files.spectrogram import check_spectrogram_path
-    from .info import model_config, model_defaults
-    from .runtime.request import encode_script, read_requests
-    from .sampling_params import GenerationOptions
-    from .weights.recipes import checked_recipe
+    from .runtime.streaming import ChunkSizes
 
     check_spectrogram_path(options.spectrogram)
+    sizes = ChunkSizes(options.chunk_frames, options.first_chunk_frames)
     if options.stream:
         _check_streaming(options)
     elif options.chunk_frames is not None or options.first_chunk_frames is not None or options.output == "-":
         raise ValueError("--chunk-frames, --first-chunk-frames and -o - need --stream")
     else:
         check_writable(options.output)
-    GenerationOptions.resolve({}, **_knobs(options))
-    device = checked_device(options.device)
-    codec_dtype = options.codec_dtype and checked_dtype(options.codec_dtype, "--codec-dtype")
+    return sizes
+
+
+def _note_replaced(options: argparse.Namespace, report: TextIO | None) -> None:
+    from .files.paths import user_path
+
+    for path in (options.output, options.spectrogram):
+        if path not in (None, "-") and user_path(path).exists():
+            _show(f"{path} exists and will be replaced", report)
+
+
+def _parse(options: argparse.Namespace, script: str, seed: int) -> "tuple[Request, Codec | str | None]":
+    """Find all that can be known to be wrong before a model is loaded, which takes long.
+
+    Returns:
+        the request; and the codec: as the options name it, or loaded where an audio prompt needs it.
+    """
+    from .device import resolve_device, resolve_dtype
+    from .engine import open_codec
+    from .runtime.request import parse_requests
+    from .sampling_params import SamplingParams
+    from .weights.recipes import checked_recipe
+    from .weights.source import resolve_model
+
+    SamplingParams(**_sampling(options))
+    device = resolve_device(options.device)
+    codec_dtype = options.codec_dtype and resolve_dtype(options.codec_dtype, "--codec-dtype")
     if options.dtype is not None:
-        checked_dtype(options.dtype, "--dtype")
+        resolve_dtype(options.dtype, "--dtype")
     if options.quant is not None:
         checked_recipe(options.quant)
-    config, defaults = model_config(options.model, options.revision), model_defaults(options.model, options.revision)
-    knobs = GenerationOptions.resolve(defaults, **_knobs(options))
-    encode_script(script, options.prompt_text, options.prompt is not None, config)
-    codec = options.codec
-    if options.prompt is not None:  # its length in frames depends on the codec
-        codec = open_codec(codec, options.model, config, device, codec_dtype)
-    read_requests(script, options.prompt, options.prompt_text, seed, knobs, config, codec)
-    return codec
+    source = resolve_model(options.model, options.revision)
+
+    @functools.cache
+    def codec() -> "Codec":
+        return open_codec(options.codec, source, device, codec_dtype)
+
+    (request,) = parse_requests(
+        script,
+        _sampling(options),
+        audio_prompt=options.prompt,
+        audio_prompt_text=options.prompt_text,
+        seed=seed,
+        config=source.config,
+        defaults=source.defaults,
+        codec=codec,
+    )
+    return request, options.codec if options.prompt is None else codec()
 
 
 def _check_streaming(options: argparse.Namespace) -> None:
     from .files.audio import check_writable
-    from .runtime.streaming import ChunkSizes
 
-    ChunkSizes(options.chunk_frames, options.first_chunk_frames)
     if options.output != "-":
         check_writable(options.output)
         if not options.output.lower().endswith(".wav"):
             raise ValueError(f"{options.output}: --stream writes wav files, or samples to standard output with -o -")
+    elif sys.stdout is None:
+        raise ValueError("standard output is closed: name a wav file with -o")
     elif sys.stdout.isatty():
         raise ValueError("standard output is a terminal: pipe it to a player, or name a wav file with -o")
 
 
-def _generate(engine, call: dict, options: argparse.Namespace) -> str:
+def _generate(engine: "Engine", request: "Request", verbose: bool, options: argparse.Namespace) -> str:
     """Make the sound, then its file -> what to say of it."""
     started = time.perf_counter()
-    audio = engine.generate(**call)
+    (audio,) = engine.run_requests([request], verbose)
     spent = time.perf_counter() - started
-    _check_said(len(audio), call)
+    _check_said(len(audio), request.seed)
     engine.save_audio(options.output, audio)
     _draw(options.spectrogram, [audio], engine.sample_rate)
     return f"{options.output}: {_speed(len(audio) / engine.sample_rate, spent)}"
 
 
-def _stream(engine, call: dict, options: argparse.Namespace) -> str:
+def _stream(
+    engine: "Engine", request: "Request", sizes: "ChunkSizes", verbose: bool, options: argparse.Namespace
+) -> str:
     """Make the sound and write it as it comes -> what to say of it."""
     from .files.wav_stream import GrowingWav, RawSamples
 
     to_pipe = options.output == "-"
     name = "standard output" if to_pipe else options.output
-    started, first, said, sink, pieces = time.perf_counter(), 0.0, 0.0, None, []
-    sizes = {"chunk_frames": options.chunk_frames, "first_chunk_frames": options.first_chunk_frames}
+    started, first, said, pieces = time.perf_counter(), 0.0, 0.0, []
+    sink: GrowingWav | RawSamples | None = None
     try:
-        with engine.stream(**call, **sizes) as stream:
-            for chunk in stream:
+        with engine.stream_requests([request], sizes, verbose) as stream:
+            for _, chunk in stream:
                 if sink is None:  # not before: what fails until here leaves an older file as it was
                     sink = RawSamples(sys.stdout.buffer) if to_pipe else GrowingWav(name, engine.sample_rate)
                 sink.write(chunk)
@@ -295,7 +382,7 @@ def _stream(engine, call: dict, options: argparse.Namespace) -> str:
     except KeyboardInterrupt:
         written = f"{said:.2f} s of sound are in {name}" if said else "nothing was written"
         raise KeyboardInterrupt(f"dia-engine: interrupted, {written}") from None
-    _check_said(said, call)
+    _check_said(said, request.seed)
     _draw(options.spectrogram, pieces, engine.sample_rate)
     return f"{name}: {_speed(said, time.perf_counter() - started)}, the first of it after {first:.3f} s"
 
@@ -310,9 +397,8 @@ def _draw(path: str | None, pieces: list, sample_rate: int) -> None:
         draw_spectrogram(path, np.concatenate(pieces), sample_rate)
 
 
-def _check_said(amount: float, call: dict) -> None:
+def _check_said(amount: float, seed: int) -> None:
     if not amount:
-        seed = call["seed"]
         raise ValueError(f"the model ended at once and said nothing (seed {seed}); try another seed or a longer text")
 
 
@@ -322,16 +408,32 @@ def _speed(seconds: float, spent: float) -> str:
 
 def _script(options: argparse.Namespace) -> str:
     if (options.text is None) == (options.file is None):
-        raise ValueError("give the script once: as TEXT, as - for standard input, or with --file")
+        raise ValueError(
+            "give the script once: as TEXT (behind -- where it begins with -), as - for standard input, or with --file"
+        )
     if options.file is None and options.text != "-":
         return options.text
-    name = "standard input" if options.file is None else str(options.file)
+    if options.file is not None:
+        from .files.paths import user_path
+
+        try:
+            return _script_text(user_path(options.file).read_bytes(), options.file)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no script file at {options.file}; {DASH_HINT}") from None
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: give the script as TEXT or with --file")
+    return _script_text(sys.stdin.buffer.read(), "standard input")
+
+
+def _script_text(content: bytes, name: str) -> str:
+    """The script in a text file, without what an editor does not show: byte order mark, CR before LF, last line end."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{name} is not UTF-8 text but UTF-16; save it as UTF-8")
     try:
-        if options.file is None:
-            return sys.stdin.buffer.read().decode("utf-8")
-        return options.file.read_text(encoding="utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
 
 
 def _seed(given: int | None) -> int:
@@ -346,11 +448,16 @@ def _seed(given: int | None) -> int:
 def _info(options: argparse.Namespace) -> None:
     from .info import describe
 
-    print(describe(options.model, options.revision, options.dtype, options.quant))
+    if sys.stdout is None:
+        raise ValueError("standard output is closed, where the description should go")
+    _show(describe(options.model, options.revision, options.dtype, options.quant), sys.stdout)
 
 
 def _quantize(options: argparse.Namespace) -> None:
-    from .weights.quantize import quantize_model
+    from .weights.save import quantize_model
 
-    size = quantize_model(options.model, options.folder, options.quant, dtype=options.dtype, revision=options.revision)
-    print(f"{options.folder}: {size / 1e6:,.0f} MB of weights, {options.quant}")
+    with _cleaning_up_on_sigterm():
+        size = quantize_model(
+            options.model, options.folder, options.quant, dtype=options.dtype, revision=options.revision
+        )
+    _show(f"{options.folder}: {size / 1e6:,.0f} MB of weights, {options.quant}", sys.stdout)

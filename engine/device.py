@@ -1,37 +1,36 @@
-"""Where a model computes and in what dtype: what a user names, checked, and good defaults."""
-
-import math
+"""Where a model computes and in what dtype: what a user names, checked."""
 
 import torch
 
-from .model.config import DiaConfig
-from .model.dia import parameter_shapes
+from .kernels.driver import load_driver
+from .messages import first_line, shown
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Below this many parameters a CPU step is bound by calls, not by memory, and float32 costs nothing.
-SMALL_MODEL = 100_000_000
 
 
-def checked_device(device: str | torch.device | None) -> torch.device:
-    """A device that torch knows and this machine has; None chooses.
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """A device that torch knows and this machine has; None chooses "cuda" if there is one, else "cpu".
 
     Raises:
-        ValueError: the name is unknown, or there is no such device here.
+        ValueError: the name is unknown, there is no such device here, or it is a GPU and Triton cannot compile its driver
+            module.
     """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        checked = torch.device(device)
-        torch.empty(0, device=checked)
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+        if resolved.type == "cuda":
+            load_driver()
     except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise ValueError(f"device {device!r} cannot be used here: {reason}") from None
-    if checked.type == "meta":
+        # torch asserts where it was built without CUDA
+        raise ValueError(f"device {str(device)!r} cannot be used here: {first_line(error).split('. ')[0]}") from None
+    if resolved.type == "meta":
         raise ValueError("device 'meta' holds no numbers")
-    return checked
+    return resolved
 
 
-def checked_dtype(dtype: str | torch.dtype, argument: str = "dtype") -> torch.dtype:
+def resolve_dtype(dtype: str | torch.dtype, argument: str = "dtype") -> torch.dtype:
     """A dtype to compute in, from its name or itself. `argument` is what an error calls it.
 
     Raises:
@@ -39,15 +38,5 @@ def checked_dtype(dtype: str | torch.dtype, argument: str = "dtype") -> torch.dt
     """
     name = str(getattr(dtype, "value", dtype)).removeprefix("torch.")
     if name not in DTYPES:
-        raise ValueError(f"{argument} must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise ValueError(f"{argument} must be one of {', '.join(DTYPES)}, got {shown(dtype)}")
     return DTYPES[name]
-
-
-def default_dtype(config: DiaConfig, device: torch.device) -> torch.dtype:
-    """The dtype that is fastest without harm on a device; see `Engine.load`."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if sum(math.prod(shape) for shape in parameter_shapes(config).values()) < SMALL_MODEL:
-        return torch.float32
-    native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if native else torch.float32

@@ -1,36 +1,41 @@
 """Load a model once, then turn scripts into sound."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .codec import DEFAULT_CODEC, Codec
+from .codec import Codec
 from .codec.windowed import CodeWindows, SoundWindows
-from .device import checked_device, checked_dtype, default_dtype
+from .device import resolve_device, resolve_dtype
 from .files.audio import write_audio
-from .files.hub import DEFAULT_MODEL, find_model
+from .files.hub import DEFAULT_MODEL
 from .kernels.cpu.onednn import PackedInt8Weight, fastest
 from .kernels.quantized import Weight
 from .model.config import DiaConfig
 from .model.dia import DiaModel
 from .runtime.generation import finished_codes, start_requests, warm_up
-from .runtime.prompts import encode_prompt, read_prompt
-from .runtime.request import Draft, read_requests
+from .runtime.process import check_not_forked
+from .runtime.prompts import AudioPrompt, read_prompt
+from .runtime.request import Request, parse_requests
 from .runtime.runner import Stepper
-from .runtime.stream import Stream
+from .runtime.stream import Stream, each_step_in
 from .runtime.streaming import ChunkSizes, speak, window_lengths
-from .sampling_params import REFERENCE_DEFAULTS, GenerationOptions, require_integer
-from .weights.load import stream_weights
+from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams, require_integer
+from .weights.load import default_dtype
 from .weights.recipes import checked_recipe
-from .weights.source import own_codec, own_defaults
-from .weights.synthetic import is_synthetic, stream_random_weights, synthetic_codec, synthetic_config
+from .weights.source import ModelSource, resolve_files, resolve_model
 
 logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+PerText: TypeAlias = Value | Sequence[Value]
 
 
 class Engine:
@@ -40,7 +45,7 @@ class Engine:
         config: sizes and special ids of the model.
         model, codec: what computes; codec is None after `load_dac=False`.
         device, dtype: where and in what the model computes.
-        defaults: the model's own defaults for `generate`, by name; what is not in it is as the signature says.
+        defaults: the model's own defaults for `generate`, by name; what is not in it is the reference's.
     """
 
     def __init__(
@@ -53,7 +58,8 @@ class Engine:
         defaults: Mapping[str, float | int | None] | None = None,
     ):
         """Build from weights named as in `parameter_shapes`; `load`, `from_pretrained` and `from_local` read them."""
-        with torch.no_grad():
+        table = weights["decoder.embedding.weight"]
+        with torch.no_grad(), torch.autocast(table.device.type, enabled=False):
             self.model = DiaModel(config, weights)
         self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype
@@ -82,8 +88,8 @@ class Engine:
         Args:
             model: hub id or folder, weights in transformers' or nari-labs' layout; "talker", a small one that comes
                 with the engine; or random weights, `synthetic:tiny` and `synthetic:full`.
-            quant: "int8", "nf4" (also "4bit") or a recipe of one's own, see `quant.checked_recipe`: quantises while
-                loading. None leaves the weights as they are stored; a quantised checkpoint needs no more than that.
+            quant: "int8", "nf4" (also "4bit") or a recipe of one's own, see `recipes.checked_recipe`: quantizes while
+                loading. None leaves the weights as they are stored; a quantized checkpoint needs no more than that.
             dtype: "float32", "bfloat16" or "float16". Default: on a GPU bfloat16, or float16 where the GPU lacks it; on
                 a CPU float32 for a model under 100 million parameters, else bfloat16 if the CPU multiplies it natively.
             device: default "cuda" if there is one, else "cpu".
@@ -98,26 +104,20 @@ class Engine:
 
         Raises:
             FileNotFoundError: no such model, or a file of it is missing.
-            ValueError: unusable files, an unknown dtype, device or quant, or files that are quantised otherwise.
+            ValueError: unusable files, an unknown dtype, device or quant, or files that are quantized otherwise.
         """
+        check_not_forked()
         recipe = None if quant is None else checked_recipe(quant)
-        device = checked_device(device)
-        dtype = None if dtype is None else checked_dtype(dtype)
-        codec_dtype = None if codec_dtype is None else checked_dtype(codec_dtype, "codec_dtype")
-        defaults = {}
-        if is_synthetic(model):
-            config = synthetic_config(model, revision)
-            dtype = dtype or default_dtype(config, device)
-            stream = stream_random_weights(config, dtype=dtype, device=device, recipe=recipe)
-        else:
-            files = find_model(model, revision)
-            config, defaults = DiaConfig.from_file(files.config), own_defaults(files.config)
-            dtype = dtype or default_dtype(config, device)
-            stream = stream_weights(files.weights, config, dtype=dtype, device=device, recipe=recipe)
+        device = resolve_device(device)
+        dtype = None if dtype is None else resolve_dtype(dtype)
+        codec_dtype = None if codec_dtype is None else resolve_dtype(codec_dtype, "codec_dtype")
+        source = resolve_model(model, revision)
+        dtype = dtype or default_dtype(source.config, device)
+        stream = source.stream_weights(dtype=dtype, device=device, recipe=recipe)
         # The files are checked by now and read after the codec: neither a bad file nor a codec that is missing or does
         # not fit should cost the time to read everything.
-        codec = open_codec(codec, model, config, device, codec_dtype) if load_dac else None
-        return cls(config, _ready(stream), codec, graph=graph, defaults=defaults)
+        codec = open_codec(codec, source, device, codec_dtype) if load_dac else None
+        return cls(source.config, _ready(stream), codec, graph=graph, defaults=source.defaults)
 
     @classmethod
     def from_pretrained(
@@ -139,26 +139,25 @@ class Engine:
         device: str | torch.device | None = None,
         load_dac: bool = True,
     ) -> "Engine":
-        """Load from a config.json and one checkpoint file (.safetensors, .pth or .bin), as the reference does."""
-        device, dtype = checked_device(device), checked_dtype(compute_dtype)
-        checkpoint = Path(checkpoint_path)
-        if not checkpoint.is_file():
-            raise FileNotFoundError(f"no checkpoint file at {checkpoint}")
-        config = DiaConfig.from_file(config_path)
-        stream = stream_weights([checkpoint], config, dtype=dtype, device=device)
-        codec = open_codec(None, checkpoint, config, device) if load_dac else None
-        return cls(config, _ready(stream), codec)
+        """Load from a config.json and one checkpoint file (.safetensors, .pth or .bin), as the reference does.
+
+        A folder `codec` and a generation_config.json beside them are used, as `load` does.
+        """
+        device, dtype = resolve_device(device), resolve_dtype(compute_dtype)
+        source = resolve_files(config_path, checkpoint_path)
+        stream = source.stream_weights(dtype=dtype, device=device)
+        codec = open_codec(None, source, device) if load_dac else None
+        return cls(source.config, _ready(stream), codec, defaults=source.defaults)
 
     @property
     def sample_rate(self) -> int:
-        """Samples a second of the sound that `generate` returns.
+        """Hz, of the sound that `generate` returns.
 
         Raises:
             ValueError: the engine was loaded without a codec.
         """
         return self._require_codec().sample_rate
 
-    @torch.no_grad()
     def prepare(self, slots: int = 1) -> None:
         """Do ahead of the first request what it would otherwise wait for. A server calls this before it listens.
 
@@ -180,50 +179,58 @@ class Engine:
         require_integer("slots", slots)
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
-        with self._on_device(), self._stepper.lock:
+        check_not_forked(self.device)
+        with self._own_modes(), self._stepper.lock:
             warm_up(self._stepper, slots)
             self._windows.prepare(window_lengths(ChunkSizes(), self._windows.reach))
 
     @torch.no_grad()
     def generate(
         self,
-        text: str | list[str],
-        max_tokens: int = REFERENCE_DEFAULTS["max_tokens"],
-        cfg_scale: float = REFERENCE_DEFAULTS["cfg_scale"],
-        temperature: float = REFERENCE_DEFAULTS["temperature"],
-        top_p: float = REFERENCE_DEFAULTS["top_p"],
+        text: str | Sequence[str],
+        max_tokens: PerText[int | None] = None,
+        cfg_scale: PerText[float | None] = None,
+        temperature: PerText[float | None] = None,
+        top_p: PerText[float | None] = None,
         use_torch_compile: bool = False,
-        cfg_filter_top_k: int | None = REFERENCE_DEFAULTS["cfg_filter_top_k"],
-        audio_prompt=None,
-        audio_prompt_path=None,
+        cfg_filter_top_k: PerText[int | None | ModelDefault] = MODEL_DEFAULT,
+        audio_prompt: AudioPrompt | Sequence[AudioPrompt | None] | None = None,
+        audio_prompt_path: AudioPrompt | Sequence[AudioPrompt | None] | None = None,
         use_cfg_filter: bool | None = None,
         verbose: bool = False,
         *,
-        audio_prompt_text: str | list[str | None] | None = None,
-        seed: int | list[int] | None = None,
+        audio_prompt_text: str | Sequence[str | None] | None = None,
+        seed: PerText[int | None] = None,
+        sampling_params: PerText[SamplingParams | None] = None,
     ) -> np.ndarray | list[np.ndarray]:
-        """Turn a script, or a list of scripts at once, into sound. Names, order and defaults are the reference's.
+        """Turn a script, or a list of scripts at once, into sound. Names and order are the reference's.
 
-        A model may have defaults of its own, which stand for what a caller leaves out (`Engine.defaults`: "talker" has,
-        the published Dia has not). An item of a list gives the very sound that it gives alone with the same seed.
+        What is left out is the model's default: `Engine.defaults` where it has one ("talker" has, the published Dia has
+        not), else the reference's, which is given below. An item of a list gives the very sound that it gives alone
+        with the same seed.
 
         Args:
             text: the script, with the tags [S1] and [S2] and sounds such as (laughs).
-            max_tokens: decoder rows, prompt frames + 1 + delay included. The default of 3072 stands for the model's own
-                limit where that is smaller.
-            cfg_scale: strength of guidance by the text; 0 means unguided.
-            temperature: 0 takes the likeliest token.
-            top_p: in (0, 1], share of the probability that is drawn from.
+            max_tokens: decoder rows, prompt frames + 1 + delay included. The reference's default of 3072 stands for the
+                model's own limit where that is smaller.
+            cfg_scale: strength of guidance by the text; 0 means unguided. 3.0 by default.
+            temperature: 0 takes the likeliest token. 1.2 by default.
+            top_p: in (0, 1], share of the probability that is drawn from. 0.95 by default.
             use_torch_compile: accepted and without effect: this engine has its own compiled step.
-            cfg_filter_top_k: candidates that guidance lets through, None for all.
-            audio_prompt: a voice to go on with: a path, integer codes [P, C], or (waveform, sample rate). For a list of
-                texts a list of them, None where there is none.
+            cfg_filter_top_k: candidates that guidance lets through, None for all. 45 by default; as None is taken, what
+                stands for the model's default here is MODEL_DEFAULT.
+            audio_prompt: a voice to go on with: a path, integer codes [P, C], or (waveform, sample rate) with samples
+                in [-1, 1]. For a list of texts a list of them, None where there is none.
             audio_prompt_path: older name of audio_prompt.
             use_cfg_filter: accepted and without effect, as in the reference.
             verbose: show progress, steps/s and x real time on standard error.
-            audio_prompt_text: transcript of the prompt; it is put before the text.
-            seed: in [0, 2^63); the same seed and text give the same sound. A list has one for each text. None draws one
-                from torch's global generator.
+            audio_prompt_text: transcript of the prompt; it is put before the text. An empty one is none.
+            seed: in [0, 2^63); the same seed and text give the same sound. None draws one from torch's global
+                generator.
+            sampling_params: max_tokens, cfg_scale, temperature, top_p and cfg_filter_top_k in one, in place of them.
+
+        For a list of texts, each of max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, seed and
+        sampling_params is one value for all, or a list with one per text.
 
         Returns:
             sound [samples] float32, without the prompt; or codes [T, C] int64 if the engine has no codec. A list of
@@ -231,36 +238,34 @@ class Engine:
 
         Raises:
             FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
-            RuntimeError: this thread is in the middle of a stream, on a CPU.
+            RuntimeError: this thread is in the middle of a stream, on a CPU; or the process was forked from one in
+                which an engine has worked.
         """
-        options = self._options(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
         _note_ignored(use_torch_compile, use_cfg_filter)
-        drafts = self._read(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
-        requests = [draft.finished(self.codec) for draft in drafts]
-        real_time = self._frames_per_second / len(requests)
-        with self._on_device(), self._stepper.lock, _progress(verbose, real_time) as progress:
-            state = start_requests(self._stepper, requests, options)
-            self._stepper.run(state, progress)
-            codes = finished_codes(state, requests)
-        results = [self._sound(each) for each in codes]
+        requests = self._parse(
+            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k), sampling_params,
+            audio_prompt, audio_prompt_path, audio_prompt_text, seed,
+        )  # fmt: skip
+        results = self.run_requests(requests, verbose)
         return results if isinstance(text, (list, tuple)) else results[0]
 
     def stream(
         self,
-        text: str | list[str],
-        max_tokens: int = REFERENCE_DEFAULTS["max_tokens"],
-        cfg_scale: float = REFERENCE_DEFAULTS["cfg_scale"],
-        temperature: float = REFERENCE_DEFAULTS["temperature"],
-        top_p: float = REFERENCE_DEFAULTS["top_p"],
+        text: str | Sequence[str],
+        max_tokens: PerText[int | None] = None,
+        cfg_scale: PerText[float | None] = None,
+        temperature: PerText[float | None] = None,
+        top_p: PerText[float | None] = None,
         use_torch_compile: bool = False,
-        cfg_filter_top_k: int | None = REFERENCE_DEFAULTS["cfg_filter_top_k"],
-        audio_prompt=None,
-        audio_prompt_path=None,
+        cfg_filter_top_k: PerText[int | None | ModelDefault] = MODEL_DEFAULT,
+        audio_prompt: AudioPrompt | Sequence[AudioPrompt | None] | None = None,
+        audio_prompt_path: AudioPrompt | Sequence[AudioPrompt | None] | None = None,
         use_cfg_filter: bool | None = None,
         verbose: bool = False,
         *,
-        audio_prompt_text: str | list[str | None] | None = None,
-        seed: int | list[int] | None = None,
+        audio_prompt_text: str | Sequence[str | None] | None = None,
+        seed: PerText[int | None] = None,
+        sampling_params: PerText[SamplingParams | None] = None,
         chunk_frames: int | None = None,
         first_chunk_frames: int | None = None,
     ) -> Stream[np.ndarray] | Stream[tuple[int, np.ndarray]]:
@@ -276,7 +281,7 @@ class Engine:
         thread cannot start another generation in between.
 
         Args:
-            text, ..., seed: as in `generate`, and checked in this call. A prompt in the form of sound is encoded when
+            text, ..., sampling_params: as in `generate`, and checked in this call. A prompt in the form of sound is encoded when
                 the first chunk is asked for; codes (see `load_audio`) cost nothing.
             chunk_frames: frames a chunk, 512 samples each for the published codec. Each chunk is decoded together with
                 the frames around it that its sound depends on, so that small chunks cost more work. Default: 48, or
@@ -291,48 +296,95 @@ class Engine:
 
         Raises:
             FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
-            RuntimeError: at the first chunk; this thread is in the middle of another stream, on a CPU.
+            RuntimeError: the process was forked from one in which an engine has worked; or, at the first chunk, this
+                thread is in the middle of another stream, on a CPU.
         """
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
-        options = self._options(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k)
         _note_ignored(use_torch_compile, use_cfg_filter)
-        drafts = self._read(text, audio_prompt, audio_prompt_path, audio_prompt_text, seed, options)
-        numbered = isinstance(text, (list, tuple))
-        return Stream(lambda: self._pieces(drafts, options, sizes, numbered, verbose), self._runs_ahead)
+        requests = self._parse(
+            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k), sampling_params,
+            audio_prompt, audio_prompt_path, audio_prompt_text, seed,
+        )  # fmt: skip
+        chunks = self.stream_requests(requests, sizes, verbose)
+        return chunks if isinstance(text, (list, tuple)) else chunks.map(lambda numbered: numbered[1])
 
     astream = stream  # for `async for`: a stream is both kinds of iterator
 
-    @torch.no_grad()
-    def _pieces(self, drafts: list[Draft], options: GenerationOptions, sizes: ChunkSizes, numbered, verbose):
-        """The generator behind `stream`, see `streaming.speak`."""
-        requests = []
-        for draft in drafts:
-            requests.append(draft.finished(self.codec))
-            yield None  # a reader that has left stops the work here
+    def run_requests(self, requests: list[Request], verbose: bool = False) -> list[np.ndarray]:
+        """What `generate` returns for each of some requests; see `runtime.request.parse_requests`."""
+        check_not_forked(self.device)
         real_time = self._frames_per_second / len(requests)
-        with self._on_device(), _progress(verbose, real_time) as progress:
-            for item in speak(self._stepper, requests, options, self._windows, sizes, progress):
-                yield item if item is None or numbered else item[1]
+        with self._own_modes():
+            requests = [request.encode_prompt(self.codec) for request in requests]
+            with self._stepper.lock, _progress(verbose, real_time) as progress:
+                state = start_requests(self._stepper, requests)
+                self._stepper.run(state, progress)
+                codes = finished_codes(state, requests)
+            return [self._sound(each) for each in codes]
+
+    def stream_requests(
+        self, requests: list[Request], sizes: ChunkSizes, verbose: bool = False
+    ) -> Stream[tuple[int, np.ndarray]]:
+        """What `stream` returns for a list, of requests; see `runtime.request.parse_requests`."""
+        check_not_forked(self.device)
+        chunks = partial(self._chunks, requests, sizes, verbose)
+        return Stream(lambda: each_step_in(self._own_modes, chunks()), self._runs_ahead)
+
+    def _chunks(
+        self, requests: list[Request], sizes: ChunkSizes, verbose: bool
+    ) -> Generator[tuple[int, np.ndarray] | None, None, None]:
+        """The generator behind `stream`, see `streaming.speak`."""
+        check_not_forked(self.device)
+        encoded = []
+        for request in requests:
+            encoded.append(request.encode_prompt(self.codec))
+            yield None  # a reader that has left stops the work here
+        with _progress(verbose, self._frames_per_second / len(requests)) as progress:
+            yield from speak(self._stepper, encoded, self._windows, sizes, progress)
 
     def load_audio(self, audio_path: str | Path) -> torch.Tensor:
-        """Encode a sound file as a prompt: codes [P, C] int64 on the CPU."""
-        capacity = self.config.decoder.max_position_embeddings
-        codec = self._require_codec()
-        return encode_prompt(read_prompt(Path(audio_path), self.config, codec, capacity), codec)
+        """Encode an audio file as a prompt: codes [P, C] int64 on the CPU.
+
+        Raises:
+            FileNotFoundError, ValueError: as `audio_prompt` of `generate`.
+        """
+        capacity, codec = self.config.decoder.max_position_embeddings, self._require_codec()
+        prompt = read_prompt(str(audio_path), self.config, lambda: codec, capacity)
+        check_not_forked(self.device)
+        with self._own_modes():
+            return codec.encode(prompt, codec.sample_rate).cpu()
 
     def save_audio(self, path: str | Path, audio: np.ndarray) -> None:
         """Write sound [samples] float32 to a file; the extension decides the format. See `audio.write_audio`."""
         write_audio(path, audio, self.sample_rate)
 
-    def _read(self, text, prompt, prompt_path, prompt_text, seed, options: GenerationOptions) -> list[Draft]:
-        prompt = _merge_prompt_names(prompt, prompt_path)
-        return read_requests(text, prompt, prompt_text, seed, options, self.config, self.codec)
+    def __reduce__(self):
+        raise TypeError(
+            "an Engine cannot be copied or pickled: it holds a device's memory and locks; load one in each process"
+        )
 
-    def _options(self, max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k) -> GenerationOptions:
-        return GenerationOptions.resolve(
-            self.defaults, max_tokens=max_tokens, cfg_scale=cfg_scale, temperature=temperature, top_p=top_p,
-            cfg_filter_top_k=cfg_filter_top_k,
-        )  # fmt: skip
+    def _parse(
+        self, text, sampling, sampling_params, audio_prompt, audio_prompt_path, audio_prompt_text, seed
+    ) -> list[Request]:
+        return parse_requests(
+            text,
+            sampling,
+            sampling_params=sampling_params,
+            audio_prompt=_merge_prompt_names(audio_prompt, audio_prompt_path),
+            audio_prompt_text=audio_prompt_text,
+            seed=seed,
+            config=self.config,
+            defaults=self.defaults,
+            codec=lambda: self.codec,
+        )
+
+    @contextmanager
+    def _own_modes(self) -> Iterator[None]:
+        """What a caller has switched on around a call (autocast, inference mode) must not change what is computed."""
+        # no_grad comes after inference_mode(False), which switches gradients on.
+        modes = torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False)
+        with modes[0], modes[1], modes[2], self._on_device():
+            yield
 
     def _on_device(self):
         """Makes the engine's GPU the current one: streams, graphs and kernel launches ask for that."""
@@ -362,8 +414,7 @@ def _ready(stream: Iterable[tuple[str, Weight]]) -> dict[str, Weight | PackedInt
 
 def open_codec(
     codec: str | Path | Codec | None,
-    model: str | Path,
-    config: DiaConfig,
+    source: ModelSource,
     device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> Codec:
@@ -375,11 +426,11 @@ def open_codec(
     if isinstance(codec, Codec):
         if dtype not in (None, codec.dtype):
             raise ValueError(f"codec_dtype is {dtype}, but the loaded codec that was given is in {codec.dtype}")
-    elif codec is None and is_synthetic(model):
-        codec = synthetic_codec(config, model, device, dtype or torch.float32)
+    elif codec is None:
+        codec = source.load_codec(device=device, dtype=dtype or torch.float32)
     else:
-        codec = Codec.load(codec or own_codec(model) or DEFAULT_CODEC, device=device, dtype=dtype or torch.float32)
-    _check_codec_fits(config, codec)
+        codec = Codec.load(codec, device=device, dtype=dtype or torch.float32)
+    _check_codec_fits(source.config, codec)
     return codec
 
 
@@ -399,6 +450,17 @@ def _merge_prompt_names(audio_prompt, audio_prompt_path):
         raise ValueError("audio_prompt and audio_prompt_path are two names of one argument; give only audio_prompt")
     logger.warning("audio_prompt_path is an old name; use audio_prompt")
     return audio_prompt_path
+
+
+def _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k) -> dict[str, Any]:
+    """Arguments of `generate` under the names of SamplingParams."""
+    return {
+        "max_tokens": max_tokens,
+        "cfg_scale": cfg_scale,
+        "temperature": temperature,
+        "top_p": top_p,
+        "cfg_filter_top_k": cfg_filter_top_k,
+    }
 
 
 def _note_ignored(use_torch_compile: bool, use_cfg_filter: bool | None) -> None:

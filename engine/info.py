@@ -5,15 +5,13 @@ from pathlib import Path
 
 import torch
 
-from .device import checked_dtype
-from .files.hub import find_config, find_model
+from .device import resolve_dtype
 from .kernels.quantized import FORMATS
 from .model.config import DiaConfig
 from .model.dia import parameter_shapes
-from .weights.load import check_formats, describe_files, stored_formats
+from .weights.load import check_formats
 from .weights.recipes import checked_recipe, chosen_formats
-from .weights.source import own_defaults
-from .weights.synthetic import is_synthetic, synthetic_config
+from .weights.source import resolve_model
 
 # part -> what its weights' names hold; the first that fits counts.
 PARTS = {
@@ -27,25 +25,13 @@ PARTS = {
 }
 
 
-def model_config(model: str | Path, revision: str | None = None) -> DiaConfig:
-    """A model's config by the names that `Engine.load` takes; from the hub only config.json is fetched."""
-    if is_synthetic(model):
-        return synthetic_config(model, revision)
-    return DiaConfig.from_file(find_config(model, revision))
-
-
-def model_defaults(model: str | Path, revision: str | None = None) -> dict[str, float | int | None]:
-    """A model's own defaults for generation by the names that `Engine.load` takes; nothing else is fetched."""
-    return {} if is_synthetic(model) else own_defaults(find_config(model, revision))
-
-
 def part_of(name: str) -> str:
     """The part that a weight belongs to."""
     return next(part for part, piece in PARTS.items() if piece in name)
 
 
 def weight_bytes(name: str, shape: tuple[int, ...], dtype: torch.dtype, format: str | None = None) -> int:
-    """Bytes of a weight, quantised or in `dtype`; norms are float32."""
+    """Bytes of a weight, quantized or in `dtype`; norms are float32."""
     if format is not None:
         return FORMATS[format].bytes_of(*shape)
     return math.prod(shape) * (4 if name.endswith("norm.weight") else dtype.itemsize)
@@ -61,28 +47,25 @@ def cache_bytes(config: DiaConfig, itemsize: int) -> int:
 
 
 def describe(model: str | Path, revision: str | None, dtype: str, quant: str | None = None) -> str:
-    """The text of `dia-engine info`: layout, parameters, and memory by part, quantised or in `dtype`.
+    """The text of `dia-engine info`: layout, parameters, and memory by part, quantized or in `dtype`.
 
     Reads the headers of the model's files, which are fetched from the hub if they are not here yet.
 
     Raises:
         FileNotFoundError, ValueError: as `Engine.load`, weights that do not fit the config included.
     """
-    chosen = checked_dtype(dtype)
-    config = model_config(model, revision)
+    chosen = resolve_dtype(dtype)
     recipe = None if quant is None else checked_recipe(quant)
+    source = resolve_model(model, revision)
+    config = source.config
     formats = {} if recipe is None else chosen_formats(recipe, config)
-    layout = "made up at load, random"
-    if not is_synthetic(model):
-        files = find_model(model, revision).weights
-        layout, stored = describe_files(files, config), stored_formats(files, config)
-        if recipe is not None and stored:
-            check_formats(str(model), stored, formats)
-        formats = stored or formats
-    lines = [f"model       {model}", f"weights     {layout}", *_sizes(config)]
+    stored = source.stored_formats
+    if recipe is not None and stored:
+        check_formats(str(model), stored, formats)
+    lines = [f"model       {model}", f"weights     {source.description}", *_sizes(config)]
     if recipe is not None:
-        lines.append(f"quantised   {', '.join(f'{pattern} in {format}' for pattern, format in recipe.items())}")
-    return "\n".join((*lines, "", *_table(config, chosen, formats)))
+        lines.append(f"quantized   {', '.join(f'{pattern} in {format}' for pattern, format in recipe.items())}")
+    return "\n".join((*lines, "", *_table(config, chosen, stored or formats)))
 
 
 def _sizes(config: DiaConfig) -> list[str]:
@@ -99,16 +82,17 @@ def _sizes(config: DiaConfig) -> list[str]:
 
 def _table(config: DiaConfig, dtype: torch.dtype, formats: dict[str, str]) -> list[str]:
     plain = str(dtype).removeprefix("torch.")
-    rows = {part: [0, 0, set()] for part in PARTS}
+    counts, sizes = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+    kinds: dict[str, set[str]] = {part: set() for part in PARTS}
     for name, shape in parameter_shapes(config).items():
-        row, format = rows[part_of(name)], formats.get(name)
-        row[0] += math.prod(shape)
-        row[1] += weight_bytes(name, shape, dtype, format)
-        row[2].add(format or ("float32" if name.endswith("norm.weight") else plain))
-    rows["total"] = [sum(row[0] for row in rows.values()), sum(row[1] for row in rows.values()), set()]
+        part, format = part_of(name), formats.get(name)
+        counts[part] += math.prod(shape)
+        sizes[part] += weight_bytes(name, shape, dtype, format)
+        kinds[part].add(format or ("float32" if name.endswith("norm.weight") else plain))
+    counts["total"], sizes["total"], kinds["total"] = sum(counts.values()), sum(sizes.values()), set()
     lines = [f"{'part':24}{'parameters':>16}{'MB':>12}   in"]
-    for part, (count, size, kinds) in rows.items():
-        lines.append(f"{part:24}{count:>16,}{size / 1e6:>12,.1f}   {', '.join(sorted(kinds))}".rstrip())
+    for part, count in counts.items():
+        lines.append(f"{part:24}{count:>16,}{sizes[part] / 1e6:>12,.1f}   {', '.join(sorted(kinds[part]))}".rstrip())
     caches = cache_bytes(config, dtype.itemsize)
     lines.append(f"{'caches of one request':24}{'':>16}{caches / 1e6:>12,.1f}   {plain}, at most")
     return lines

@@ -1,94 +1,110 @@
-"""The knobs of a generation, checked before any work starts."""
+"""How a request is sampled: what a caller may set, and what it comes to for a model."""
 
 import math
 import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, Final
 
 MAX_SEED = 2**63 - 1
 DEFAULT_MAX_TOKENS = 3072
-MAX_SCALE = 1e6  # beyond this, logits times or divided by a knob leave what float32 can tell apart
+MAX_SCALE = 1e6  # beyond this, logits times or divided by a parameter leave what float32 can tell apart
+MAX_SHOWN = 80  # characters of a value in a message
 
 
-class DefaultFloat(float):
-    """A default that nobody asked for by name: a model's own default takes its place, a caller's number stays."""
+class ModelDefault(Enum):
+    """The type of MODEL_DEFAULT."""
+
+    MODEL_DEFAULT = "the model's default"
+
+    def __repr__(self) -> str:
+        return self.name
 
 
-class DefaultInt(int):
-    """As `DefaultFloat`."""
-
-
-# The reference's defaults, by the names of `generate`.
-REFERENCE_DEFAULTS = {
-    "max_tokens": DefaultInt(DEFAULT_MAX_TOKENS),
-    "cfg_scale": DefaultFloat(3.0),
-    "temperature": DefaultFloat(1.2),
-    "top_p": DefaultFloat(0.95),
-    "cfg_filter_top_k": DefaultInt(45),
-}
+# The default of `cfg_filter_top_k` alone, where None already means something else: no limit.
+MODEL_DEFAULT: Final = ModelDefault.MODEL_DEFAULT
 
 
 @dataclass(frozen=True)
-class GenerationOptions:
-    """How one request is generated. Names and defaults are those of the reference's `generate`.
+class SamplingParams:
+    """How one request is sampled. Names are those of the reference's `generate`; what is left out is the model's
+    default, see `resolve`.
 
     Attributes:
-        max_tokens: decoder rows, prompt frames + 1 + delay included; the default stands for "as many as the model
-            has" where a model has fewer than 3072.
+        max_tokens: decoder rows, prompt frames + 1 + delay included.
         cfg_scale: strength of guidance by the text; 0 means unguided.
         temperature: 0 takes the likeliest token.
-        top_p: in (0, 1].
-        top_k: candidates that guidance lets through, >= 1, or None for all.
+        top_p: in (0, 1], share of the probability that is drawn from.
+        cfg_filter_top_k: candidates that guidance lets through, >= 1. None means all, as in the reference; the model's
+            default is MODEL_DEFAULT here.
 
     Raises:
         TypeError: a value that is no number (of the right kind).
         ValueError: a value outside its range.
     """
 
+    max_tokens: int | None = None
+    cfg_scale: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    cfg_filter_top_k: int | ModelDefault | None = MODEL_DEFAULT
+
+    def __post_init__(self):
+        if self.max_tokens is not None:
+            require_integer("max_tokens", self.max_tokens)
+        for name in ("cfg_scale", "temperature", "top_p"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _finite_float(name, value))
+        scale, temperature, top_p, top_k = self.cfg_scale, self.temperature, self.top_p, self.cfg_filter_top_k
+        if scale is not None and abs(scale) > MAX_SCALE:
+            raise ValueError(f"cfg_scale must be in [-{MAX_SCALE:g}, {MAX_SCALE:g}], got {scale}")
+        if temperature is not None and not 0 <= temperature <= MAX_SCALE:
+            raise ValueError(f"temperature must be in [0, {MAX_SCALE:g}], got {temperature}")
+        if temperature is not None and 0 < temperature < 1 / MAX_SCALE:
+            raise ValueError(f"temperature must be 0 or at least {1 / MAX_SCALE:g}, got {temperature}")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+        if top_k is not None and top_k is not MODEL_DEFAULT:
+            require_integer("cfg_filter_top_k", top_k)
+            if top_k < 1:
+                raise ValueError(f"cfg_filter_top_k must be >= 1, or None for all, got {shown(top_k)}")
+
+    def resolve(self, defaults: Mapping[str, Any]) -> "ResolvedSamplingParams":
+        """Every parameter as a number (or None for all candidates).
+
+        Args:
+            defaults: the model's own, some or none of them, by name. What they lack is the reference's.
+        """
+        given = {name: value for name, value in self._values().items() if value is not left_out(name)}
+        return ResolvedSamplingParams(**{**defaults, **given})
+
+    def _values(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class ResolvedSamplingParams(SamplingParams):
+    """Sampling parameters of which none is open. Its own defaults are the reference's, which hold for a model without
+    others, the published Dia for instance.
+    """
+
     max_tokens: int = DEFAULT_MAX_TOKENS
     cfg_scale: float = 3.0
     temperature: float = 1.2
     top_p: float = 0.95
-    top_k: int | None = 45
+    cfg_filter_top_k: int | None = 45
 
     def __post_init__(self):
-        require_integer("max_tokens", self.max_tokens)
-        for name in ("cfg_scale", "temperature", "top_p"):
-            _require_number(name, getattr(self, name))
-            object.__setattr__(self, name, float(getattr(self, name)))
-        if abs(self.cfg_scale) > MAX_SCALE:
-            raise ValueError(f"cfg_scale must be in [-{MAX_SCALE:g}, {MAX_SCALE:g}], got {self.cfg_scale}")
-        if self.temperature < 0 or self.temperature > MAX_SCALE:
-            raise ValueError(f"temperature must be in [0, {MAX_SCALE:g}], got {self.temperature}")
-        if 0 < self.temperature < 1 / MAX_SCALE:
-            raise ValueError(f"temperature must be 0 or at least {1 / MAX_SCALE:g}, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.top_k is not None:
-            require_integer("cfg_filter_top_k", self.top_k)
-            if self.top_k < 1:
-                raise ValueError(f"cfg_filter_top_k must be >= 1, or None for all, got {self.top_k}")
-
-    @classmethod
-    def resolve(cls, own: Mapping[str, float | int | None], **given) -> "GenerationOptions":
-        """The knobs that a caller gave, by the names of `generate`; what is left at the reference's default is the
-        model's own where it has one.
-
-        Args:
-            own: a model's own defaults, some or none of them.
-            given: what the caller passed or left.
-
-        Raises:
-            TypeError, ValueError: as the class.
-        """
-        knobs = {
-            name: own.get(name, value) if isinstance(value, (DefaultFloat, DefaultInt)) else value
-            for name, value in (REFERENCE_DEFAULTS | given).items()
-        }
-        return cls(top_k=knobs.pop("cfg_filter_top_k"), **knobs)
+        for name, value in self._values().items():
+            if value is left_out(name):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+        super().__post_init__()
 
     def rows(self, capacity: int, prompt_frames: int, max_delay: int) -> int:
-        """Decoder rows of a request with this prompt, in a model of `capacity` rows.
+        """Decoder rows of a request with this prompt, in a model of `capacity` rows. The reference's 3072 stands for as
+        many as the model has where it has fewer.
 
         Raises:
             ValueError: more rows than the model has, or too few for one frame of sound.
@@ -97,16 +113,16 @@ class GenerationOptions:
         if rows == DEFAULT_MAX_TOKENS:
             rows = min(rows, capacity)
         if rows > capacity:
-            raise ValueError(f"max_tokens must be at most {capacity}, the decoder's positions, got {rows}")
+            raise ValueError(f"max_tokens must be at most {capacity}, the decoder's positions, got {shown(rows)}")
         needed = prompt_frames + 1 + max_delay + 1
         if rows < needed:
             parts = f"{prompt_frames} prompt frames + 1 + {max_delay} rows of delay + 1 frame of sound"
             hint = "use a shorter audio prompt" if needed > capacity else "raise it"
-            raise ValueError(f"max_tokens must be at least {needed} ({parts}), got {rows}; {hint}")
+            raise ValueError(f"max_tokens must be at least {needed} ({parts}), got {shown(rows)}; {hint}")
         return rows
 
 
-def check_seed(seed) -> int:
+def check_seed(seed: Any) -> int:
     """A seed as the generator takes it.
 
     Raises:
@@ -115,17 +131,37 @@ def check_seed(seed) -> int:
     """
     require_integer("seed", seed)
     if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed must be in [0, 2^63), got {seed}")
+        raise ValueError(f"seed must be in [0, 2^63), got {shown(seed)}")
     return int(seed)
 
 
-def require_integer(name: str, value) -> None:
+def require_integer(name: str, value: Any) -> None:
+    """Raises TypeError for what is not an integer."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
 
 
-def _require_number(name: str, value) -> None:
+def shown(value: Any) -> str:
+    """A value as a message shows it: its repr, cut where that is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"
+
+
+def left_out(name: str) -> ModelDefault | None:
+    """The value that means "the model's default"."""
+    return MODEL_DEFAULT if name == "cfg_filter_top_k" else None
+
+
+def _finite_float(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:  # 10**400 and the like
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {shown(value)}")
+    return number

@@ -206,7 +206,7 @@ class NF4Weight:
         return cls(packed, _joined([part.absmax for part in parts], device), parts[0].dtype)
 
 
-FORMATS = {"int8": Int8Weight, "nf4": NF4Weight}
+FORMATS: dict[str, type[Int8Weight] | type[NF4Weight]] = {"int8": Int8Weight, "nf4": NF4Weight}
 QuantWeight = Int8Weight | NF4Weight
 Weight = torch.Tensor | QuantWeight
 

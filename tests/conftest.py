@@ -3,6 +3,26 @@ import os
 import pytest
 import torch
 
+
+def mend_interpreter():
+    """Let the interpreter of Triton 3.5 and 3.6 loop over `range` with numpy 2.4, which does not convert arrays of
+    shape [1] to integers any more. Triton 3.7 takes care of that itself."""
+    try:
+        import triton
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 7):
+        return
+    patch = interpreter._patch_lang_tensor
+
+    def patch_with_index(tensor, *scope):
+        patch(tensor, *scope)  # at each launch, and undone behind it by 3.6
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._patch_lang_tensor = patch_with_index
+
+
 # A GPU's architecture, such as 86: kernels then run as compiled for it, in the PTX emulator.
 EMULATED = int(os.environ.get("EMULATED_ARCHITECTURE", "0"))
 
@@ -17,6 +37,7 @@ if EMULATED:
 elif not torch.cuda.is_available():
     # The kernels then run in Triton's interpreter, which Triton has to know before anyone imports it.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    mend_interpreter()
 
 # The models of the tests are so small that a second thread only waits for the first.
 torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,8 +15,8 @@ import pytest
 import soundfile
 import torch
 
-from dia_engine.cli import limit_threads, main
-from dia_engine.weights.load import save_weights
+from dia_engine.cli import _script_text, limit_threads, main
+from dia_engine.weights.save import save_weights
 from dia_engine.weights.synthetic import random_weights, synthetic_config
 
 TEXT = "[S1] Hello. [S2] Hi!"
@@ -50,6 +51,68 @@ def test_the_three_ways_to_give_a_script_and_the_seed_that_holds(tmp_path):
         assert done.returncode == 0 and not done.stdout and not done.stderr
         sounds.append(soundfile.read(path)[0])
     assert np.array_equal(sounds[0], sounds[1]) and np.array_equal(sounds[0], sounds[2])
+
+
+def test_what_an_editor_does_not_show_is_not_spoken():
+    for content in (b"\xef\xbb\xbfone\r\n two\r\n\r\n", b"one\n two\n", b"one\r two", b"one\n two"):
+        assert _script_text(content, "x") == "one\n two"
+    assert _script_text(b" one \t", "x") == " one \t", "spaces are the user's"
+
+
+def test_a_script_that_begins_with_a_dash(tmp_path):
+    for number, way in enumerate((["--", "-Hello"], ["-", "--"], ["- Hello"])):
+        done = run("say", *QUICK, "-q", "-o", tmp_path / f"{number}.wav", *way, stdin=b"-Hello")
+        assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_a_file_that_is_replaced_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    say = ["say", TEXT, *QUICK, "--seed", "1", "-o", "~/out.wav", "--spectrogram", "~/out.png"]
+    assert main(say) == 0 and "exists" not in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.png", "out.wav"]
+    assert main(say) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["~/out.wav exists and will be replaced", "~/out.png exists and will be replaced"]
+    assert main([*say, "-q"]) == 0 and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "status"),
+    [
+        ("2>&-", [TEXT, "-o", "a.wav"], 0),
+        ("1>&-", [TEXT, "-o", "a.wav"], 0),
+        ("<&- 1>&- 2>&-", [TEXT, "-o", "a.wav"], 0),
+        ("<&-", ["-", "-o", "a.wav"], 2),
+        ("1>&-", [TEXT, "--stream", "-o", "-"], 2),
+    ],
+)
+def test_closed_standard_streams(tmp_path, closed, arguments, status):
+    line = shlex.join([sys.executable, "-m", "dia_engine", "say", *QUICK, *arguments])
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        ["sh", "-c", f"{line} {closed}"], cwd=tmp_path, env=environment, capture_output=True, timeout=60
+    )
+    assert done.returncode == status, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == (["a.wav"] if status == 0 else [])
+    if status:
+        assert len(done.stderr.splitlines()) == 1 and b"is closed" in done.stderr
+    else:
+        assert soundfile.info(tmp_path / "a.wav").frames == 24 * 512, "nothing was printed into the file"
+
+
+def test_info_without_standard_output():
+    line = shlex.join([sys.executable, "-m", "dia_engine", "info", "synthetic:tiny"])
+    for closed, message in (("1>&-", b"standard output is closed"), (">/dev/full", b"No space left")):
+        done = subprocess.run(["sh", "-c", f"{line} {closed}"], capture_output=True, timeout=60)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
+
+
+@pytest.mark.parametrize("name", ["\u65e5.wav", os.fsdecode(b"\xe9.wav")], ids=["another script", "not UTF-8"])
+def test_a_name_that_the_console_cannot_show(tmp_path, name):
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = run("say", TEXT, *QUICK, "-o", tmp_path / name, env=environment)
+    assert done.returncode == 0 and (tmp_path / name).exists()
+    assert ascii(name)[1:-1].encode() in done.stdout
 
 
 def test_every_knob_arrives(tmp_path):
@@ -96,6 +159,11 @@ def broken(tmp_path_factory) -> Path:
     (folder / "latin.txt").write_bytes(b"caf\xe9")
     soundfile.write(folder / "empty.wav", np.zeros(0, np.float32), 44100)
     soundfile.write(folder / "long.wav", np.zeros(44100 * 60, np.float32), 44100)
+    soundfile.write(folder / "half.wav", np.zeros(44100, np.float32), 44100)
+    os.truncate(folder / "half.wav", 44100)
+    soundfile.write(folder / "fast.wav", np.zeros(44100, np.float32), 384_000)
+    (folder / "utf16.txt").write_text(TEXT, encoding="utf-16")
+    (folder / "bom.txt").write_bytes(b"\xef\xbb\xbf\r\n")
     return folder
 
 
@@ -129,7 +197,7 @@ def broken(tmp_path_factory) -> Path:
         ([TEXT, "--prompt", "long.wav"], "audio prompt has 5168 frames, max_tokens leaves room for"),
         ([TEXT, "--prompt-text", "[S1] Hm."], "there is no audio_prompt"),
         ([TEXT, "--model", "synthetic:huge"], "no synthetic model 'huge'"),
-        ([TEXT, "--model", "./absent"], "no folder ./absent"),
+        ([TEXT, "--model", "./absent"], "no model at ./absent"),
         ([TEXT, "--model", "truncated"], "model.safetensors: truncated"),
         ([TEXT, "--model", "no_decoder"], "decoder_config missing"),
         ([TEXT, "--codec", "./absent"], "no codec at"),
@@ -142,6 +210,20 @@ def broken(tmp_path_factory) -> Path:
         ([TEXT, "--stream", "-o", "absent/out.wav"], "absent does not exist; create it first"),
         ([TEXT, "--stream", "--chunk-frames", "0"], "chunk_frames must be at least 1, got 0"),
         ([TEXT, "--codec-dtype", "int3"], "dtype must be one of float32, float16, bfloat16, got 'int3'"),
+        (["-xyz"], "unrecognized arguments: -xyz; a script that begins with - goes behind --"),
+        (["-hello"], "a script that begins with - goes behind --"),  # -h, and what cannot follow it
+        (["-for you"], "no script file at or you; a script that begins with - goes behind --"),
+        (["--file", "utf16.txt"], "utf16.txt is not UTF-8 text but UTF-16"),
+        (["--file", "bom.txt"], "text must not be empty"),
+        (["\u200b"], "text must not be empty"),
+        ([TEXT, "--temperature", "1e400"], "temperature must be finite, got inf"),
+        ([TEXT, "--seed", "9" * 400], "seed must be in [0, 2^63), got 9999"),
+        ([TEXT, "--max-tokens", "9" * 4000], "max_tokens must be at most 3072, the decoder's positions, got 9999"),
+        ([TEXT, "--prompt", "https://example.com/v.wav"], "https://example.com/v.wav is an address"),
+        ([TEXT, "--prompt", "half.wav"], "half.wav: damaged: its header counts 88200 bytes of sound, only"),
+        ([TEXT, "--prompt", "fast.wav"], "fast.wav: the sample rate must be in 1..192000 Hz, got 384000"),
+        ([TEXT, "--spectrogram", "absent/a.png"], "absent does not exist; create it first"),
+        ([TEXT, "-o", "~nobody-of-this-name/out.wav"], "~nobody-of-this-name does not exist"),
         ([TEXT, "--no-such-option"], "unrecognized arguments: --no-such-option"),
     ],
 )

@@ -1,7 +1,13 @@
 """The face: load, generate, save, as a caller of the reference knows them."""
 
+import asyncio
+import copy
+import functools
 import inspect
 import logging
+import pickle
+from contextlib import contextmanager
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,10 +15,11 @@ import soundfile
 import torch
 
 import engine as package
-from dia_engine import Dia, Engine
+from dia_engine import Dia, Engine, SamplingParams
 from dia_engine.codec import Codec
 from dia_engine.files.hub import DEFAULT_MODEL
-from dia_engine.weights.load import save_weights
+from dia_engine.sampling_params import MODEL_DEFAULT
+from dia_engine.weights.save import save_weights
 
 TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
 SHORT = {"max_tokens": 40}
@@ -24,18 +31,21 @@ def test_signature_is_the_references():
     assert positional == {
         "self": inspect.Parameter.empty,
         "text": inspect.Parameter.empty,
-        "max_tokens": 3072,
-        "cfg_scale": 3.0,
-        "temperature": 1.2,
-        "top_p": 0.95,
+        "max_tokens": None,
+        "cfg_scale": None,
+        "temperature": None,
+        "top_p": None,
         "use_torch_compile": False,
-        "cfg_filter_top_k": 45,
+        "cfg_filter_top_k": MODEL_DEFAULT,
         "audio_prompt": None,
         "audio_prompt_path": None,
         "use_cfg_filter": None,
         "verbose": False,
     }
-    assert Dia is Engine and set(package.__all__) == {"Dia", "Engine"}
+    wanted = {"max_tokens": 3072, "cfg_scale": 3.0, "temperature": 1.2, "top_p": 0.95, "cfg_filter_top_k": 45}
+    assert asdict(SamplingParams().resolve({})) == wanted, "what is left out is the reference's default"
+    assert Dia is Engine and set(package.__all__) == {"Dia", "Engine", "SamplingParams"}
+    assert package.SamplingParams is SamplingParams
     assert inspect.signature(Engine.load).parameters["model"].default == DEFAULT_MODEL
 
 
@@ -218,3 +228,63 @@ def test_a_codec_that_does_not_fit_is_refused(speaker):
     other = Codec.from_config(replace(speaker.codec.config, n_codebooks=4))
     with pytest.raises(ValueError, match="4 codebooks of 1024, the model speaks 9 channels"):
         Engine.load("synthetic:tiny", codec=other)
+
+
+@pytest.mark.parametrize("mode", ["autocast", "inference_mode", "enable_grad", "float64"])
+def test_a_callers_modes_change_nothing(mode):
+    tone = (0.3 * np.sin(np.arange(4000) * 0.05)).astype(np.float32)
+    knobs = {"seed": 1, "audio_prompt": (tone, 44100), **SHORT}
+
+    def everything(quant):
+        engine = Engine.load("synthetic:tiny", device="cpu", quant=quant)
+        whole = engine.generate(TEXT, **knobs)
+
+        async def read():
+            return np.concatenate([chunk async for chunk in engine.astream(TEXT, **knobs)])
+
+        before = torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        chunks = []
+        for chunk in engine.stream(TEXT, chunk_frames=4, **knobs):
+            now = torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+            assert now == before, "the reader's modes are its own between the chunks"
+            chunks.append(chunk)
+        codes = engine.codec.encode(tone, 44100)
+        return [whole, np.concatenate(chunks), asyncio.run(read()), codes.numpy(), engine.codec.decode(codes).numpy()]
+
+    @contextmanager
+    def default_float64():
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    modes = {
+        "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+        "inference_mode": torch.inference_mode,
+        "enable_grad": torch.enable_grad,
+        "float64": default_float64,
+    }
+    for quant in (None, "int8"):
+        wanted = everything(quant)
+        with modes[mode]():
+            found = everything(quant)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "attempt", [copy.copy, copy.deepcopy, pickle.dumps, lambda engine: pickle.dumps(functools.partial(engine.generate))]
+)
+def test_an_engine_is_not_copied(mute, attempt):
+    with pytest.raises(TypeError, match="an Engine cannot be copied or pickled.*load one in each process"):
+        attempt(mute)
+    with pytest.raises(TypeError, match="a stream cannot be copied or pickled"):
+        copy.copy(mute.stream(TEXT))
+
+
+def test_a_codec_takes_what_a_prompt_may_be(speaker):
+    tone = (0.3 * np.sin(np.arange(4000) * 0.05)).astype(np.float32)
+    for waveform, error in ((tone * 32767, ValueError), (torch.zeros(4000, device="meta"), TypeError)):
+        with pytest.raises(error, match=r"in \[-1, 1\], its peak is 9830|dense tensor, got a meta one"):
+            speaker.codec.encode(waveform, 44100)

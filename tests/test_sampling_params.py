@@ -1,9 +1,13 @@
+import copy
 import math
+import pickle
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from dia_engine.sampling_params import GenerationOptions, check_seed
+from dia_engine.sampling_params import MODEL_DEFAULT, ResolvedSamplingParams, SamplingParams, check_seed
 
 
 @pytest.mark.parametrize(
@@ -20,31 +24,57 @@ from dia_engine.sampling_params import GenerationOptions, check_seed
         ({"top_p": 0}, ValueError, r"top_p must be in \(0, 1\], got 0.0"),
         ({"top_p": 1.01}, ValueError, r"top_p must be in \(0, 1\], got 1.01"),
         ({"top_p": math.nan}, ValueError, "top_p must be finite"),
-        ({"top_k": 0}, ValueError, "cfg_filter_top_k must be >= 1, or None for all, got 0"),
-        ({"top_k": 2.5}, TypeError, "cfg_filter_top_k must be an integer, got 2.5"),
+        ({"cfg_filter_top_k": 0}, ValueError, "cfg_filter_top_k must be >= 1, or None for all, got 0"),
+        ({"cfg_filter_top_k": 2.5}, TypeError, "cfg_filter_top_k must be an integer, got 2.5"),
+        ({"temperature": 10**400}, ValueError, r"temperature must be finite, got 10{79}\.\.\. \(401 characters\)"),
+        ({"cfg_scale": -(10**5000)}, ValueError, "cfg_scale must be finite, got an integer of 16610 bits"),
+        ({"top_p": Fraction(10**400)}, ValueError, r"top_p must be finite, got Fraction\("),
+        ({"temperature": np.float32("nan")}, ValueError, "temperature must be finite, got .*nan"),
+        ({"temperature": Decimal("NaN")}, TypeError, "temperature must be a number"),
+        (
+            {"temperature": "x" * 9999},
+            TypeError,
+            r"temperature must be a number, got 'x{79}\.\.\. \(10001 characters\)",
+        ),
+        ({"cfg_filter_top_k": -(10**5000)}, ValueError, "cfg_filter_top_k must be >= 1, .* got an integer of 16610"),
         ({"max_tokens": 10.0}, TypeError, "max_tokens must be an integer, got 10.0"),
     ],
 )
 def test_bad_values(values, error, message):
-    with pytest.raises(error, match=message):
-        GenerationOptions(**values)
+    for kind in (SamplingParams, ResolvedSamplingParams):
+        with pytest.raises(error, match=message):
+            kind(**values)
+
+
+def test_what_is_left_open():
+    assert SamplingParams(temperature=1).resolve({"temperature": 2.0, "top_p": 0.5}) == ResolvedSamplingParams(
+        temperature=1.0, top_p=0.5
+    )
+    assert SamplingParams().resolve({"cfg_filter_top_k": None}).cfg_filter_top_k is None
+    assert SamplingParams(cfg_filter_top_k=None).resolve({"cfg_filter_top_k": 3}).cfg_filter_top_k is None
+    for values in ({"temperature": None}, {"max_tokens": None}, {"cfg_filter_top_k": MODEL_DEFAULT}):
+        SamplingParams(**values)
+        with pytest.raises(TypeError, match="must be a number, got"):
+            ResolvedSamplingParams(**values)
+    for copied in (pickle.loads(pickle.dumps(SamplingParams())), copy.deepcopy(SamplingParams())):
+        assert copied == SamplingParams() and copied.cfg_filter_top_k is MODEL_DEFAULT
 
 
 def test_good_values():
-    GenerationOptions(temperature=0, top_p=1, top_k=None, cfg_scale=-1.5, max_tokens=np.int64(100))
-    assert type(GenerationOptions(temperature=np.float32(0.5)).temperature) is float
+    ResolvedSamplingParams(temperature=0, top_p=1, cfg_filter_top_k=None, cfg_scale=-1.5, max_tokens=np.int64(100))
+    assert type(ResolvedSamplingParams(temperature=np.float32(0.5)).temperature) is float
 
 
 def test_rows_fit_model_and_prompt():
-    assert GenerationOptions().rows(3072, 0, 15) == 3072
-    assert GenerationOptions().rows(256, 0, 15) == 256, "the default stands for the model's limit"
-    assert GenerationOptions(max_tokens=17).rows(256, 0, 15) == 17
+    assert ResolvedSamplingParams().rows(3072, 0, 15) == 3072
+    assert ResolvedSamplingParams().rows(256, 0, 15) == 256, "the default stands for the model's limit"
+    assert ResolvedSamplingParams(max_tokens=17).rows(256, 0, 15) == 17
     with pytest.raises(ValueError, match="at most 256, the decoder's positions, got 257"):
-        GenerationOptions(max_tokens=257).rows(256, 0, 15)
+        ResolvedSamplingParams(max_tokens=257).rows(256, 0, 15)
     with pytest.raises(ValueError, match="at least 17 .* got 16; raise it"):
-        GenerationOptions(max_tokens=16).rows(256, 0, 15)
+        ResolvedSamplingParams(max_tokens=16).rows(256, 0, 15)
     with pytest.raises(ValueError, match="at least 257 .* got 256; use a shorter audio prompt"):
-        GenerationOptions().rows(256, 240, 15)
+        ResolvedSamplingParams().rows(256, 240, 15)
 
 
 def test_seed():
@@ -52,6 +82,8 @@ def test_seed():
     for seed in (-1, 2**63):
         with pytest.raises(ValueError, match=f"seed must be in .* got {seed}"):
             check_seed(seed)
+    with pytest.raises(ValueError, match="seed must be in .* got an integer of 16610 bits"):
+        check_seed(10**5000)
     for seed in (1.0, "1", True):
         with pytest.raises(TypeError, match="seed must be an integer"):
             check_seed(seed)

@@ -12,8 +12,8 @@ import pytest
 from dia_engine import Engine
 from dia_engine.cli import main
 from dia_engine.files.spectrogram import draw_spectrogram
-from dia_engine.weights.quantize import quantize_model
-from dia_engine.weights.source import TALKER_FOLDER, own_codec, own_defaults
+from dia_engine.weights.save import quantize_model
+from dia_engine.weights.source import TALKER_FOLDER, find_bundled_codec, load_generation_defaults
 from tools.talker.domain import DEMO, WORDS, held_out_scripts, training_sentences, words_of
 from tools.talker.evaluate import rows_of_sound
 from tools.talker.hearing import pitch, word_errors
@@ -46,7 +46,7 @@ def test_it_is_small():
 
 def test_it_brings_codec_and_defaults(engine):
     assert engine.sample_rate == 16000 and engine.codec.num_codebooks == engine.config.decoder.num_channels
-    assert engine.defaults == own_defaults(TALKER_FOLDER / "config.json") and engine.defaults
+    assert engine.defaults == load_generation_defaults(TALKER_FOLDER) and engine.defaults
     assert Engine.load("synthetic:tiny", load_dac=False).defaults == {}
 
 
@@ -73,7 +73,7 @@ def test_own_defaults_stand_for_what_is_left_out_and_yield_to_a_caller(engine):
     assert not np.array_equal(wild, shown)
 
 
-def test_a_quantised_copy_keeps_its_codec_and_defaults(engine, tmp_path):
+def test_a_quantized_copy_keeps_its_codec_and_defaults(engine, tmp_path):
     quantize_model("talker", tmp_path / "small", "int8", dtype="float32")
     copy = Engine.load(tmp_path / "small")
     assert copy.sample_rate == 16000 and copy.defaults == engine.defaults
@@ -102,7 +102,7 @@ def test_a_revision_is_refused():
         ('{"dia_engine": {"temperature": -1}}', r"generation_config.json: temperature must be in .* got -1"),
         ('{"dia_engine": {"temperature": "hot"}}', "temperature must be a number, got 'hot'"),
         ('{"dia_engine": 3}', "dia_engine must be a JSON object, got 3"),
-        ("{", "generation_config.json: "),
+        ("{", "generation_config.json is not JSON: "),
     ],
 )
 def test_bad_defaults_are_told(tmp_path, content, message):
@@ -115,8 +115,8 @@ def test_bad_defaults_are_told(tmp_path, content, message):
 
 def test_transformers_own_keys_change_nothing(tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 1.8, "top_p": 0.9}))
-    assert own_defaults(tmp_path / "config.json") == {}
-    assert own_codec(tmp_path) is None
+    assert load_generation_defaults(tmp_path) == {}
+    assert find_bundled_codec(tmp_path) is None
 
 
 def test_a_script_that_is_too_long(engine):

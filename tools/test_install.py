@@ -5,12 +5,12 @@
     python3 -m tools.test_install trixie --tests all     # `make demo` and the whole `make test` in Debian 13
 
 `resolve` asks the package index, and nothing else, for what setup.py and constraints.txt name: no local wheels, no
-configuration of pip. It runs pip with each `python3.x` on the PATH that works, and uv's resolver for the other versions.
+configuration of pip. It runs pip with each `python3.x` on the PATH that works, and uv's resolver for the others.
 
-`bookworm` (Python 3.11) and `trixie` (Python 3.13) are Debian systems made by mmdebstrap with python3, python3-venv, git,
-make and ca-certificates in them: no C compiler, no torch. The last commit is cloned into each. Needs Linux, root,
-mmdebstrap, git, a network, and 12 GB of disk, which are given back at the end. Proxies, certificates and pip's index are
-taken from the environment. Prints minutes, and gigabytes downloaded and installed; exits with 1 if anything failed.
+`bookworm` (Python 3.11) and `trixie` (Python 3.13) are Debian systems made by mmdebstrap. They hold python3,
+python3-venv, git, make and ca-certificates, no C compiler and no torch. The last commit is cloned into each. This needs
+Linux, root, mmdebstrap, git, a network, and 7 GB of disk, given back at the end. Proxies, certificates and pip's index
+are taken from the environment. Prints minutes, and gigabytes downloaded and used; exits with 1 if anything failed.
 """
 
 import argparse

@@ -7,16 +7,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..files.audio import check_sample_rate, resample
+from ..device import resolve_device, resolve_dtype
+from ..files.audio import check_peak, check_sample_rate, resample
+from ..files.hub import DEFAULT_CODEC
+from ..files.tensors import is_finite
 from .checkpoint import open_checkpoint
 from .config import CodecConfig
 from .layers import build_decoder, build_encoder
 from .precision import full_float32
 from .quantizer import Quantizer
-from .weights import adapt_tensors
-
-DEFAULT_CODEC = "descript/dac_44khz"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Codec:
@@ -43,7 +42,7 @@ class Codec:
         source: str | Path = DEFAULT_CODEC,
         *,
         device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
         revision: str | None = None,
     ) -> "Codec":
         """Read a codec from the disk or the Hugging Face hub.
@@ -52,19 +51,23 @@ class Codec:
             source: a folder in the layout of transformers' DacModel (config.json and safetensors), a weights.pth of
                 descript-audio-codec or a folder that holds one, or a hub id. What exists on the disk goes first.
             device: where to compute; None is CUDA if there is any, else the CPU.
-            dtype: of the convolutions; the quantiser always computes in float32.
+            dtype: of the convolutions, itself or its name; the quantizer always computes in float32.
             revision: branch, tag or commit on the hub.
 
         Raises:
             FileNotFoundError: no such file, folder or hub repository.
-            ValueError: damaged file, not a DAC, tensors that do not fit the config (all listed), unusable device.
+            ValueError: damaged file, not a DAC, tensors that do not fit the config (all listed), NaN or infinity in
+                one, numbers that `dtype` cannot hold, unusable device.
         """
-        device = _usable_device(device)
-        _check_dtype(dtype)
+        device, dtype = resolve_device(device), resolve_dtype(dtype)
         checkpoint = open_checkpoint(source, revision)
         network = _empty_network(checkpoint.config)
-        state = adapt_tensors(network, checkpoint.layout, checkpoint.tensors, checkpoint.source)
-        return cls(checkpoint.config, _fill(network, state, device, dtype), dtype)
+        network = _fill(network, checkpoint.state_dict(network), device, dtype)
+        if dtype != torch.float32:
+            for name, tensor in network.state_dict().items():
+                if not is_finite(tensor):
+                    raise ValueError(f"{source}: {dtype} cannot hold the numbers of {name}; use float32")
+        return cls(checkpoint.config, network, dtype)
 
     @classmethod
     def from_config(
@@ -73,11 +76,10 @@ class Codec:
         seed: int = 0,
         *,
         device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
     ) -> "Codec":
         """A codec with random weights that depend on `config` and `seed` alone. It makes noise, at a sound level."""
-        device = _usable_device(device)
-        _check_dtype(dtype)
+        device, dtype = resolve_device(device), resolve_dtype(dtype)
         network = _empty_network(config)
         return cls(config, _fill(network, _random_state(network, seed), device, dtype), dtype)
 
@@ -111,7 +113,7 @@ class Codec:
         """Sound to codes.
 
         Args:
-            waveform: [samples] floating point, mono; padded with silence to whole frames.
+            waveform: [samples] floating point in [-1, 1], mono; padded with silence to whole frames.
             sample_rate: of the waveform in Hz; resampled where it is not the codec's.
 
         Returns:
@@ -119,14 +121,15 @@ class Codec:
 
         Raises:
             TypeError: not a floating array, or a sample rate that is not an integer.
-            ValueError: not one-dimensional, empty, NaN or infinite.
+            ValueError: not one-dimensional, empty, NaN or infinite, or a peak far beyond 1.
         """
         check_sample_rate(sample_rate)
         samples = resample(waveform, sample_rate, self.sample_rate)
+        check_peak(samples)
         padded = torch.from_numpy(np.pad(samples, (0, -len(samples) % self.hop_length)))
-        with full_float32():
+        with torch.autocast(self.device.type, enabled=False), full_float32():
             latent = self.encoder(padded.to(self.device, self.dtype)[None, None])
-        return self.quantizer.encode(latent.float())
+            return self.quantizer.encode(latent.float())
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -151,8 +154,8 @@ class Codec:
 
     def synthesize(self, codes: torch.Tensor) -> torch.Tensor:
         """`decode` without checks and without a wait: at least one frame [T, C] int64, in range and on the device."""
-        latent = self.quantizer.decode(codes)
-        with full_float32():
+        with torch.autocast(self.device.type, enabled=False), full_float32():
+            latent = self.quantizer.decode(codes)
             return self.decoder(latent.to(self.dtype))[0, 0].float()
 
     def _checked(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -220,17 +223,3 @@ def _random_state(network: nn.ModuleDict, seed: int) -> dict[str, torch.Tensor]:
     for name in last:
         state[name] *= 0.05  # full-scale noise hurts
     return state
-
-
-def _usable_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
-        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
-
-
-def _check_dtype(dtype: torch.dtype) -> None:
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")

@@ -1,17 +1,20 @@
-"""Sound files and sample rates: read, resample, write. A waveform is float32, mono, one dimension, in [-1, 1]."""
+"""Audio files and sample rates: read, resample, write. A waveform is float32, mono, one dimension, in [-1, 1]."""
 
 import io
 import logging
 import numbers
 import os
-import secrets
-import stat
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 import torch
+
+from .output import check_replaceable, write_whole
+from .paths import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -24,38 +27,110 @@ FORMATS = {
 }
 # libsndfile lets some encoders run into undefined behaviour above this rate (Vorbis: a crash of the process).
 MAX_SAMPLE_RATE = 192_000
+MAX_PEAK = 4.0  # 12 dB over full scale: what resampling and floating-point mixes reach, integers as floats do not
+CANCELLED = 0.1  # 20 dB
+BLOCK_VALUES = 2**20  # read at once, over all channels
+LARGEST_HEADER = 512  # bytes of a file without samples
+# libsndfile's log on a header's bytes of sound: in WAV, AIFF, 8SVX, AU, W64 and RF64.
+TRUNCATED = re.compile(r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+UNKNOWN_BYTES = 0x7FFF0000  # what is written to a pipe counts this many or more
+MAX_OGG_PAGE, OGG_LAST_PAGE = 65_307, 4
 # Vorbis keeps one written block on the C stack: a minute and a half at once ends the process.
 BLOCK_SAMPLES = 65_536
 
 
-def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
-    """Read a sound file (wav, flac, mp3, ogg and whatever else libsndfile knows) as mono.
+def read_audio(path: str | Path, check_length: Callable[[int, int], None] | None = None) -> tuple[np.ndarray, int]:
+    """Read an audio file (wav, flac, mp3, ogg and whatever else libsndfile knows) as mono.
+
+    Memory is used for the samples that the file holds, whatever its header claims.
+
+    Args:
+        path: the file; a leading `~` is the home folder.
+        check_length: called with the samples that the header counts and its sample rate, before any is read; may raise
+            ValueError.
 
     Returns:
         waveform [samples] float32, the mean of the channels, and its sample rate in Hz.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a folder, not a sound file, damaged, without samples, or with NaN or infinite samples.
+        ValueError: a folder, not an audio file, truncated or otherwise damaged, without samples, with NaN or infinite
+            samples, not in [-1, 1], or of a sample rate outside 1..192000 Hz. The message names the file.
         OSError: the file cannot be opened or read.
     """
-    if not str(path):
+    name = str(path)
+    if not name:
         raise ValueError("the name of the sound file is empty")
-    path = Path(path)
+    if "://" in name:
+        raise ValueError(f"{name} is an address, not a sound file; download it first")
+    path = user_path(path)
     if not path.exists():
         raise FileNotFoundError(f"no sound file at {path}")
     if not path.is_file():
         raise ValueError(f"{path} is not a sound file but {'a folder' if path.is_dir() else 'something special'}")
+    # By descriptor, or soundfile goes by the file's extension: `.raw` is then a file without a header.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
-        with open(path, "rb") as file:
-            channels, sample_rate = soundfile.read(file, dtype="float32", always_2d=True)  # [samples, channels]
+        with soundfile.SoundFile(descriptor) as file:
+            waveform, sample_rate = _read_mono(file, str(path), check_length), file.samplerate
+        _check_ogg_end(path)
+        return waveform, sample_rate
     except soundfile.SoundFileError as error:
-        reason = getattr(error, "error_string", str(error))
-        raise ValueError(f"{path} cannot be read as sound: {reason}") from None
-    try:
-        return as_waveform(channels.mean(axis=1)), sample_rate
+        raise ValueError(f"{path} cannot be read as sound: {_reason(error)}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _read_mono(file: soundfile.SoundFile, name: str, check_length: Callable[[int, int], None] | None) -> np.ndarray:
+    check_sample_rate(file.samplerate, "the sample rate")
+    if not file.frames and os.path.getsize(name) > LARGEST_HEADER:
+        raise ValueError(
+            f"the file counts no samples, though it has {os.path.getsize(name)} bytes: a recording that was cut off, "
+            f"or whose header was never finished"
+        )
+    if check_length is not None:
+        check_length(file.frames, file.samplerate)
+    means, energy, block_samples = [], 0.0, max(1, BLOCK_VALUES // file.channels)
+    while len(channels := file.read(block_samples, dtype="float32", always_2d=True)):
+        means.append(channels.mean(axis=1))
+        energy += float(np.square(channels, dtype=np.float64).mean(axis=1).sum())
+    waveform = np.concatenate(means) if means else np.zeros(0, dtype=np.float32)
+    _check_whole(file, len(waveform))
+    waveform = as_waveform(waveform)
+    check_peak(waveform)
+    warn_if_cancelled(waveform, energy, name)
+    return waveform
+
+
+def _check_whole(file: soundfile.SoundFile, samples: int) -> None:
+    """Raise ValueError for a file that ends before its header says or has a hole, as far as libsndfile notices."""
+    for promised, present in TRUNCATED.findall(file.extra_info):
+        if int(present) < int(promised) < UNKNOWN_BYTES:
+            raise ValueError(f"damaged: its header counts {promised} bytes of sound, only {present} are there")
+    if "reports a hole" in file.extra_info:
+        raise ValueError("damaged: a part is missing in the middle")
+    # The count of an mp3 can be an estimate, right to a few of its frames of 1152 samples.
+    tolerance = 4 * 1152 if file.format == "MP3" else 0
+    if samples + tolerance < file.frames:
+        raise ValueError(f"damaged: its header counts {file.frames} samples, only {samples} can be read")
+
+
+def _check_ogg_end(path: Path) -> None:
+    """Warn of an Ogg file whose last page is not marked as the last; nothing else says how long it should be."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"OggS":
+            return
+        file.seek(-min(MAX_OGG_PAGE, path.stat().st_size), os.SEEK_END)
+        tail = file.read()
+    page = tail.rfind(b"OggS")
+    if page < 0 or not tail[page + 5 : page + 6] or not tail[page + 5] & OGG_LAST_PAGE:
+        logger.warning("%s has no last page: it may have been cut off", path)
+
+
+def _reason(error: soundfile.SoundFileError) -> str:
+    """libsndfile's words, but for those that are about a file's place: it has been opened."""
+    reason = str(getattr(error, "error_string", error)).strip()
+    return "damaged, or of an unknown format" if not reason or "does not exist" in reason else reason
 
 
 def resample(waveform: np.ndarray | torch.Tensor, from_rate: int, to_rate: int) -> np.ndarray:
@@ -89,7 +164,7 @@ def write_audio(path: str | Path, waveform: np.ndarray | torch.Tensor, sample_ra
     or an interruption leaves an older file of this name as it was. Samples beyond [-1, 1] are clipped with a warning.
 
     Args:
-        path: where to; its folder must exist.
+        path: where to, a leading `~` is the home folder; the file's folder must exist.
         waveform: [samples] floating point, mono.
         sample_rate: Hz.
 
@@ -98,7 +173,7 @@ def write_audio(path: str | Path, waveform: np.ndarray | torch.Tensor, sample_ra
         TypeError, ValueError: not a waveform, or the format cannot hold it (mp3 knows nine sample rates).
         OSError: the disk is full or fails; the message names the path.
     """
-    check_writable(path)
+    path = check_writable(path)
     check_sample_rate(sample_rate, "sample_rate")
     waveform = as_waveform(waveform)
     peak = float(np.abs(waveform).max())
@@ -107,18 +182,18 @@ def write_audio(path: str | Path, waveform: np.ndarray | torch.Tensor, sample_ra
         waveform = waveform.clip(-1.0, 1.0)
     try:
         # In memory first, because libsndfile reports a full disk late or not at all.
-        encoded = _encode(waveform, sample_rate, *FORMATS[Path(path).suffix.lower()])
+        encoded = _encode(waveform, sample_rate, *FORMATS[path.suffix.lower()])
     except soundfile.SoundFileError as error:
-        reason = getattr(error, "error_string", str(error))
+        reason = _reason(error)
         raise ValueError(f"{path}: cannot write {len(waveform)} samples at {sample_rate} Hz: {reason}") from None
-    try:
-        _write_whole(Path(os.path.realpath(path)), encoded)
-    except OSError as error:
-        raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from None
+    write_whole(path, encoded)
 
 
-def check_writable(path: str | Path) -> None:
+def check_writable(path: str | Path) -> Path:
     """Check, before any work is done, that `write_audio` can put a file at `path`.
+
+    Returns:
+        the path, with a leading `~` replaced.
 
     Raises:
         ValueError: unknown extension.
@@ -126,62 +201,83 @@ def check_writable(path: str | Path) -> None:
     """
     if not str(path):
         raise ValueError("the name of the file to write is empty")
-    path = Path(path)
+    path = user_path(path)
     if path.suffix.lower() not in FORMATS:
         known = ", ".join(FORMATS)
         raise ValueError(f"{path}: cannot tell the sound format from extension {path.suffix!r}; known are {known}")
     check_replaceable(path)
-
-
-def check_replaceable(path: Path) -> None:
-    """Check that a file can be put at `path`.
-
-    Raises:
-        FileNotFoundError: the folder does not exist.
-        PermissionError: the folder or the file that is there may not be written.
-        ValueError: the path is a folder, or its parent is not one.
-        OSError: the operating system does not accept the path (too long, for instance).
-    """
-    target = Path(os.path.realpath(path))  # a link is followed, so that it stays a link
-    parent_mode, mode = _mode(target.parent), _mode(target)
-    if parent_mode is None:
-        raise FileNotFoundError(f"{path}: folder {target.parent} does not exist; create it first")
-    if not stat.S_ISDIR(parent_mode):
-        raise ValueError(f"{path}: {target.parent} is not a folder")
-    if mode is not None and not stat.S_ISREG(mode):
-        kind = "is a folder" if stat.S_ISDIR(mode) else "is not an ordinary file"
-        raise ValueError(f"{path} {kind}; name a file to write to")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path}: no permission to write in folder {target.parent}")
-    if mode is not None and not os.access(target, os.W_OK):
-        raise PermissionError(f"{path}: no permission to overwrite this file")
+    return path
 
 
 def as_waveform(waveform: np.ndarray | torch.Tensor) -> np.ndarray:
     """Check a waveform and return it as float32 numpy on the host, shape [samples].
 
     Raises:
-        TypeError: not an array or tensor of floating point numbers (integers have no agreed full scale).
+        TypeError: not a dense array or tensor of floating point numbers (integers have no agreed full scale).
         ValueError: not one-dimensional, empty, or with NaN or infinite samples.
     """
-    if isinstance(waveform, torch.Tensor):
-        waveform = waveform.detach().cpu()
-        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
-    if not isinstance(waveform, np.ndarray):
-        raise TypeError(f"waveform must be a numpy array or torch tensor, got {type(waveform).__name__}")
-    if not np.issubdtype(waveform.dtype, np.floating):
-        raise TypeError(f"waveform must be floating point in [-1, 1], got {waveform.dtype}")
-    if waveform.ndim != 1:
-        raise ValueError(f"waveform must be mono of shape [samples], got shape {list(waveform.shape)}")
-    if not waveform.size:
+    array = as_array(waveform, "waveform")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise TypeError(f"waveform must be floating point in [-1, 1], got {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"waveform must be mono of shape [samples], got shape {list(array.shape)}")
+    if not array.size:
         raise ValueError("waveform is empty")
     with np.errstate(over="ignore"):  # a value beyond float32 becomes inf and is reported as such
-        waveform = np.ascontiguousarray(waveform, dtype=np.float32)
-    finite = np.isfinite(waveform)
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    finite = np.isfinite(array)
     if not finite.all():
         first = int(finite.argmin())
-        raise ValueError(f"waveform must be finite, sample {first} is {waveform[first]}")
-    return waveform
+        raise ValueError(f"waveform must be finite, sample {first} is {array[first]}")
+    return array
+
+
+def as_array(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+    """An array, or a tensor of any device and floating or integer dtype, as numpy; `name` is what an error calls it.
+
+    Raises:
+        TypeError: anything else, tensors without dense storage included (meta, sparse, quantized, nested).
+    """
+    if isinstance(values, np.ndarray):
+        return values
+    if not isinstance(values, torch.Tensor):
+        raise TypeError(f"{name} must be a numpy array or torch tensor, got {type(values).__name__}")
+    kinds = {
+        "nested": values.is_nested,
+        "meta": values.is_meta,
+        "quantized": values.is_quantized,
+        "sparse": values.layout is not torch.strided,
+    }
+    for kind, holds in kinds.items():
+        if holds:
+            raise TypeError(f"{name} must be a dense tensor, got a {kind} one")
+    values = values.detach().cpu().resolve_conj().resolve_neg()
+    return (values.float() if values.dtype is torch.bfloat16 else values).numpy()
+
+
+def check_peak(waveform: np.ndarray) -> None:
+    """Check that a waveform [samples] is in [-1, 1], give or take what resampling and mixing add.
+
+    Raises:
+        ValueError: a peak that only integers converted to floats have.
+    """
+    peak = float(np.abs(waveform).max())
+    if peak > MAX_PEAK:
+        raise ValueError(
+            f"waveform must be in [-1, 1], its peak is {peak:g}; divide integer samples by their full scale"
+        )
+
+
+def warn_if_cancelled(mean: np.ndarray, energy: float, name: str) -> None:
+    """Warn where the mean of the channels is much quieter than they are.
+
+    Args:
+        mean: [samples], of the channels.
+        energy: sum over the samples of the channels' mean square.
+        name: of the sound.
+    """
+    if float(np.square(mean, dtype=np.float64).sum()) < CANCELLED**2 * energy:
+        logger.warning("%s: its channels cancel each other, their mean is almost silent; pass one channel", name)
 
 
 def check_sample_rate(sample_rate: int, name: str = "sample_rate") -> None:
@@ -194,17 +290,8 @@ def check_sample_rate(sample_rate: int, name: str = "sample_rate") -> None:
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, numbers.Integral):
         raise TypeError(f"{name} must be an integer in Hz, got {sample_rate!r}")
     if not 0 < sample_rate <= MAX_SAMPLE_RATE:
-        raise ValueError(f"{name} must be in 1..{MAX_SAMPLE_RATE} Hz, got {sample_rate}")
-
-
-def _mode(path: Path) -> int | None:
-    """The stat mode of a path, None when there is nothing."""
-    try:
-        return os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise OSError(error.errno, f"cannot use path {path}: {error.strerror}") from None
+        shown = sample_rate if abs(sample_rate) < 10**20 else "one of over 20 digits"  # Python prints no more than 4300
+        raise ValueError(f"{name} must be in 1..{MAX_SAMPLE_RATE} Hz, got {shown}")
 
 
 def _encode(waveform: np.ndarray, sample_rate: int, file_format: str, subtype: str) -> memoryview:
@@ -217,19 +304,3 @@ def _encode(waveform: np.ndarray, sample_rate: int, file_format: str, subtype: s
     if written != len(waveform):  # an exception in one of libsndfile's callbacks is lost, and the samples with it
         raise soundfile.SoundFileError(f"the encoder wrote {written} samples only")
     return buffer.getbuffer()
-
-
-def _write_whole(target: Path, content: memoryview) -> None:
-    """Put `content` at `target` whole, or leave everything as it was."""
-    temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
-        os.replace(temporary, target)
-    except BaseException:  # an interruption too must not leave a half-written file behind
-        temporary.unlink(missing_ok=True)
-        raise

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .audio import check_replaceable
+from .output import check_replaceable, write_whole
+from .paths import user_path
 
 HEIGHT, COLUMN_SECONDS = 256, 0.005
 DECIBELS = 70.0  # from the loudest down to black
@@ -18,30 +19,31 @@ COLOURS = np.array([(0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (2
 def check_spectrogram_path(path: str | Path | None) -> None:
     """Raises:
     ValueError: not the name of a PNG.
-    OSError, ValueError: as `audio.check_replaceable`.
+    OSError, ValueError: as `output.check_replaceable`.
     """
     if path is None:
         return
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"a spectrogram is a .png file, got {str(path)!r}")
-    check_replaceable(Path(path))
+    check_replaceable(user_path(path))
 
 
 def draw_spectrogram(path: str | Path, sound: np.ndarray, sample_rate: int) -> None:
     """Write the spectrogram of a sound as a PNG: 5 ms a column, low frequencies below, 0 to 8 kHz, 70 dB.
 
     Args:
-        path: the file to write.
+        path: the file to write, whole or not at all; a leading `~` is the home folder.
         sound: [samples] floating point.
         sample_rate: in Hz.
 
     Raises:
         ValueError: the sound is empty or has more than one channel.
+        OSError: the disk is full or fails; the message names the path.
     """
     sound = np.asarray(sound, dtype=np.float64)
     if sound.ndim != 1 or not len(sound):
         raise ValueError(f"sound must be [samples] and not empty, got shape {list(sound.shape)}")
-    Path(path).write_bytes(_png(_coloured(_levels(sound, sample_rate))))
+    write_whole(user_path(path), _png(_coloured(_levels(sound, sample_rate))))
 
 
 def _levels(sound: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -1,16 +1,22 @@
 """The tensors of checkpoint files by name: safetensors and torch's own format, read without filling the memory."""
 
 import math
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..device import DTYPES
+from ..messages import first_line, listed
+from .paths import require_file
+from .torch_file import TensorView, TorchFile
+
 # Pages of a mapped file count as our memory once they were read, so a mapping is dropped before it has grown by this.
 MAPPED_BYTES = 128 * 2**20
+# The JSON at the head of a safetensors file, 100 bytes per tensor. Parsed, it takes many times its size.
+MAX_HEADER_BYTES = 4 * 2**20
 
 _SAFETENSORS_DTYPES = {
     "F16": torch.float16,
@@ -19,7 +25,9 @@ _SAFETENSORS_DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
-_LFS_POINTER = b"version https://git-lfs"
+# Where trainers put a state dict, and modules that wrap another and so appear inside its names.
+_WRAPPING_KEYS = ("model", "state_dict", "model_state_dict", "module")
+_WRAPPING_MODULES = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 class Header(NamedTuple):
@@ -30,63 +38,150 @@ class Header(NamedTuple):
 
 
 class Checkpoint:
-    """The tensors of some files by name."""
+    """The tensors of some files by name. Names lose the parts that torch.compile and FSDP put into them."""
 
-    def __init__(self, files: Sequence[Path]):
+    def __init__(self, files: Sequence[Path], find_tensors: Callable[[Any], Any] | None = None):
+        """Read the headers.
+
+        Args:
+            files: all files of one checkpoint.
+            find_tensors: the dictionary of tensors in the content of a torch file, None if it is not there; by
+                default what `find_state_dict` finds.
+
+        Raises:
+            FileNotFoundError: a file is absent.
+            ValueError: no files, or a file that cannot be read; the message names it.
+        """
         if not files:
             raise ValueError("no weight files given")
         paths = [Path(file) for file in files]
         self.title = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         self.headers: dict[str, Header] = {}
         self.duplicates: list[str] = []
-        self._home: dict[str, Path] = {}
-        self._opened: dict[Path, _SafetensorsFile | _TorchFile] = {}
+        self._find_tensors = find_tensors or find_state_dict
+        self._home: dict[str, tuple[Path, str]] = {}  # name -> its file, and its name there
+        self._opened: dict[Path, _SafetensorsFile | _TorchTensors] = {}
         self._read_bytes = 0
         for path in paths:
             self._add(path)
 
     def _add(self, path: Path) -> None:
-        for name, header in self._open(path).headers().items():
+        for stored, header in self._open(path).headers().items():
+            name = ".".join(part for part in stored.split(".") if part not in _WRAPPING_MODULES)
             if name in self._home:
-                self.duplicates.append(f"{name} (in {self._home[name].name} and {path.name})")
-            self._home[name], self.headers[name] = path, header
+                self.duplicates.append(f"{name} (in {self._home[name][0].name} and {path.name})")
+            self._home[name], self.headers[name] = (path, stored), header
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor in the memory of its file. It must be gone before the next is read, or its mapping stays."""
         header = self.headers[name]
-        size = math.prod(header.shape) * header.dtype.itemsize
+        size = math.prod(header.shape) * getattr(header.dtype, "itemsize", 8)
         if self._read_bytes + size > MAPPED_BYTES:
             self._opened = {path: file for path, file in self._opened.items() if not file.mapped}
             self._read_bytes = 0
         self._read_bytes += size
-        return self._open(self._home[name]).tensor(name)
+        path, stored = self._home[name]
+        return self._open(path).tensor(stored)
 
-    def _open(self, path: Path) -> "_SafetensorsFile | _TorchFile":
+    def _open(self, path: Path) -> "_SafetensorsFile | _TorchTensors":
         if path not in self._opened:
-            self._opened[path] = _open_file(path)
+            self._opened[path] = _open_file(path, self._find_tensors)
         return self._opened[path]
 
 
-def _open_file(path: Path) -> "_SafetensorsFile | _TorchFile":
-    if not path.is_file():
-        raise FileNotFoundError(f"no weight file at {path}")
-    with path.open("rb") as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise ValueError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` in its folder")
-    return _SafetensorsFile(path) if path.suffix == ".safetensors" else _TorchFile(path)
+def require_fit(
+    title: str,
+    found: Mapping[str, Header],
+    wanted: Mapping[str, tuple[int, ...]],
+    *,
+    formats: Sequence[str] = (),
+    duplicates: Sequence[str] = (),
+) -> None:
+    """Check that tensors are those that a model wants, all of them and no others.
+
+    Args:
+        title: what does not fit what, to begin the message with.
+        found: what there is, by name.
+        wanted: shape by name.
+        formats: of quantized weights, which a header may have in place of a dtype.
+        duplicates: names that are in several files.
+
+    Raises:
+        ValueError: missing, unexpected or duplicate names, other shapes or dtypes; all in one line, ten of a kind.
+    """
+    common = [(name, found[name], shape) for name, shape in wanted.items() if name in found]
+    problems = {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in wanted],
+        "misshapen": [
+            f"{name} {list(header.shape)} instead of {list(shape)}"
+            for name, header, shape in common
+            if header.shape != shape
+        ],
+        "not in float16, bfloat16 or float32": [
+            f"{name} ({header.dtype})" for name, header, _ in common if header.dtype not in (*formats, *DTYPES.values())
+        ],
+        "duplicate": list(duplicates),
+    }
+    parts = [f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names]
+    if parts:
+        raise ValueError(f"{title}: {'; '.join(parts)}")
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a floating point tensor holds neither NaN nor infinity: one pass over it, without a copy."""
+    return not tensor.numel() or all(map(math.isfinite, torch.stack(torch.aminmax(tensor)).tolist()))
+
+
+def require_finite(name: str, tensor: torch.Tensor, source: str) -> None:
+    """Check a tensor of `source`, by the name that it has there.
+
+    Raises:
+        ValueError: it has some.
+    """
+    if not is_finite(tensor):
+        raise ValueError(f"{source}: {name} holds NaN or infinity; the file is damaged, or training went wrong")
+
+
+def find_state_dict(content: object) -> dict[str, TensorView | torch.Tensor] | None:
+    """The tensors of a torch file: the content itself, or what lies under a key that trainers use. Plain values beside
+    tensors are left out. None if there are no tensors by name."""
+    for _ in range(4):
+        content = _unwrapped(content)
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        return None
+    return {name: value for name, value in content.items() if isinstance(value, (TensorView, torch.Tensor))} or None
+
+
+def _unwrapped(content: object) -> object:
+    if isinstance(content, dict):
+        return next((content[key] for key in _WRAPPING_KEYS if isinstance(content.get(key), dict)), content)
+    return content
+
+
+def _open_file(path: Path, find_tensors: Callable[[Any], Any]) -> "_SafetensorsFile | _TorchTensors":
+    require_file(path, "weight file")
+    return _SafetensorsFile(path) if path.suffix == ".safetensors" else _TorchTensors(path, find_tensors)
 
 
 class _SafetensorsFile:
     mapped = True
 
     def __init__(self, path: Path):
+        self._path = path
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        size = path.stat().st_size
+        if MAX_HEADER_BYTES < length <= size - 8:
+            raise ValueError(f"{path}: its header has {length} bytes, more than {MAX_HEADER_BYTES}")
         try:
             self._file = safe_open(path, framework="pt", device="cpu")
         except SafetensorError as error:
-            raise ValueError(f"{path}: truncated, damaged or no safetensors file ({_first_line(error)})") from error
+            raise ValueError(f"{path}: truncated, damaged or no safetensors file ({first_line(error)})") from None
 
     def headers(self) -> dict[str, Header]:
-        slices = {name: self._file.get_slice(name) for name in self._file.keys()}
+        names = self._file.keys()
+        slices = {name: self._file.get_slice(name) for name in names}
         return {
             name: Header(tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype()))
             for name, part in slices.items()
@@ -96,37 +191,23 @@ class _SafetensorsFile:
         return self._file.get_tensor(name)
 
 
-class _TorchFile:
-    def __init__(self, path: Path):
-        self.mapped = zipfile.is_zipfile(path)
-        try:
-            content = torch.load(path, map_location="cpu", mmap=self.mapped, weights_only=True)
-        except MemoryError:
-            raise
-        except Exception as error:  # a damaged file can fail with any error, OSError (EINVAL) among them
-            raise ValueError(f"{path}: damaged, or not a file of tensors only ({_first_line(error)})") from error
-        self._tensors = _state_dict(content)
-        if self._tensors is None:
-            raise ValueError(f"{path}: expected a dictionary of tensors, found something else")
+class _TorchTensors:
+    def __init__(self, path: Path, find_tensors: Callable[[Any], Any]):
+        self._file = TorchFile(path)
+        self.mapped = self._file.mapped
+        found = find_tensors(self._file.content)
+        if found is None:
+            raise ValueError(f"{path}: expected a dictionary of tensors, found {_described(self._file.content)}")
+        self._tensors: dict[str, TensorView | torch.Tensor] = found
 
     def headers(self) -> dict[str, Header]:
         return {name: Header(tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors.items()}
 
     def tensor(self, name: str) -> torch.Tensor:
-        return self._tensors[name].detach()
+        return self._file.tensor(self._tensors[name])
 
 
-def _state_dict(content: object) -> dict[str, torch.Tensor] | None:
-    """The tensors of a loaded file, which trainers put under "model" or "state_dict"; None if there are none."""
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content:
-        return None
-    pairs = content.items()
-    return content if all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in pairs) else None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _described(content: object) -> str:
+    if isinstance(content, dict):
+        return f"one with the keys {listed([str(key)[:60] for key in content])}" if content else "an empty one"
+    return "a tensor" if isinstance(content, (TensorView, torch.Tensor)) else f"a {type(content).__name__}"

@@ -6,6 +6,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .paths import user_path
+
 HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
 SAMPLE_BYTES = 2
 
@@ -43,8 +45,8 @@ class GrowingWav:
         Raises:
             OSError: it cannot be written.
         """
-        self._path, self._sample_rate, self._data_bytes = path, sample_rate, 0
-        self._file = open(path, "wb", buffering=0)
+        self._path, self._sample_rate, self._data_bytes = user_path(path), sample_rate, 0
+        self._file = open(self._path, "wb", buffering=0)
         self._write_header()
 
     def write(self, waveform: np.ndarray) -> None:

@@ -5,11 +5,18 @@ Symbols used in shape comments across the engine:
     D decoder width, E encoder width, F MLP width, H query heads, G key/value heads, Dh head width, L layers
 """
 
-import json
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from ..files.paths import read_json
+from ..messages import shown
+
+# Far above any Dia, and low enough that nothing is built or allocated for long before weights are found not to fit.
+MAX_SIZES = {"num_hidden_layers": 512, "num_channels": 256, "max_position_embeddings": 65_536}
+MAX_SIZE = 1_048_576
+MAX_FLOAT, MIN_FLOAT = 1e30, 1e-30  # what float32 holds, and its reciprocal
 
 OLD_SCHEMA_HINT = (
     "this is the schema of the first release (nari-labs/Dia-1.6B); use nari-labs/Dia-1.6B-0626, "
@@ -87,19 +94,20 @@ class DiaConfig:
         channels, vocab = self.decoder.num_channels, self.decoder.vocab_size
         if len(self.delay_pattern) != channels:
             raise ValueError(
-                f"config: delay_pattern {list(self.delay_pattern)} has {len(self.delay_pattern)} entries "
+                f"config: delay_pattern {shown(list(self.delay_pattern))} has {len(self.delay_pattern)} entries "
                 f"but decoder_config.num_channels is {channels}"
             )
         if any(type(d) is not int or d < 0 for d in self.delay_pattern):
-            raise ValueError(f"config: delay_pattern must hold integers >= 0, got {list(self.delay_pattern)}")
+            raise ValueError(f"config: delay_pattern must hold integers >= 0, got {shown(list(self.delay_pattern))}")
         if self.delay_pattern[0] != 0:
             raise ValueError(
-                f"config: delay_pattern must begin with 0, got {list(self.delay_pattern)}: channel 0 tells the end"
+                "config: delay_pattern must begin with 0, as channel 0 tells the end, "
+                f"got {shown(list(self.delay_pattern))}"
             )
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value < vocab:
-                raise ValueError(f"config: {name} must be an integer in [0, {vocab}), got {value!r}")
+                raise ValueError(f"config: {name} must be an integer in [0, {vocab}), got {shown(value)}")
         if self.encoder.hidden_size != self.decoder.cross_hidden_size:
             raise ValueError(
                 f"config: decoder_config.cross_hidden_size {self.decoder.cross_hidden_size} must equal "
@@ -108,8 +116,16 @@ class DiaConfig:
         if self.max_delay + 2 > self.decoder.max_position_embeddings:
             raise ValueError(
                 f"config: decoder_config.max_position_embeddings {self.decoder.max_position_embeddings} "
-                f"leaves no row for audio beside a delay of {self.max_delay}"
+                f"leaves no row for audio beside a delay of {shown(self.max_delay)}"
             )
+
+    @property
+    def is_published_size(self) -> bool:
+        """Whether this is Dia-1.6B or a fine-tuned copy of it, to judge by its sizes."""
+        ours, published = (self.encoder, self.decoder), (EncoderConfig(), DecoderConfig())
+        return [(part.num_hidden_layers, part.hidden_size) for part in ours] == [
+            (part.num_hidden_layers, part.hidden_size) for part in published
+        ]
 
     @property
     def max_delay(self) -> int:
@@ -140,7 +156,7 @@ class DiaConfig:
                 tokens[name] = value
         if raw.get("delay_pattern") is not None:
             if not isinstance(raw["delay_pattern"], list):
-                raise ValueError(f"config: delay_pattern must be a list, got {raw['delay_pattern']!r}")
+                raise ValueError(f"config: delay_pattern must be a list, got {shown(raw['delay_pattern'])}")
             tokens["delay_pattern"] = tuple(raw["delay_pattern"])
         return cls(
             encoder=_part(EncoderConfig, "encoder_config", encoder),
@@ -157,11 +173,10 @@ class DiaConfig:
             ValueError: not JSON, or not the config of a Dia model; the message names the file.
         """
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no config file at {path}")
+        content = read_json(path)
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors too
+            return cls.from_dict(content)
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
@@ -190,13 +205,13 @@ def _part(cls, name: str, raw: Any):
         raise ValueError(f"config: {name} must be a JSON object, got {type(raw).__name__}")
     activation = raw.get("hidden_act", "silu")
     if activation != "silu":
-        raise ValueError(f"config: {name}.hidden_act must be 'silu', got {activation!r}")
+        raise ValueError(f"config: {name}.hidden_act must be 'silu', got {shown(activation)}")
     rope = raw.get("rope_parameters") or {}
     if not isinstance(rope, dict):
-        raise ValueError(f"config: {name}.rope_parameters must be a JSON object, got {rope!r}")
-    scaling = raw.get("rope_scaling")
-    if rope.get("rope_type", "default") != "default" or scaling not in (None, 1, 1.0):
-        raise ValueError(f"config: {name} asks for RoPE scaling ({scaling or rope}), which Dia does not use")
+        raise ValueError(f"config: {name}.rope_parameters must be a JSON object, got {shown(rope)}")
+    for scaling in (rope, raw.get("rope_scaling")):
+        if _scales_positions(scaling):
+            raise ValueError(f"config: {name} asks for RoPE scaling ({shown(scaling)}), which Dia does not use")
     known = {item.name: raw[item.name] for item in fields(cls) if raw.get(item.name) is not None}
     if "rope_theta" in rope:
         known["rope_theta"] = rope["rope_theta"]
@@ -205,13 +220,23 @@ def _part(cls, name: str, raw: Any):
     return cls(**known)
 
 
+def _scales_positions(rope: Any) -> bool:
+    """Whether a `rope_scaling` or `rope_parameters` asks for anything but plain rotary embedding."""
+    if isinstance(rope, dict):
+        return any(rope.get(key, "default") not in ("default", None) for key in ("rope_type", "type"))
+    return rope not in (None, 1, 1.0)
+
+
 def _check_positive(config, name: str) -> None:
     for item in fields(config):
-        value = getattr(config, item.name)
-        wanted = (int,) if item.type in (int, "int") else (int, float)
+        value, integer = getattr(config, item.name), item.type in (int, "int")
+        wanted = (int,) if integer else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted) or not 0 < value < math.inf:
-            kind = "integer" if wanted == (int,) else "number"
-            raise ValueError(f"config: {name}.{item.name} must be a positive {kind}, got {value!r}")
+            kind = "integer" if integer else "number"
+            raise ValueError(f"config: {name}.{item.name} must be a positive {kind}, got {shown(value)}")
+        least, most = (1, MAX_SIZES.get(item.name, MAX_SIZE)) if integer else (MIN_FLOAT, MAX_FLOAT)
+        if not least <= value <= most:
+            raise ValueError(f"config: {name}.{item.name} must be between {least} and {most}, got {shown(value)}")
 
 
 def _check_heads(name: str, query_heads: int, key_value_heads: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from ..kernels.advance import RUNNING
 from ..kernels.attention import AttentionScratch
 from ..kernels.norm import Residual
-from ..sampling_params import GenerationOptions
+from ..sampling_params import ResolvedSamplingParams
 from .cache import KVCache
 from .config import DecoderConfig, DiaConfig
 from .delay import prompt_grid
@@ -154,28 +154,30 @@ class DecodeState:
         """T, the most rows that a slot can feed."""
         return self.grid.shape[1] - 1
 
-    def start(self, slot: int, text_length: int, prompt: torch.Tensor, options: GenerationOptions, seed: int) -> None:
+    def start(
+        self, slot: int, text_length: int, prompt: torch.Tensor, params: ResolvedSamplingParams, seed: int
+    ) -> None:
         """Set a slot's fields for a new request. Caches and residual are filled by the model's prefill.
 
         Args:
             slot: which one; whatever it held is forgotten.
             text_length: encoder positions of the text.
             prompt: codes [P, C] int64.
-            options: checked by the caller against this state's room.
+            params: how the request is sampled; checked by the caller against this state's room.
             seed: in [0, 2^63).
         """
         config, frames = self.config, prompt.shape[0]
-        rows = options.rows(self.rows, frames, config.max_delay)
+        rows = params.rows(self.rows, frames, config.max_delay)
         self.grid[slot] = prompt_grid(prompt, config.delay_pattern, config.bos_token_id, self.rows + 1)
         self.position[slot] = frames
         self.countdown[slot] = RUNNING
         self.end_row[slot] = 0
         self.max_tokens[slot] = rows
-        self.cfg_scale[slot] = options.cfg_scale
-        self.temperature[slot] = options.temperature
-        self.top_p[slot] = options.top_p
+        self.cfg_scale[slot] = params.cfg_scale
+        self.temperature[slot] = params.temperature
+        self.top_p[slot] = params.top_p
         vocab = config.decoder.vocab_size
-        self.top_k[slot] = vocab if options.top_k is None else min(options.top_k, vocab)
+        self.top_k[slot] = vocab if params.cfg_filter_top_k is None else min(params.cfg_filter_top_k, vocab)
         self.seed[slot] = seed
         self.last_text[slot] = text_length - 1
 

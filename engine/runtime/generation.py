@@ -5,24 +5,24 @@ import torch
 from ..model.config import DiaConfig
 from ..model.delay import undelay
 from ..model.state import DecodeState
-from ..sampling_params import GenerationOptions
+from ..sampling_params import ResolvedSamplingParams
 from .request import Request
 from .runner import Stepper
 
 
-def start_requests(stepper: Stepper, requests: list[Request], options: GenerationOptions) -> DecodeState:
+def start_requests(stepper: Stepper, requests: list[Request]) -> DecodeState:
     """A state in which slot i runs request i, text and prompt read: the next step draws the first row."""
     model = stepper.model
     config = model.config
     rows = max(
-        options.rows(config.decoder.max_position_embeddings, request.prompt.shape[0], config.max_delay)
+        request.params.rows(config.decoder.max_position_embeddings, len(request.prompt_codes), config.max_delay)
         for request in requests
     )
-    longest = max(request.text.shape[0] for request in requests)
+    longest = max(len(request.text_ids) for request in requests)
     state = stepper.state_for(len(requests), rows, longest)
     for slot, request in enumerate(requests):
-        state.start(slot, request.text.shape[0], request.prompt, options, request.seed)
-        model.prefill(state, slot, request.text.to(model.device))
+        state.start(slot, len(request.text_ids), request.prompt_codes, request.params, request.seed)
+        model.prefill(state, slot, request.text_ids.to(model.device))
     return state
 
 
@@ -39,9 +39,9 @@ def warm_up(stepper: Stepper, slots: int) -> None:
     config = stepper.model.config
     text = torch.zeros(1, dtype=torch.int64)
     no_prompt = torch.zeros((0, config.decoder.num_channels), dtype=torch.int64)
-    shortest = GenerationOptions(max_tokens=config.max_delay + 2)
+    shortest = ResolvedSamplingParams(max_tokens=config.max_delay + 2)
     count = 1 if stepper.captures else slots
-    state = start_requests(stepper, [Request(text, no_prompt, seed=0)] * count, shortest)
+    state = start_requests(stepper, [Request(text, no_prompt, shortest, seed=0)] * count)
     if not stepper.captures:
         stepper.model.step(state)
     state.stop()
@@ -50,7 +50,7 @@ def warm_up(stepper: Stepper, slots: int) -> None:
 def finished_codes(state: DecodeState, requests: list[Request]) -> list[torch.Tensor]:
     """What each slot said: codes [T, C] int64 on the CPU, without the prompt and in [0, eos)."""
     grid, end_row = state.grid.cpu(), state.end_row.tolist()
-    prompts = [request.prompt.shape[0] for request in requests]
+    prompts = [len(request.prompt_codes) for request in requests]
     return [
         spoken_codes(grid[slot], state.config, frames, end_row[slot] - frames - 1)
         for slot, frames in enumerate(prompts)

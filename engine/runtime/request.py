@@ -1,117 +1,166 @@
-"""What a caller of `generate` hands over, checked and brought to one request an item."""
+"""A request, and how a caller's arguments become requests: all checked before any work."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 
 from ..codec import Codec
 from ..model.config import DiaConfig
-from ..model.tokenizer import encode_text
-from ..sampling_params import MAX_SEED, GenerationOptions, check_seed
-from .prompts import Sound, encode_prompt, read_prompt
+from ..sampling_params import MAX_SEED, ResolvedSamplingParams, SamplingParams, check_seed, left_out, shown
+from .prompts import AudioPrompt, read_prompt
+from .script import encode_script, warn_of_scripts
 
 
 @dataclass(frozen=True)
 class Request:
-    """One item: text ids [S] int64, prompt codes [P, C] int64 (P = 0 for none), both on the CPU, and a seed."""
+    """One script to speak.
 
-    text: torch.Tensor
-    prompt: torch.Tensor
+    Attributes:
+        text_ids: [S] int64 on the CPU.
+        prompt: codes [P, C] int64 on the CPU, P = 0 for none; or a waveform [samples] float32 at the codec's rate, which
+            `encode_prompt` brings to codes before the request is admitted.
+        params: how it is sampled.
+        seed: in [0, 2^63).
+    """
+
+    text_ids: torch.Tensor
+    prompt: torch.Tensor | np.ndarray
+    params: ResolvedSamplingParams
     seed: int
 
+    @property
+    def prompt_codes(self) -> torch.Tensor:
+        """Codes [P, C].
 
-@dataclass(frozen=True)
-class Draft:
-    """A request whose prompt may still be sound. It is checked: all that a caller passed is valid."""
+        Raises:
+            RuntimeError: the prompt is still a waveform.
+        """
+        if not isinstance(self.prompt, torch.Tensor):
+            raise RuntimeError("the audio prompt of this request has not been encoded yet")
+        return self.prompt
 
-    text: torch.Tensor
-    prompt: torch.Tensor | Sound
-    seed: int
+    def encode_prompt(self, codec: Codec | None) -> "Request":
+        """The request with its prompt as codes, which takes seconds where it is a waveform."""
+        if isinstance(self.prompt, torch.Tensor):
+            return self
+        if codec is None:
+            raise ValueError("an audio prompt in the form of sound needs the codec; load the engine with load_dac=True")
+        return replace(self, prompt=codec.encode(self.prompt, codec.sample_rate).cpu())
 
-    def finished(self, codec: Codec | None) -> Request:
-        """The request, after the seconds that encoding takes."""
-        return Request(self.text, encode_prompt(self.prompt, codec), self.seed)
 
-
-def read_requests(
-    text, audio_prompt, audio_prompt_text, seed, options: GenerationOptions, config: DiaConfig, codec: Codec | None
-) -> list[Draft]:
-    """Check everything that a caller passed, without the work of encoding sound.
+def parse_requests(
+    text: str | Sequence[str],
+    sampling: Mapping[str, Any],
+    *,
+    audio_prompt: AudioPrompt | Sequence[AudioPrompt | None] | None = None,
+    audio_prompt_text: str | Sequence[str | None] | None = None,
+    seed: int | Sequence[int | None] | None = None,
+    sampling_params: SamplingParams | Sequence[SamplingParams | None] | None = None,
+    config: DiaConfig,
+    defaults: Mapping[str, Any],
+    codec: Callable[[], Codec | None],
+) -> list[Request]:
+    """Check everything that a caller passed to `Engine.generate`, without the work of encoding audio.
 
     Args:
         text: a script, or a list of them; the other arguments may then be lists of that length.
+        sampling: fields of SamplingParams by name; those of a list of texts may be lists.
+        sampling_params: instead of `sampling`.
         audio_prompt: see `prompts.read_prompt`; None for none.
         audio_prompt_text: transcript of the prompt, put before the text.
         seed: see `Engine.generate`.
-        options: the knobs, which must leave room for the prompts.
-        config, codec: the engine's.
+        config, defaults: the model's.
+        codec: gives the model's codec. Asked once there is an audio file or waveform to encode.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: the first thing that is wrong, by name and value.
     """
     batch = isinstance(text, (list, tuple))
-    texts = list(text) if batch else [text]
+    texts: list[Any] = list(text) if batch else [text]
     if not texts:
         raise ValueError("text must hold at least one script, got an empty list")
-    prompts = _one_each("audio_prompt", audio_prompt, texts, batch, shared=False)
+    prompts = _one_each("audio_prompt", audio_prompt, texts, batch, pairs=True, shared=False)
     transcripts = _one_each("audio_prompt_text", audio_prompt_text, texts, batch, shared=False)
-    seeds = _one_each("seed", seed, texts, batch, shared=True)
-
+    seeds = _one_each("seed", seed, texts, batch)
+    params = [each.resolve(defaults) for each in _params_per_text(sampling, sampling_params, texts, batch)]
     seeds = [_drawn_seed() if each is None else check_seed(each) for each in seeds]
-    room = _prompt_room(options, config)
-    drafts = []
-    for index, (script, transcript, prompt, seed) in enumerate(zip(texts, transcripts, prompts, seeds)):
-        with _named(index, batch):
+    requests = []
+    for index, (script, transcript, prompt) in enumerate(zip(texts, transcripts, prompts, strict=True)):
+        with _item_named(index, batch):
             ids = encode_script(script, transcript, prompt is not None, config)
-            drafts.append(Draft(ids, read_prompt(prompt, config, codec, room), seed))
-    return drafts
+            codes = read_prompt(prompt, config, codec, _max_prompt_frames(params[index], config))
+            requests.append(Request(ids, codes, params[index], seeds[index]))
+    warn_of_scripts(texts, transcripts, config)
+    return requests
 
 
-def _prompt_room(options: GenerationOptions, config: DiaConfig) -> int:
+def _params_per_text(
+    sampling: Mapping[str, Any],
+    whole: SamplingParams | Sequence[SamplingParams | None] | None,
+    texts: Sequence[Any],
+    batch: bool,
+) -> list[SamplingParams]:
+    """The parameters of each text, from single parameters by name, or from whole SamplingParams."""
+    if whole is None:
+        columns = {name: _one_each(name, value, texts, batch) for name, value in sampling.items()}
+        numbered = any(isinstance(value, (list, tuple)) for value in sampling.values())
+        params = []
+        for index in range(len(texts)):
+            with _item_named(index, numbered):
+                params.append(SamplingParams(**{name: column[index] for name, column in columns.items()}))
+        return params
+    for name, value in sampling.items():
+        if value is not left_out(name):
+            raise ValueError(f"{name} is one of sampling_params; give either one or the other")
+    given = [each or SamplingParams() for each in _one_each("sampling_params", whole, texts, batch)]
+    for each in given:
+        if not isinstance(each, SamplingParams):
+            raise TypeError(f"sampling_params must be SamplingParams, got {shown(each)}")
+    return given
+
+
+def _max_prompt_frames(params: ResolvedSamplingParams, config: DiaConfig) -> int:
     """The most prompt frames that leave room for one frame of sound."""
-    rows = options.rows(config.decoder.max_position_embeddings, 0, config.max_delay)
+    rows = params.rows(config.decoder.max_position_embeddings, 0, config.max_delay)
     return rows - (1 + config.max_delay + 1)
 
 
-def encode_script(text: str, transcript: str | None, has_prompt: bool, config: DiaConfig) -> torch.Tensor:
-    """Ids [S] int64 of a script, with the transcript of its audio prompt before it.
+def _one_each(
+    name: str,
+    value: Any,
+    texts: Sequence[Any],
+    batch: bool,
+    shared: bool = True,
+    pairs: bool = False,
+) -> list[Any]:
+    """One value per text. A list must have their length; a single value serves all if it may be shared.
 
-    Raises:
-        TypeError, ValueError: not a script that this model can read, or a transcript of no prompt.
+    Where values may be `pairs`, a tuple is one value.
     """
-    limits = config.encoder.max_position_embeddings, config.encoder.vocab_size
-    ids = encode_text(text, *limits)
-    if transcript is None:
-        return ids
-    if not isinstance(transcript, str):
-        raise TypeError(f"audio_prompt_text must be a string, got {type(transcript).__name__}")
-    if not has_prompt:
-        raise ValueError("audio_prompt_text is the transcript of an audio_prompt, but there is no audio_prompt")
-    return encode_text(f"{transcript.rstrip()} {text}", *limits)
-
-
-def _one_each(name: str, value, texts: Sequence, batch: bool, shared: bool) -> list:
-    """One value for each text. A list must have their length; a single value serves all if it may be shared."""
-    if isinstance(value, list):
+    if isinstance(value, list) or (isinstance(value, tuple) and not pairs):
         if len(value) != len(texts):
             raise ValueError(f"{name} has {len(value)} entries for {len(texts)} texts; give one for each, or None")
-        return value
+        return list(value)
     if value is not None and batch and not shared:
         raise ValueError(f"{name} must be a list of {len(texts)} entries, as text is, got {type(value).__name__}")
     return [value] * len(texts)
 
 
 @contextmanager
-def _named(index: int, batch: bool):
+def _item_named(index: int, batch: bool) -> Iterator[None]:
     """Errors inside say which item of a list they are about."""
     try:
         yield
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, FileNotFoundError, PermissionError) as error:
         if not batch:
             raise
-        raise type(error)(f"item {index}: {error}") from None
+        kinds = (FileNotFoundError, PermissionError, TypeError)
+        kind = next((kind for kind in kinds if isinstance(error, kind)), ValueError)
+        raise kind(f"item {index}: {error}") from error
 
 
 def _drawn_seed() -> int:

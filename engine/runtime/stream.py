@@ -5,10 +5,11 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
+Mapped = TypeVar("Mapped")
 END = object()
 
 
@@ -29,6 +30,20 @@ class Stream(Generic[Item]):
         self._stop = lambda: None
         self._closed = False
 
+    def map(self, function: Callable[[Item], Mapped]) -> "Stream[Mapped]":
+        """A stream of what `function` makes of each item, in place of this one."""
+        make = self._make
+
+        def mapped() -> Generator[Mapped | None, None, None]:
+            with closing(make()) as source:
+                for item in source:
+                    yield None if item is None else function(item)
+
+        return Stream(mapped, self._ahead)
+
+    def __reduce__(self):
+        raise TypeError("a stream cannot be copied or pickled: there is one generator behind it; read it where it is")
+
     def close(self) -> None:
         """Stop, and wait until the generator is closed. There are no items after that."""
         self._closed = True
@@ -45,7 +60,7 @@ class Stream(Generic[Item]):
 
     def __next__(self) -> Item:
         try:
-            item = END if self._closed else self._started(self._ahead).take()
+            item: Any = END if self._closed else self._started(self._ahead).take()
         except KeyboardInterrupt:
             self.close()
             raise
@@ -64,10 +79,11 @@ class Stream(Generic[Item]):
 
     async def __anext__(self) -> Item:
         try:
-            item = END if self._closed else await self._started(ahead=True).take_async()
+            item: Any = END if self._closed else await self._started(ahead=True).take_async()
         except asyncio.CancelledError:
             self._closed = True
-            self._worker.cancel()
+            if self._worker is not None:
+                self._worker.cancel()
             raise
         if item is END or self._closed:
             raise StopAsyncIteration
@@ -79,6 +95,23 @@ class Stream(Generic[Item]):
             # Neither must know this stream, or it would never be collected.
             self._stop = weakref.finalize(self, self._worker.stop)
         return self._worker
+
+
+def each_step_in(
+    context: Callable[[], AbstractContextManager], source: Generator[Item, None, None]
+) -> Generator[Item, None, None]:
+    """The items of a generator whose code runs in a context that its reader does not see between the items."""
+    try:
+        while True:
+            with context():
+                try:
+                    item = next(source)
+                except StopIteration:
+                    return
+            yield item
+    finally:
+        with context():
+            source.close()
 
 
 class _Here:
@@ -102,8 +135,11 @@ class _Here:
     async def stop_async(self) -> None:
         self.stop()
 
-    def stop(self) -> None:
+    def cancel(self) -> None:
         self._cancelled = True
+
+    def stop(self) -> None:
+        self.cancel()
         with suppress(ValueError):  # it is running in another thread, which will see that it is cancelled
             self._source.close()
 

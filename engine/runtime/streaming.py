@@ -20,7 +20,7 @@ from ..codec.receptive_field import Reach
 from ..codec.windowed import CodeWindows, HostCopy
 from ..kernels.advance import RUNNING
 from ..model.state import DecodeState
-from ..sampling_params import GenerationOptions, require_integer
+from ..sampling_params import require_integer, shown
 from .generation import spoken_codes, start_requests
 from .request import Request
 from .runner import Stepper
@@ -51,17 +51,22 @@ class ChunkSizes:
             if frames is not None:
                 require_integer(name, frames)
                 if frames < 1:
-                    raise ValueError(f"{name} must be at least 1, got {frames}")
+                    raise ValueError(f"{name} must be at least 1, got {shown(frames)}")
         if None not in (self.chunk_frames, self.first_chunk_frames) and self.first_chunk_frames > self.chunk_frames:
             raise ValueError(
-                f"first_chunk_frames must be at most chunk_frames, {self.chunk_frames}, got {self.first_chunk_frames}"
+                f"first_chunk_frames must be at most chunk_frames, {shown(self.chunk_frames)}, "
+                f"got {shown(self.first_chunk_frames)}"
             )
 
     def settled(self, reach: Reach) -> "ChunkSizes":
-        """Both sizes, with defaults that keep the work for a codec of this reach within 1.5 times that of the whole."""
+        """Both sizes, see `frames`."""
+        return ChunkSizes(*self.frames(reach))
+
+    def frames(self, reach: Reach) -> tuple[int, int]:
+        """Both sizes in this order, with defaults that keep the work for a codec of this reach within 1.5 times that of the whole."""
         first, context = self.first_chunk_frames, reach.before + reach.after
         steady = self.chunk_frames or max(DEFAULT_CHUNK_FRAMES, 2 * context, first or 0)
-        return ChunkSizes(steady, first or min(DEFAULT_FIRST_CHUNK_FRAMES, steady))
+        return steady, first or min(DEFAULT_FIRST_CHUNK_FRAMES, steady)
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,8 @@ class Schedule:
     """The windows of one sound, in order."""
 
     def __init__(self, sizes: ChunkSizes, reach: Reach):
-        sizes = sizes.settled(reach)
-        self._reach, self._steady, self._size = reach, sizes.chunk_frames, sizes.first_chunk_frames
+        self._reach = reach
+        self._steady, self._size = sizes.frames(reach)
         self._given = 0
 
     def wanted(self) -> int:
@@ -106,16 +111,20 @@ def full_windows(sizes: ChunkSizes, reach: Reach) -> Iterator[Window]:
     """The windows of a sound without end."""
     schedule = Schedule(sizes, reach)
     while True:
-        yield schedule.next(schedule.wanted(), ended=False)
+        window = schedule.next(schedule.wanted(), ended=False)
+        if window is not None:
+            yield window
 
 
 def window_lengths(sizes: ChunkSizes, reach: Reach) -> set[int]:
     """Frames of every window but the last ones of a sound."""
-    lengths, steady = set(), sizes.settled(reach).chunk_frames
+    lengths: set[int] = set()
+    steady, _ = sizes.frames(reach)
     for window in full_windows(sizes, reach):
         lengths.add(window.stop - window.start)
         if window.last - window.first == steady and window.first >= reach.before:
-            return lengths
+            break
+    return lengths
 
 
 def complete_frames(position: int, countdown: int, end_row: int, prompt: int, max_delay: int) -> tuple[int, bool]:
@@ -139,7 +148,6 @@ def complete_frames(position: int, countdown: int, end_row: int, prompt: int, ma
 def speak(
     stepper: Stepper,
     requests: list[Request],
-    options: GenerationOptions,
     windows: CodeWindows,
     sizes: ChunkSizes,
     progress: Callable[[int], None] | None = None,
@@ -157,7 +165,7 @@ def speak(
         yield None
     try:
         windows.prepare(window_lengths(sizes, windows.reach))
-        state = start_requests(stepper, requests, options)
+        state = start_requests(stepper, requests)
         yield None
         yield from _Speech(stepper, state, requests, windows, sizes).chunks(progress)
     finally:
@@ -174,7 +182,7 @@ class _Speech:
         self, stepper: Stepper, state: DecodeState, requests: list[Request], windows: CodeWindows, sizes: ChunkSizes
     ):
         self.stepper, self.state, self.windows, self.sizes = stepper, state, windows, sizes
-        self.prompts = [request.prompt.shape[0] for request in requests]
+        self.prompts = [len(request.prompt_codes) for request in requests]
         self.schedules = [Schedule(sizes, windows.reach) for _ in requests]
         self.pending: deque[tuple[int, HostCopy]] = deque()
 
@@ -189,8 +197,10 @@ class _Speech:
             look.wait()
             yield None
             for slot, prompt in enumerate(self.prompts):
-                fields = (int(field[slot]) for field in (look.position, look.countdown, look.end_row))
-                frames, ended = complete_frames(*fields, prompt, max_delay)
+                position, countdown, end_row = (
+                    int(field[slot]) for field in (look.position, look.countdown, look.end_row)
+                )
+                frames, ended = complete_frames(position, countdown, end_row, prompt, max_delay)
                 while window := self.schedules[slot].next(frames, ended):
                     self._start_decoding(slot, window)
                     yield from self._finished()

@@ -17,7 +17,7 @@ import torch
 from ..model.config import DecoderConfig, DiaConfig, EncoderConfig
 
 # A buffer of transformers' model that a checkpoint may carry along; it follows from the config.
-HARMLESS_NAMES = frozenset({"model.decoder.embeddings.offsets"})
+IGNORED_NAMES = frozenset({"model.decoder.embeddings.offsets"})
 
 
 class Piece(NamedTuple):

@@ -1,27 +1,37 @@
-"""Load a checkpoint of either published layout into our fused weights, and write our weights back."""
+"""Read a checkpoint of either published layout into our fused weights."""
 
-import json
+import math
 import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from ..files.tensors import Checkpoint, Header
+from ..device import DTYPES
+from ..files.tensors import Checkpoint, require_finite, require_fit
 from ..kernels.quantized import FORMATS, Weight, plain
+from ..messages import listed
 from ..model.config import DiaConfig
 from ..model.dia import parameter_shapes
-from .bitsandbytes import StoredWeights, as_stored
-from .layouts import HARMLESS_NAMES, NARI, TRANSFORMERS, Layout, Piece, tensor_table
+from .bitsandbytes import StoredWeights
+from .layouts import IGNORED_NAMES, NARI, TRANSFORMERS, Layout, Piece, tensor_table
 from .recipes import Recipe, chosen_formats, is_matrix
 
-WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Below this many parameters a CPU step is bound by calls, not by memory, and float32 costs nothing.
+SMALL_MODEL = 100_000_000
+MAX_FLOAT16 = 65504.0
 
-_LISTED = 10
+Table = dict[str, list[Piece]]
+
+
+def default_dtype(config: DiaConfig, device: torch.device) -> torch.dtype:
+    """The dtype that is fastest without harm on a device; see `Engine.load`."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if sum(math.prod(shape) for shape in parameter_shapes(config).values()) < SMALL_MODEL:
+        return torch.float32
+    native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
 
 
 def load_weights(
@@ -32,78 +42,95 @@ def load_weights(
     device: torch.device | str,
     recipe: Recipe | None = None,
 ) -> dict[str, Weight]:
-    """Read a checkpoint of either layout.
-
-    Args:
-        files: all files of one checkpoint, safetensors (`*.safetensors`) or torch (`*.pth`, `*.bin`).
-        config: the model that they must fit.
-        dtype: float16, bfloat16 or float32; names that end in `norm.weight` are float32 in any case.
-        device: where the weights go.
-        recipe: what to quantise, each weight from the numbers in the file. What the files hold quantised stays so.
+    """Read a checkpoint of either layout: a `DiaCheckpoint`, streamed and gathered. Arguments and errors as there.
 
     Returns:
         The weights by the names and in the shapes and order of `parameter_shapes(config)`.
-
-    Host memory: the weights that go there, one tensor of the checkpoint, and less than a gigabyte. A file written with
-    `_use_new_zipfile_serialization=False` cannot be mapped and is held whole.
-
-    Raises:
-        FileNotFoundError: a file is absent.
-        ValueError: a file is damaged or holds more than tensors, or names, shapes or dtypes do not fit the config
-            (all of them listed, before any data is read), or `dtype` is none of the three, or the files hold
-            quantised weights of other formats than the recipe asks for.
     """
-    return dict(stream_weights(files, config, dtype=dtype, device=device, recipe=recipe))
+    _check_dtype(dtype)  # before any file is opened
+    return dict(DiaCheckpoint(files, config).stream(dtype=dtype, device=device, recipe=recipe))
 
 
-def stream_weights(
-    files: Sequence[Path],
-    config: DiaConfig,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    recipe: Recipe | None = None,
-) -> Iterator[tuple[str, Weight]]:
-    """The items of `load_weights` one by one, each complete and owned by the caller. Everything is checked before this
-    returns; arguments and errors as there."""
-    if dtype not in WEIGHT_DTYPES:
+class DiaCheckpoint:
+    """The weights of a Dia model in files, of which the headers are read and found to fit the config.
+
+    Attributes:
+        layout: whose names the files have.
+        formats: name of each weight that the files hold quantized -> its format.
+
+    Host memory while streaming: the weights that go there, one tensor of the checkpoint, and less than a gigabyte. A
+    file in torch's format before 1.6 cannot be mapped and is held whole.
+    """
+
+    def __init__(self, files: Sequence[Path], config: DiaConfig):
+        """Read the headers.
+
+        Args:
+            files: all files of one checkpoint, safetensors (`*.safetensors`) or torch (`*.pth`, `*.bin`).
+            config: the model that they must fit.
+
+        Raises:
+            FileNotFoundError: a file is absent.
+            ValueError: a file is damaged or holds more than tensors, or names, shapes or dtypes do not fit the config;
+                all of them are listed, before any data is read.
+        """
+        self._config, self._count = config, len(files)
+        self._stored = StoredWeights(Checkpoint(files))
+        self.layout, self._table = _fitting_layout(self._stored, config)
+        formats = {name: _format(self._stored, pieces) for name, pieces in self._table.items() if is_matrix(name)}
+        self.formats = {name: format for name, format in formats.items() if format}
+
+    @property
+    def description(self) -> str:
+        """Layout and dtypes in words: "nari-labs layout, float32, 1 file"."""
+        held = {str(header.dtype).removeprefix("torch.") for header in self._stored.headers.values()}
+        dtypes = " and ".join(dtype for dtype in (*FORMATS, *sorted(DTYPES)) if dtype in held)
+        return f"{self.layout.title} layout, {dtypes}, {self._count} file{'s' if self._count > 1 else ''}"
+
+    def stream(
+        self, *, dtype: torch.dtype, device: torch.device | str, recipe: Recipe | None = None
+    ) -> Iterator[tuple[str, Weight]]:
+        """The weights one by one in the order of `parameter_shapes`, each complete and owned by the caller.
+
+        Args:
+            dtype: float16, bfloat16 or float32; names that end in `norm.weight` are float32 in any case.
+            device: where the weights go.
+            recipe: what to quantize, each weight from the numbers in the file. What the files hold quantized stays so.
+
+        Raises:
+            ValueError: at once: another dtype, a recipe that fits nothing, or files that hold quantized weights of
+                other formats than the recipe asks for. While streaming: NaN or infinity in a weight, or numbers
+                that float16 cannot hold.
+        """
+        _check_dtype(dtype)
+        formats = chosen_formats(recipe, self._config) if recipe else {}
+        if recipe is not None and self.formats:
+            check_formats(self._stored.title, self.formats, formats)
+            formats = {}
+        return self._stream(formats, dtype, device)
+
+    def _stream(
+        self, formats: Mapping[str, str], dtype: torch.dtype, device: torch.device | str
+    ) -> Iterator[tuple[str, Weight]]:
+        for name, shape in parameter_shapes(self._config).items():
+            pieces = self._table[name]
+            # The helpers' frames end before the caller goes on, so that nothing here keeps a weight or a mapping alive.
+            if name in self.formats:
+                yield name, _joined(self._stored, pieces, FORMATS[self.formats[name]], dtype, device)
+            elif name in formats:
+                yield name, _quantized(self._stored, pieces, FORMATS[formats[name]], dtype, device)
+            else:
+                wanted = torch.float32 if name.endswith("norm.weight") else dtype
+                yield name, _assembled(self._stored, pieces, torch.empty(shape, dtype=wanted, device=device))
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in DTYPES.values():
         raise ValueError(f"dtype must be float16, bfloat16 or float32, got {dtype}")
-    formats = chosen_formats(recipe, config) if recipe else {}
-    checkpoint = StoredWeights(Checkpoint(files))
-    _, table = _fitting_layout(checkpoint, config)
-    stored = _stored_formats(checkpoint, table)
-    if recipe is not None and stored:
-        check_formats(checkpoint.title, stored, formats)
-        formats = {}
-    return _stream(checkpoint, table, config, stored, formats, dtype, device)
-
-
-def describe_files(files: Sequence[Path], config: DiaConfig) -> str:
-    """A checkpoint's layout and dtypes in words, from the files' headers: "nari-labs layout, float32, 1 file".
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_weights`.
-    """
-    checkpoint = StoredWeights(Checkpoint(files))
-    layout, _ = _fitting_layout(checkpoint, config)
-    stored = {header.dtype for header in checkpoint.headers.values()}
-    dtypes = " and ".join(str(dtype).removeprefix("torch.") for dtype in (*FORMATS, *WEIGHT_DTYPES) if dtype in stored)
-    return f"{layout.title} layout, {dtypes}, {len(files)} file{'s' if len(files) > 1 else ''}"
-
-
-def stored_formats(files: Sequence[Path], config: DiaConfig) -> dict[str, str]:
-    """Name of each weight that a checkpoint holds quantised -> its format, from the files' headers.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_weights`.
-    """
-    checkpoint = StoredWeights(Checkpoint(files))
-    _, table = _fitting_layout(checkpoint, config)
-    return _stored_formats(checkpoint, table)
 
 
 def check_formats(title: str, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Refuse to quantise what is quantised in other formats than those wanted, both by name of the weight.
+    """Refuse to quantize what is quantized in other formats than those wanted, both by name of the weight.
 
     Raises:
         ValueError: they differ.
@@ -111,104 +138,40 @@ def check_formats(title: str, stored: Mapping[str, str], wanted: Mapping[str, st
     if stored != wanted:
         held = " and ".join(sorted(set(stored.values())))
         raise ValueError(
-            f"{title} is quantised already, in {held}; load it without quant, or quantise the original anew"
+            f"{title} is quantized already, in {held}; load it without quant, or quantize the original anew"
         )
-
-
-def save_weights(
-    weights: Mapping[str, Weight],
-    config: DiaConfig,
-    folder: str | Path,
-    *,
-    quantized: Mapping[str, object] | None = None,
-    max_shard_bytes: int = 5_000_000_000,
-) -> None:
-    """Write config.json and safetensors in transformers' layout; all of it appears at `folder` at once, or nothing.
-
-    Args:
-        weights: every tensor of `parameter_shapes(config)`, floating point or quantised, on any device.
-        config: of this model.
-        folder: to be created; an empty one may exist.
-        quantized: what config.json is to say of the quantisation.
-        max_shard_bytes: above it the weights are split, with an index; a larger tensor gets a file of its own.
-
-    Raises:
-        FileExistsError: `folder` is a file or holds something.
-        ValueError: the weights do not fit the config (all misfits listed), or max_shard_bytes < 1.
-    """
-    if max_shard_bytes < 1:
-        raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}")
-    _check_targets(weights, config)
-    stored = as_stored(transformers_tensors(weights, config))
-    tensors = {name: tensor.contiguous() for name, tensor in stored.items()}
-    description = {"torch_dtype": str(weights["decoder.head.weight"].dtype).removeprefix("torch.")}
-    if quantized is not None:
-        description["quantization_config"] = {"quant_method": "dia-engine", **quantized}
-    with _folder_at_once(Path(folder)) as partial:
-        _write_json(partial / "config.json", {**config.to_dict(), **description})
-        _write_shards(partial, _split(tensors, max_shard_bytes))
-
-
-def transformers_tensors(weights: Mapping[str, Weight], config: DiaConfig) -> dict[str, Weight]:
-    """Our weights by the names of transformers' model: views of the same memory, nothing is copied."""
-    tensors = {}
-    for name, pieces in tensor_table(config, TRANSFORMERS).items():
-        parts = weights[name].split([piece.rows for piece in pieces])
-        tensors |= {piece.name: part for piece, part in zip(pieces, parts)}
-    return tensors
-
-
-def _stream(
-    checkpoint: StoredWeights,
-    table: dict[str, list[Piece]],
-    config: DiaConfig,
-    stored: Mapping[str, str],
-    formats: Mapping[str, str],
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> Iterator[tuple[str, Weight]]:
-    for name, shape in parameter_shapes(config).items():
-        # The helpers' frames end before the caller goes on, so that nothing here keeps a weight or a mapping alive.
-        if name in stored:
-            yield name, _joined(checkpoint, table[name], FORMATS[stored[name]], dtype, device)
-        elif name in formats:
-            yield name, _quantized(checkpoint, table[name], FORMATS[formats[name]], dtype, device)
-        else:
-            wanted = torch.float32 if name.endswith("norm.weight") else dtype
-            yield name, _assembled(checkpoint, table[name], torch.empty(shape, dtype=wanted, device=device))
-
-
-def _stored_formats(checkpoint: StoredWeights, table: dict[str, list[Piece]]) -> dict[str, str]:
-    formats = {name: _format(checkpoint, pieces) for name, pieces in table.items() if is_matrix(name)}
-    return {name: format for name, format in formats.items() if format}
 
 
 def _format(checkpoint: StoredWeights, pieces: list[Piece]) -> str | None:
     """The one format in which all pieces are stored and can stay, or None."""
     headers = [checkpoint.headers[piece.name] for piece in pieces]
     (kind, *others) = {header.dtype for header in headers}
-    if others or kind not in FORMATS or any(piece.inputs_first for piece in pieces):
+    if others or not isinstance(kind, str) or kind not in FORMATS or any(piece.inputs_first for piece in pieces):
         return None
     return kind if all(FORMATS[kind].fits(header.shape[1]) for header in headers) else None
 
 
 def _joined(checkpoint: StoredWeights, pieces: list[Piece], kind, dtype: torch.dtype, device) -> Weight:
-    return kind.join([checkpoint.read(piece.name, dtype) for piece in pieces], device)
+    joined = kind.join([checkpoint.read(piece.name, dtype) for piece in pieces], device)
+    _check_numbers(checkpoint, pieces, joined.absmax, dtype)
+    return joined
 
 
 def _quantized(checkpoint: StoredWeights, pieces: list[Piece], kind, dtype: torch.dtype, device) -> Weight:
-    """Piece by piece: the whole matrix is never held before it is quantised."""
+    """Piece by piece: the whole matrix is never held before it is quantized."""
     parts = []
     for piece in pieces:
         stored = plain(checkpoint.read(piece.name, torch.float32)).to(device)
         parts.append(kind.quantize(piece.as_rows(stored).contiguous(), dtype))
         del stored  # before the next is read
+        _check_numbers(checkpoint, [piece], parts[-1].absmax, dtype)
     return parts[0] if len(parts) == 1 else kind.join(parts, device)
 
 
 def _assembled(checkpoint: StoredWeights, pieces: list[Piece], target: torch.Tensor) -> torch.Tensor:
-    for piece, rows in zip(pieces, target.split([piece.rows for piece in pieces])):
+    for piece, rows in zip(pieces, target.split([piece.rows for piece in pieces]), strict=True):
         _fill(rows, piece, plain(checkpoint.read(piece.name, target.dtype)))
+    _check_numbers(checkpoint, pieces, target, target.dtype)
     return target
 
 
@@ -219,135 +182,61 @@ def _fill(rows: torch.Tensor, piece: Piece, stored: torch.Tensor) -> None:
     rows.copy_(piece.as_rows(stored))
 
 
-def _fitting_layout(checkpoint: StoredWeights, config: DiaConfig) -> tuple[Layout, dict[str, list[Piece]]]:
+def _check_numbers(checkpoint: StoredWeights, pieces: list[Piece], numbers: torch.Tensor, dtype: torch.dtype) -> None:
+    """Check weights that were made of these pieces, or the largest values of their blocks.
+
+    Raises:
+        ValueError: NaN or infinity, in the file or because `dtype` cannot hold the numbers.
+    """
+    least, greatest = (bound.item() for bound in torch.aminmax(numbers))  # one pass without a copy, and NaN comes out
+    largest = max(-least, greatest)
+    if math.isfinite(least) and math.isfinite(greatest) and not (dtype == torch.float16 and largest > MAX_FLOAT16):
+        return
+    for piece in pieces:
+        require_finite(piece.name, plain(checkpoint.read(piece.name, torch.float32)), checkpoint.title)
+    names, what = " and ".join(piece.name for piece in pieces), str(dtype).removeprefix("torch.")
+    raise ValueError(f"{checkpoint.title}: {what} cannot hold the numbers of {names}; use bfloat16 or float32")
+
+
+def _fitting_layout(checkpoint: StoredWeights, config: DiaConfig) -> tuple[Layout, Table]:
     """The layout that the checkpoint's names belong to and its table, once every tensor is known to fit."""
-    layout, table, shapes = _matching_layout(checkpoint, config)
-    stored = {name: header for name, header in checkpoint.headers.items() if name not in HARMLESS_NAMES}
-    problems = {**_misfits(stored, shapes), "duplicate": checkpoint.duplicates}
-    _raise_problems(f"{checkpoint.title} ({layout.title} layout) does not fit the config", problems)
+    layout, prefix, table = _matching_layout(checkpoint, config)
+    ignored = {prefix + name for name in IGNORED_NAMES}
+    stored = {name: header for name, header in checkpoint.headers.items() if name not in ignored}
+    under = f", under the prefix {prefix}" if prefix else ""
+    require_fit(
+        f"{checkpoint.title} ({layout.title} layout{under}) does not fit the config",
+        stored,
+        _shapes(table),
+        formats=tuple(FORMATS),
+        duplicates=checkpoint.duplicates,
+    )
     return layout, table
 
 
-def _matching_layout(
-    checkpoint: StoredWeights, config: DiaConfig
-) -> tuple[Layout, dict[str, list[Piece]], dict[str, tuple[int, ...]]]:
-    """The layout with most names in common, its table, and the shapes of the tensors in it."""
-    candidates = []
-    for layout in (TRANSFORMERS, NARI):
-        table = tensor_table(config, layout)
-        shapes = {piece.name: piece.shape for pieces in table.values() for piece in pieces}
-        candidates.append((len(shapes.keys() & checkpoint.headers.keys()), layout, table, shapes))
-    common, *best = max(candidates, key=lambda candidate: candidate[0])
-    if not common:
-        held = _listing(list(checkpoint.headers))
-        raise ValueError(f"{checkpoint.title}: no weights of a Dia model; it holds {held}")
-    return tuple(best)
+def _matching_layout(checkpoint: StoredWeights, config: DiaConfig) -> tuple[Layout, str, Table]:
+    """The layout and the prefix before its names that give most names in common, and the table under that prefix."""
+    found = checkpoint.headers.keys()
+    candidates = [
+        (layout, prefix, _prefixed(tensor_table(config, layout), prefix))
+        for prefix in _prefixes(list(found))
+        for layout in (TRANSFORMERS, NARI)
+    ]
+    best = max(candidates, key=lambda candidate: len(_shapes(candidate[2]).keys() & found))
+    if not _shapes(best[2]).keys() & found:
+        raise ValueError(f"{checkpoint.title}: no weights of a Dia model; it holds {listed(list(found))}")
+    return best
 
 
-def _check_targets(weights: Mapping[str, Weight], config: DiaConfig) -> None:
-    given = {name: Header(tuple(weight.shape), weight.dtype) for name, weight in weights.items()}
-    _raise_problems("these weights do not fit the config", _misfits(given, parameter_shapes(config)))
+def _prefixes(names: list[str]) -> list[str]:
+    """What may stand before a model's own names: nothing, or the first words that all names share."""
+    words = os.path.commonprefix(names).split(".")[:-1][:3]
+    return ["".join(f"{word}." for word in words[:count]) for count in range(len(words) + 1)]
 
 
-def _misfits(found: Mapping[str, Header], wanted: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
-    """What is wrong with the found tensors, by kind."""
-    common = [(name, found[name], shape) for name, shape in wanted.items() if name in found]
-    return {
-        "missing": [name for name in wanted if name not in found],
-        "unexpected": [name for name in found if name not in wanted],
-        "misshapen": [
-            f"{name} {list(header.shape)} instead of {list(shape)}"
-            for name, header, shape in common
-            if header.shape != shape
-        ],
-        "not in float16, bfloat16 or float32": [
-            f"{name} ({header.dtype})" for name, header, _ in common if header.dtype not in (*FORMATS, *WEIGHT_DTYPES)
-        ],
-    }
+def _prefixed(table: Table, prefix: str) -> Table:
+    return {name: [piece._replace(name=prefix + piece.name) for piece in pieces] for name, pieces in table.items()}
 
 
-def _raise_problems(summary: str, problems: dict[str, list[str]]) -> None:
-    lines = [f"{len(names)} {kind}: {_listing(names)}" for kind, names in problems.items() if names]
-    if lines:
-        raise ValueError("\n  ".join([f"{summary}:", *lines]))
-
-
-def _listing(names: list[str]) -> str:
-    if not names:
-        return "nothing"
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _split(tensors: dict[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:
-    """Consecutive groups of at most `limit` bytes, or of one tensor."""
-    shards, size = [{}], 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > limit:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    return shards
-
-
-def _write_shards(folder: Path, shards: list[dict[str, torch.Tensor]]) -> None:
-    if len(shards) == 1:
-        _write_safetensors(folder / "model.safetensors", shards[0])
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_safetensors(folder / file, shard)
-        weight_map |= {name: file for name in shard}
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index)
-
-
-def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(tensors, path, metadata={"format": "pt"})  # transformers wants to be told the framework
-    path.chmod(mode)  # safetensors 0.8 leaves files that only their owner can read
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def check_new_folder(folder: Path) -> None:
-    """Refuse to write over anything, or where nothing can be.
-
-    Raises:
-        FileExistsError: a file, or a folder that holds something.
-        NotADirectoryError, PermissionError: what it would lie in is a file, or may not be written.
-    """
-    folder = folder.expanduser().absolute()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not an empty folder")
-    above = next(parent for parent in folder.parents if parent.exists())
-    if not above.is_dir():
-        raise NotADirectoryError(f"{folder} cannot be created: {above} is not a folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder} cannot be created: no permission to write in {above}")
-
-
-@contextmanager
-def _folder_at_once(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` at the end, and is removed after any failure."""
-    folder = folder.expanduser().absolute()
-    check_new_folder(folder)
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise type(error)(f"{folder} cannot be created: {error.strerror}") from None
-    try:
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+def _shapes(table: Table) -> dict[str, tuple[int, ...]]:
+    return {piece.name: piece.shape for pieces in table.values() for piece in pieces}

@@ -1,7 +1,7 @@
-"""What is quantised and how: recipes, as data.
+"""What is quantized and how: recipes, as data.
 
 A recipe maps patterns of weight names to formats; the first pattern that fits a name decides, and what none fits stays
-as it is. Norms and embeddings are never quantised.
+as it is. Norms and embeddings are never quantized.
 """
 
 import fnmatch
@@ -50,12 +50,12 @@ def checked_recipe(quant: str | Mapping[str, str]) -> Recipe:
 
 
 def chosen_formats(recipe: Recipe, config: DiaConfig) -> dict[str, str]:
-    """Name of each weight that a recipe quantises -> its format.
+    """Name of each weight that a recipe quantizes -> its format.
 
     Rows that blocks of 64 do not fill cannot be NF4 and become int8.
 
     Raises:
-        ValueError: a pattern that fits no weight which can be quantised.
+        ValueError: a pattern that fits no weight which can be quantized.
     """
     matrices = {name: shape for name, shape in parameter_shapes(config).items() if is_matrix(name)}
     idle = [pattern for pattern in recipe if not fnmatch.filter(matrices, pattern)]
@@ -75,5 +75,5 @@ def chosen_formats(recipe: Recipe, config: DiaConfig) -> dict[str, str]:
 
 
 def is_matrix(name: str) -> bool:
-    """Whether a weight multiplies, and so can be quantised: neither a norm nor an embedding."""
+    """Whether a weight multiplies, and so can be quantized: neither a norm nor an embedding."""
     return not name.endswith(("norm.weight", "embedding.weight"))

@@ -1,4 +1,6 @@
-"""What a model's folder may hold beside the model: its codec, and its own defaults for generation.
+"""What a model's name means, resolved once: files on the hub or in a folder, the packaged model, or random weights.
+
+A model's folder may hold more than the model:
 
     config.json, model.safetensors    the model
     codec/                            its codec, instead of descript/dac_44khz
@@ -7,55 +9,210 @@
 transformers' own keys of generation_config.json are left alone: those of the published model differ from the reference.
 """
 
-import json
+import os
 import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 
-from ..sampling_params import REFERENCE_DEFAULTS, GenerationOptions
+import torch
+
+from ..codec import Codec
+from ..files.hub import DEFAULT_CODEC, GENERATION_CONFIG, find_config, find_weights
+from ..files.paths import read_json, require_file, user_path
+from ..kernels.quantized import Weight
+from ..model.config import DiaConfig
+from ..sampling_params import ResolvedSamplingParams
+from .load import DiaCheckpoint
+from .recipes import Recipe
+from .synthetic import PREFIX, stream_random_weights, synthetic_codec, synthetic_config
 
 TALKER = "talker"
 TALKER_FOLDER = Path(__file__).parents[1] / "assets" / "talker"
-_CODEC, _GENERATION, _KEY = "codec", "generation_config.json", "dia_engine"
+
+_CODEC_FOLDER, _DEFAULTS_KEY = "codec", "dia_engine"
 
 
-def packaged(model: str | Path) -> str | Path:
-    """The folder of the model that comes with the engine for the name "talker"; any other model as it is."""
-    return TALKER_FOLDER if isinstance(model, str) and model == TALKER else model
+class ModelSource(ABC):
+    """Where a model comes from.
+
+    Attributes:
+        config: its sizes and special ids.
+        defaults: its own defaults for generation, by the names of `generate`.
+    """
+
+    config: DiaConfig
+    defaults: dict[str, float | int | None]
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """Layout and dtypes of the weights in words."""
+
+    @property
+    @abstractmethod
+    def stored_formats(self) -> dict[str, str]:
+        """Name of each weight that is stored quantized -> its format."""
+
+    @abstractmethod
+    def stream_weights(
+        self, *, dtype: torch.dtype, device: torch.device | str, recipe: Recipe | None = None
+    ) -> Iterator[tuple[str, Weight]]:
+        """The weights one by one, checked before this returns; see `DiaCheckpoint.stream`."""
+
+    @abstractmethod
+    def load_codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
+        """The codec that belongs to the model."""
+
+    @abstractmethod
+    def copy_companions(self, target: Path) -> None:
+        """Copy into a folder what lies beside the model: its codec and its defaults."""
 
 
-def own_codec(model: str | Path) -> Path | None:
-    """The folder of the codec that a local model brings along, or None."""
-    folder = Path(packaged(model)).expanduser() / _CODEC
-    return folder if (folder / "config.json").is_file() else None
+class FileSource(ModelSource):
+    """A model in files. Its weights are looked for, and fetched from the hub, when they are first asked for."""
+
+    def __init__(self, model: str | Path, config: Path, weights: list[Path] | None = None):
+        """Read the config and the defaults beside it.
+
+        Args:
+            model: hub id, folder or file.
+            config: its config.json.
+            weights: its weights; None finds those that belong to the config.
+
+        Raises:
+            FileNotFoundError, ValueError: as `DiaConfig.from_file` and `load_generation_defaults`.
+        """
+        self.config = DiaConfig.from_file(config)
+        self.defaults = load_generation_defaults(config.parent)
+        self._model, self._config_path, self._weights = model, config, weights
+
+    @cached_property
+    def checkpoint(self) -> DiaCheckpoint:
+        """The weights, whose headers are checked against the config.
+
+        Raises:
+            FileNotFoundError, ValueError: as `find_model` and `DiaCheckpoint`.
+        """
+        return DiaCheckpoint(self._weights or find_weights(self._model, self._config_path), self.config)
+
+    @property
+    def description(self) -> str:
+        return self.checkpoint.description
+
+    @property
+    def stored_formats(self) -> dict[str, str]:
+        return self.checkpoint.formats
+
+    def stream_weights(
+        self, *, dtype: torch.dtype, device: torch.device | str, recipe: Recipe | None = None
+    ) -> Iterator[tuple[str, Weight]]:
+        return self.checkpoint.stream(dtype=dtype, device=device, recipe=recipe)
+
+    def load_codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
+        return Codec.load(self._codec_folder() or DEFAULT_CODEC, device=device, dtype=dtype)
+
+    def copy_companions(self, target: Path) -> None:
+        codec, generation = self._codec_folder(), self._config_path.parent / GENERATION_CONFIG
+        try:
+            if codec is not None:
+                shutil.copytree(codec, target / _CODEC_FOLDER)
+            if generation.is_file():
+                shutil.copy(generation, target / GENERATION_CONFIG)
+        except shutil.Error as error:  # a list of (from, to, why)
+            source, _, why = error.args[0][0]
+            raise OSError(f"{source} cannot be copied: {why}") from None
+
+    def _codec_folder(self) -> Path | None:
+        folders = [self._config_path.parent, *(path.parent for path in (self._weights or [])[:1])]
+        return next(filter(None, map(find_bundled_codec, folders)), None)
 
 
-def own_defaults(config: Path) -> dict[str, float | int | None]:
-    """The defaults for generation that lie beside a config.json; none if there are none.
+class SyntheticSource(ModelSource):
+    """Random weights, made without files."""
+
+    description = "random, made when the model is loaded"
+
+    def __init__(self, name: str, revision: str | None = None):
+        """Raises:
+        ValueError: no such synthetic model, or a revision of one.
+        """
+        self._name, self.config, self.defaults = name, synthetic_config(name, revision), {}
+
+    @property
+    def stored_formats(self) -> dict[str, str]:
+        return {}
+
+    def stream_weights(
+        self, *, dtype: torch.dtype, device: torch.device | str, recipe: Recipe | None = None
+    ) -> Iterator[tuple[str, Weight]]:
+        return stream_random_weights(self.config, dtype=dtype, device=device, recipe=recipe)
+
+    def load_codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
+        return synthetic_codec(self.config, self._name, device, dtype)
+
+    def copy_companions(self, target: Path) -> None:
+        """There is nothing beside it."""
+
+
+def resolve_model(model: str | Path, revision: str | None = None) -> ModelSource:
+    """Find what a model's name means, and read its config and defaults. No weights are looked for yet.
+
+    Args:
+        model: hub id, local folder, "talker" for the model that comes with the engine, or "synthetic:NAME".
+        revision: of the hub repository.
 
     Raises:
+        FileNotFoundError, ValueError, TypeError: as `files.hub.find_config`, or a bad config or bad defaults.
+    """
+    if isinstance(model, str) and model.startswith(PREFIX):
+        return SyntheticSource(model, revision)
+    if isinstance(model, str) and model == TALKER:
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} has no meaning for {model}, which comes with the engine")
+        return FileSource(TALKER_FOLDER, find_config(TALKER_FOLDER))
+    return FileSource(model, find_config(model, revision))
+
+
+def resolve_files(config: str | Path, checkpoint: str | Path) -> ModelSource:
+    """A model whose config.json and only weight file are named one by one; a codec and defaults may lie beside them.
+
+    Raises:
+        FileNotFoundError, ValueError: one of them is absent or unusable.
+    """
+    weights = user_path(checkpoint)
+    require_file(weights, "checkpoint file")
+    return FileSource(checkpoint, user_path(config), [weights])
+
+
+def find_bundled_codec(folder: Path) -> Path | None:
+    """The codec in a model's own folder, complete or not, or None if there is none."""
+    codec = folder / _CODEC_FOLDER
+    return codec if os.path.lexists(codec) else None
+
+
+def load_generation_defaults(folder: Path) -> dict[str, float | int | None]:
+    """The defaults for generation in a model's own folder; none if there are none.
+
+    Raises:
+        FileNotFoundError: generation_config.json is a broken link.
         ValueError: the file is damaged, or names or values are not those of `generate`.
     """
-    path = config.parent / _GENERATION
-    if not path.is_file():
+    path = folder / GENERATION_CONFIG
+    if not os.path.lexists(path):
         return {}
+    content = read_json(path, GENERATION_CONFIG)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        defaults = content.get(_KEY, {}) if isinstance(content, dict) else None
+        defaults = content.get(_DEFAULTS_KEY, {}) if isinstance(content, dict) else None
         if not isinstance(defaults, dict):
-            raise ValueError(f"{_KEY} must be a JSON object, got {defaults!r}")
-        unknown = sorted(set(defaults) - set(REFERENCE_DEFAULTS))
+            raise ValueError(f"{_DEFAULTS_KEY} must be a JSON object, got {defaults!r}")
+        names = [field.name for field in fields(ResolvedSamplingParams)]
+        unknown = sorted(set(defaults) - set(names))
         if unknown:
-            raise ValueError(f"{_KEY} knows {', '.join(REFERENCE_DEFAULTS)}, got {', '.join(unknown)}")
-        GenerationOptions.resolve(defaults)
-    except (ValueError, TypeError) as error:
+            raise ValueError(f"{_DEFAULTS_KEY} knows {', '.join(names)}, got {', '.join(unknown)}")
+        ResolvedSamplingParams(**defaults)
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
     return defaults
-
-
-def copy_companions(model: str | Path, target: Path) -> None:
-    """Copy what a local model's folder holds beside the model into another folder."""
-    codec, generation = own_codec(model), Path(packaged(model)).expanduser() / _GENERATION
-    if codec is not None:
-        shutil.copytree(codec, target / _CODEC)
-    if generation.is_file():
-        shutil.copy(generation, target / _GENERATION)

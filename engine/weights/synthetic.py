@@ -3,6 +3,7 @@ measure it at Dia's true size. They make noise, not speech."""
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -29,10 +30,6 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def is_synthetic(model) -> bool:
-    return isinstance(model, str) and model.startswith(PREFIX)
-
-
 def synthetic_config(model: str, revision: str | None = None) -> DiaConfig:
     """The sizes behind a `synthetic:` name.
 
@@ -55,7 +52,7 @@ def random_weights(config: DiaConfig, *, dtype: torch.dtype, device, seed: int =
 def stream_random_weights(
     config: DiaConfig, *, dtype: torch.dtype, device, seed: int = 0, recipe: Recipe | None = None
 ) -> Iterator[tuple[str, Weight]]:
-    """The items of `random_weights` one by one, those that the recipe names quantised.
+    """The items of `random_weights` one by one, those that the recipe names quantized.
 
     Uniform, with the deviation 1/sqrt(fan in) that keeps the residual stream of unit size, and queries and keys so
     small that attention (which Dia does not scale) has logits of unit deviation.
@@ -77,8 +74,9 @@ def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
         return 1.0 / math.sqrt(config.decoder.num_channels) if name.startswith("decoder") else 1.0
     deviation = 1.0 / math.sqrt(shape[1])
     if ".qkv." in name or ".cross_attn.q." in name or ".cross_attn.kv." in name:
-        sizes = config.decoder if name.startswith("decoder") else config.encoder
-        head_dim = sizes.cross_head_dim if ".cross_attn." in name else sizes.head_dim
+        decoder = config.decoder
+        own = decoder.head_dim if name.startswith("decoder") else config.encoder.head_dim
+        head_dim = decoder.cross_head_dim if ".cross_attn." in name else own
         deviation *= head_dim**-0.25
     return deviation
 
@@ -86,6 +84,7 @@ def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
 def synthetic_codec(config: DiaConfig, model: str, device, dtype: torch.dtype = torch.float32) -> Codec:
     """A codec of random weights for a synthetic model: the true codec's sizes for `full`, narrow ones for `tiny`."""
     channels = config.decoder.num_channels
-    narrow = {"encoder_hidden_size": 4, "decoder_hidden_size": 64} if model.endswith("tiny") else {}
-    sizes = CodecConfig(n_codebooks=channels, codebook_size=config.eos_token_id, **narrow)
+    sizes = CodecConfig(n_codebooks=channels, codebook_size=config.eos_token_id)
+    if model.endswith("tiny"):
+        sizes = replace(sizes, encoder_hidden_size=4, decoder_hidden_size=64)
     return Codec.from_config(sizes, device=device, dtype=dtype)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import fidelity
-from dia_engine.sampling_params import GenerationOptions
+from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.weights.synthetic import synthetic_config
 
 CONFIG = synthetic_config("synthetic:tiny")
@@ -42,7 +42,7 @@ def test_measures_by_hand():
         CONFIG, decoder=replace(CONFIG.decoder, num_channels=2, vocab_size=40), delay_pattern=(0, 1),
         eos_token_id=36, pad_token_id=37, bos_token_id=38,
     )  # fmt: skip
-    measures = fidelity.compare(truth, found, GenerationOptions(top_k=1, cfg_scale=0.0), config)
+    measures = fidelity.compare(truth, found, ResolvedSamplingParams(cfg_filter_top_k=1, cfg_scale=0.0), config)
     assert measures["agreement"].tolist() == [1, 0] and measures["supports"].tolist() == [1, 0]
     first, second = (logits[1, 1].double().softmax(-1) for logits in (truth, found))
     assert measures["kl"].tolist() == pytest.approx([0, float((first * (first / second).log()).sum())])

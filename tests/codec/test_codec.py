@@ -321,17 +321,17 @@ def test_weights_that_do_not_fit_are_all_listed(folder):
         Codec.load(folder)
     message = str(caught.value)
     assert str(folder / "model.safetensors") in message and "\n" not in message
-    assert "missing (2): encoder.conv1.bias, quantizer.quantizers.1.codebook.weight;" in message
-    assert "unexpected (12): more.0" in message and "and 2 more" in message
-    assert "decoder.conv1.weight is [2, 3], not [16, 16, 7]" in message
-    assert "decoder.conv2.bias is torch.int64" in message
+    assert "2 missing: encoder.conv1.bias, quantizer.quantizers.1.codebook.weight;" in message
+    assert "12 unexpected: more.0" in message and "and 2 more" in message
+    assert "decoder.conv1.weight [2, 3] instead of [16, 16, 7]" in message
+    assert "decoder.conv2.bias (I64)" in message
 
 
 def test_half_a_weight_norm_is_missing_the_other_half(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors["decoder.conv1.weight_v"] = tensors.pop("decoder.conv1.weight")
     save_weights(folder, folder / "config.json", tensors)
-    with pytest.raises(ValueError, match=r"missing \(1\): decoder.conv1.weight_g$"):
+    with pytest.raises(ValueError, match=r"1 missing: decoder.conv1.weight_g$"):
         Codec.load(folder)
 
 
@@ -339,7 +339,7 @@ def test_half_a_weight_norm_is_missing_the_other_half(folder):
 def test_truncated_safetensors(folder, keep):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="model.safetensors is truncated or corrupt"):
+    with pytest.raises(ValueError, match="model.safetensors: truncated, damaged or no safetensors file"):
         Codec.load(folder)
 
 
@@ -348,7 +348,7 @@ def test_damaged_weights_pth(tmp_path, content):
     if content == "half":
         content = (RECORDED / "weights.pth").read_bytes()[:1_000_000]
     (tmp_path / "weights.pth").write_bytes(content)
-    with pytest.raises(ValueError, match="weights.pth cannot be read as a weights file"):
+    with pytest.raises(ValueError, match="weights.pth: damaged, or not a file of tensors only"):
         Codec.load(tmp_path)
 
 
@@ -364,7 +364,7 @@ class Anything:
         (torch.zeros(3), "is not a weights.pth of descript-audio-codec"),
         ({"state_dict": {}, "metadata": {"kwargs": {"n_mels": 80}}}, "weights.pth: codec config: .*not those of a DAC"),
         ({"state_dict": {}, "metadata": {"kwargs": {"encoder_dim": "8"}}}, "encoder_hidden_size must be a positive"),
-        ({"state_dict": {}, "metadata": {"kwargs": {"encoder_dim": 8}}}, r"missing \(\d+\): encoder.block.0.weight, "),
+        ({"state_dict": {}, "metadata": {"kwargs": {"encoder_dim": 8}}}, r"\d+ missing: encoder.block.0.weight, "),
         ({"state_dict": Anything(), "metadata": {}}, "more than tensors and plain values"),
     ],
 )
@@ -388,6 +388,17 @@ def test_pth_that_is_no_codec(tmp_path, content, message, zipped):
         ({"sampling_rate": True}, "sampling_rate must be a positive integer, got True"),
         ({"encoder_hidden_size": None}, "encoder_hidden_size must be a positive integer, got None"),
         ({"decoder_hidden_size": 3}, "decoder_hidden_size 3 cannot be halved 2 times"),
+        ({"decoder_hidden_size": 10**9}, "decoder_hidden_size must be at most 131072, got 1000000000"),
+        ({"n_codebooks": 10**6}, "n_codebooks must be at most 256, got 1000000"),
+        ({"codebook_size": 10**400}, r"codebook_size must be at most 1048576, got 10+\.\.\. \(401 characters\)"),
+        ({"sampling_rate": 192_001}, "sampling_rate must be at most 192000, got 192001"),
+        ({"downsampling_ratios": [1] * 10**5}, "downsampling_ratios must hold at most 16 integers of at most 4096"),
+        ({"downsampling_ratios": [2, 10**9], "upsampling_ratios": [10**9, 2]}, "at most 16 integers of at most 4096"),
+        (
+            {"downsampling_ratios": [4096, 4096], "upsampling_ratios": [4096, 4096]},
+            "a frame must have at most 1048576 samples, got 16777216",
+        ),
+        ({"model_type": "x" * 10**5}, r"model_type must be 'dac', got 'x+\.\.\. "),
     ],
 )
 def test_config_that_is_no_codec(folder, change, message):
@@ -404,8 +415,29 @@ def test_config_that_is_no_json(folder):
     (folder / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="expected a JSON object"):
         Codec.load(folder)
+    (folder / "config.json").write_text('{"model_type":' * 100_000)
+    with pytest.raises(ValueError, match="config.json is not JSON that this engine reads: it is nested too deeply"):
+        Codec.load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="config.json"):
+        Codec.load(folder)
+    (folder / "config.json").symlink_to("gone")
+    with pytest.raises(FileNotFoundError, match="config.json: a broken link to gone"):
+        Codec.load(folder)
+
+
+def test_a_config_with_a_byte_order_mark(folder):
+    path = folder / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert Codec.load(folder, device="cpu", dtype="float32").num_codebooks == 3
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "weights.pth", "config.json"])
+def test_git_lfs_pointers(folder, name):
+    if name == "weights.pth":
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(ValueError, match=f"{folder / name}: a Git LFS pointer.*git lfs pull"):
         Codec.load(folder)
 
 
@@ -413,23 +445,25 @@ def test_places_without_a_codec(folder):
     (folder / "bare").mkdir()
     with pytest.raises(FileNotFoundError, match="no codec in .*bare.*weights.pth"):
         Codec.load(folder / "bare")
-    for nowhere in ("./nowhere", "a/b/c", "weights.pth", "~/no-such-folder", "", folder / "nowhere"):
+    for nowhere in ("./nowhere", "a/b/c", "weights.pth", "~/no-such-folder", "~nobody/codec", folder / "nowhere"):
         with pytest.raises(FileNotFoundError, match="no codec at .*no such file or folder"):
             Codec.load(nowhere)
     with pytest.raises(ValueError, match="pass the folder"):
         Codec.load(folder / "model.safetensors")
-    with pytest.raises(ValueError, match="revision 'main' applies to a hub id only"):
+    with pytest.raises(ValueError, match="revision 'main' has no meaning for .*it applies to hub ids only"):
         Codec.load(folder, revision="main")
     with pytest.raises(TypeError, match="int"):
         Codec.load(7)
+    with pytest.raises(ValueError, match="codec must be a folder or a hub id such as .*, got an empty string"):
+        Codec.load("")
 
 
 def test_unusable_device_and_dtype(folder):
     for device in ("quantum", "cuda:99"):
         with pytest.raises(ValueError, match=f"device '{device}' cannot be used"):
             Codec.load(folder, device=device)
-    for dtype in (torch.int8, "float32"):
-        with pytest.raises(ValueError, match="dtype must be one of torch.float32"):
+    for dtype in (torch.int8, "int8", "fp32", None):
+        with pytest.raises(ValueError, match="dtype must be one of float32, float16, bfloat16, got"):
             Codec.load(folder, dtype=dtype)
 
 
@@ -455,10 +489,10 @@ def test_hub_that_cannot_answer(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         Codec.load("someone/nothing", revision="v1")
     message = str(caught.value)
-    assert "'someone/nothing' at revision 'v1'" in message and "pass a local folder" in message
+    assert "codec someone/nothing at revision v1" in message and "pass a local folder" in message
     assert "hf download someone/nothing" in message and "\n" not in message
 
 
 def test_hub_id_that_cannot_be_one():
-    with pytest.raises(FileNotFoundError, match="cannot get codec 'not an id'.*pass a local folder"):
+    with pytest.raises(FileNotFoundError, match="no codec at not an id: .*; a codec on the hub is named owner/name"):
         Codec.load("not an id")

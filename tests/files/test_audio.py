@@ -79,6 +79,132 @@ def test_read_errors(tmp_path):
         read_audio(tmp_path / "nan.wav")
 
 
+def truncated(tmp_path, extension, write=soundfile.write, **form) -> Path:
+    path = tmp_path / f"half.{extension}"
+    write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 44100), 44100, **form)
+    os.truncate(path, path.stat().st_size // 2)
+    return path
+
+
+@pytest.mark.parametrize(
+    "extension, form",
+    [
+        ("wav", {}),
+        ("wav", {"subtype": "FLOAT"}),
+        ("wav", {"subtype": "MS_ADPCM"}),
+        ("wav", {"format": "WAVEX"}),
+        ("w64", {}),
+        ("rf64", {}),
+        ("aiff", {}),
+        ("au", {}),
+        ("caf", {}),
+        ("flac", {}),
+        ("ogg", {}),
+        ("mp3", {}),
+    ],
+)
+def test_half_a_file_is_damaged(tmp_path, extension, form):
+    path = truncated(tmp_path, extension, **form)
+    with pytest.raises(ValueError, match=rf"half\.{extension}.*(damaged|cut off|malformed|lost sync)"):
+        read_audio(path)
+
+
+def test_a_hole_is_damage_and_a_missing_end_is_told(tmp_path, caplog):
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 441_000), 44100)
+    whole = path.read_bytes()
+    middle, last = whole.index(b"OggS", len(whole) // 2), whole.rindex(b"OggS")
+    read_audio(path)
+    assert not caplog.records
+    path.write_bytes(whole[:last])
+    read_audio(path)
+    assert "a.ogg has no last page: it may have been cut off" in caplog.text
+    path.write_bytes(whole[:middle] + whole[whole.index(b"OggS", middle + 1) :])
+    with pytest.raises(ValueError, match="a.ogg: damaged: a part is missing"):
+        read_audio(path)
+
+
+def with_sizes(data: bytes, riff: int, sound: int) -> bytes:
+    return data[:4] + riff.to_bytes(4, "little") + data[8:40] + sound.to_bytes(4, "little") + data[44:]
+
+
+def test_headers_that_were_never_finished(tmp_path):
+    path = tmp_path / "a.wav"
+    write_audio(path, tone(), 16000)
+    data = path.read_bytes()
+    path.write_bytes(with_sizes(data, 0, 0))
+    with pytest.raises(
+        ValueError, match="a.wav: the file counts no samples, though it has 16044 bytes.*never finished"
+    ):
+        read_audio(path)
+    for unknown in (0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x7FFFF000):  # as writers on a pipe leave them
+        path.write_bytes(with_sizes(data, 0xFFFFFFFF, unknown))
+        assert len(read_audio(path)[0]) == 8000
+    path.write_bytes(with_sizes(data, 36 + 8000, 8000))
+    assert len(read_audio(path)[0]) == 4000, "as a file that is still being written"
+
+
+def test_files_are_known_by_their_content(tmp_path):
+    for name, content in (("a.raw", bytes(3200)), ("a.gsm", bytes(3200)), ("a.mp3", b"\xff\xfb\x90\x00" + bytes(200))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} cannot be read as sound: (?!.*does not exist)"):
+            read_audio(tmp_path / name)
+    write_audio(tmp_path / "a.wav", tone(), 16000)
+    (tmp_path / "a.wav").rename(tmp_path / "b.raw")
+    assert len(read_audio(tmp_path / "b.raw")[0]) == 8000
+
+
+def test_rates_and_levels_name_the_file(tmp_path):
+    soundfile.write(tmp_path / "fast.wav", tone(), 384_000)
+    with pytest.raises(ValueError, match=r"fast.wav: the sample rate must be in 1..192000 Hz, got 384000"):
+        read_audio(tmp_path / "fast.wav")
+    soundfile.write(tmp_path / "loud.wav", tone() * 32767, 16000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"loud.wav: waveform must be in \[-1, 1\], its peak is 163"):
+        read_audio(tmp_path / "loud.wav")
+    soundfile.write(tmp_path / "mix.wav", tone(level=2.0), 16000, subtype="FLOAT")
+    assert abs(read_audio(tmp_path / "mix.wav")[0]).max() > 1.9
+
+
+def test_channels_that_cancel_are_told(tmp_path, caplog):
+    soundfile.write(tmp_path / "wired.wav", np.stack([tone(), -tone()], axis=1), 16000)
+    read_audio(tmp_path / "wired.wav")
+    assert "wired.wav: its channels cancel each other" in caplog.text
+
+
+FORGED_SCRIPT = """
+import resource, sys
+import numpy as np
+from dia_engine.files.audio import read_audio
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_audio(sys.argv[1])
+except ValueError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_forged_length_costs_no_memory(tmp_path):
+    """A FLAC header counts up to 2**36 samples: a quarter of a terabyte as float32."""
+    path = tmp_path / "forged.flac"
+    write_audio(path, tone(), 16000)
+    data = bytearray(path.read_bytes())
+    data[21] |= 0x0F  # the upper 4 of the 36 bits
+    data[22:26] = b"\xff\xff\xff\xff"
+    path.write_bytes(data)
+    message, megabytes = run_python(FORGED_SCRIPT, path).stdout.splitlines()
+    assert "forged.flac" in message and int(megabytes) < 200
+    seen = []
+
+    def refuse(samples, rate):
+        seen.append((samples, rate))
+        raise ValueError("too long")
+
+    with pytest.raises(ValueError, match="forged.flac: too long"):
+        read_audio(path, refuse)
+    assert seen == [(2**36 - 1, 16000)]
+
+
 # Resampling
 
 

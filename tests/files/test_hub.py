@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from dia_engine.files.hub import DEFAULT_MODEL, ModelFiles, find_config, find_model
 from dia_engine.model.config import DiaConfig
-from dia_engine.weights.load import load_weights, save_weights
+from dia_engine.weights.load import load_weights
+from dia_engine.weights.save import save_weights
 
 NARI_FOLDER = Path(__file__).parents[1] / "data" / "nari_layout"
 CONFIG_TEXT = (NARI_FOLDER / "config.json").read_text()
@@ -79,7 +80,7 @@ def test_folders_without_a_clear_choice(tmp_path, present, error, message):
 def test_a_damaged_index(tmp_path, text):
     fill(tmp_path, "config.json", *SHARDS)
     (tmp_path / INDEX).write_text(text)
-    with pytest.raises(ValueError, match=f"{INDEX}: not an index of safetensors files"):
+    with pytest.raises(ValueError, match=f"{INDEX}(: not an index of weight files| is not JSON)"):
         find_model(tmp_path)
 
 
@@ -110,7 +111,7 @@ def test_a_folder_named_like_a_hub_id_is_taken_as_the_folder(tmp_path, monkeypat
     assert find_model("owner/name").config == Path("owner/name/config.json")
 
 
-LOOKS_LIKE_PATH = ["./models/dia", "../dia", "/models/dia", "~/dia", "~nobody-here/dia", "a/b/c", "models/dia/"]
+LOOKS_LIKE_PATH = ["./models/dia", "../dia", "/models/dia", "~/dia", "~nobody-here/dia", "a/b/c", "models/dia/", "dia/"]
 LOOKS_LIKE_PATH += ["models\\dia", "dia", "models/dia.pth", ".", Path("owner/name")]
 
 
@@ -118,7 +119,7 @@ LOOKS_LIKE_PATH += ["models\\dia", "dia", "models/dia.pth", ".", Path("owner/nam
 def test_what_looks_like_a_path_is_never_asked_of_the_hub(tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # any import of it would raise ImportError
-    with pytest.raises(FileNotFoundError, match="no (folder|config.json)"):
+    with pytest.raises(FileNotFoundError, match="no (model at|config.json)"):
         find_model(model)
 
 
@@ -128,7 +129,7 @@ def test_wrong_arguments(tmp_path):
     for empty in ("", " "):
         with pytest.raises(ValueError, match="got an empty string"):
             find_model(empty)
-    with pytest.raises(ValueError, match="revision 'main' has no meaning for the local folder"):
+    with pytest.raises(ValueError, match="revision 'main' has no meaning for .*, which is local"):
         find_model(fill(tmp_path, "config.json", "model.safetensors"), revision="main")
 
 
@@ -216,7 +217,9 @@ class FakeHubRequest(BaseHTTPRequestHandler):
 FIND = """
 import json, sys
 from dia_engine.files.hub import find_model
+from dia_engine.weights.source import resolve_model
 try:
+    resolve_model(*sys.argv[1:])  # which looks at the config before any weights are fetched
     files = find_model(sys.argv[1], *sys.argv[2:])
     answer = {"config": str(files.config), "weights": [str(path) for path in files.weights], "source": files.source}
 except Exception as error:
@@ -225,13 +228,17 @@ json.dump(answer, sys.stdout)
 """
 
 
-def ask(cache: Path, *arguments: str, **environment: str) -> dict:
+FIND_CODEC = FIND.replace("resolve_model(*sys.argv[1:])", "Codec.load(sys.argv[1], revision=(sys.argv + [None])[2])")
+FIND_CODEC = FIND_CODEC.replace("import json, sys", "import json, sys; from dia_engine.codec import Codec")
+
+
+def ask(cache: Path, *arguments: str, program: str = FIND, **environment: str) -> dict:
     """`find_model` in a process of its own, since huggingface_hub reads its environment once."""
     clean = {key: value for key, value in os.environ.items() if not key.upper().startswith("HF_")}
     clean = {key: value for key, value in clean.items() if "PROXY" not in key.upper()}
     settings = {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", FIND, *arguments],
+        [sys.executable, "-c", program, *arguments],
         env={**clean, **settings, **environment},
         capture_output=True,
         text=True,
@@ -244,7 +251,7 @@ def ask(cache: Path, *arguments: str, **environment: str) -> dict:
 
 
 def repository(*names: str) -> dict[str, bytes]:
-    texts = {"config.json": CONFIG_TEXT, INDEX: INDEX_TEXT}
+    texts = {"config.json": CONFIG_TEXT, "generation_config.json": "{}", INDEX: INDEX_TEXT}
     return {name: texts.get(name, f"content of {name}").encode() for name in names}
 
 
@@ -321,6 +328,22 @@ def test_wrong_names_and_missing_rights(tmp_path, hub):
     assert "owner/name is gated: ask for access at https://huggingface.co/owner/name" in answer["message"]
     answer = ask(tmp_path, "not a/valid id!", HF_ENDPOINT=hub.url)
     assert answer["error"] == "ValueError" and "'not a/valid id!' is neither a folder nor a hub id" in answer["message"]
+
+
+def test_a_codec_is_told_of_as_a_model_is(tmp_path, hub):
+    def refusal(*arguments, **environment):
+        answer = ask(tmp_path, *arguments, program=FIND_CODEC, **{"HF_ENDPOINT": hub.url, **environment})
+        assert answer["error"] == "FileNotFoundError"
+        return answer["message"]
+
+    hub.files = repository("config.json", "model.safetensors")
+    assert "no folder and no hub codec someone/else; check the name, or log in" in refusal("someone/else")
+    assert refusal("owner/name", "v9") == "the hub's owner/name has no revision v9"
+    hub.gated = True
+    assert "owner/name is gated: ask for access at https://huggingface.co/owner/name" in refusal("owner/name")
+    message = refusal("owner/name", "main", HF_HUB_OFFLINE="1")
+    assert "codec owner/name at revision main is not a folder and not in the hub's cache" in message
+    assert "no codec at foo: no such file or folder" in refusal("foo")
 
 
 @pytest.mark.parametrize(

@@ -264,9 +264,9 @@ def test_what_a_compiler_lacks_is_done_without_and_told(monkeypatch, caplog):
 def test_no_compiler_is_looked_for_before_there_is_a_quantised_weight():
     script = """
 from dia_engine import Engine
-from dia_engine.kernels.cpu import library
+from dia_engine.kernels.cpu import build
 
-library.subprocess.run = None
+build.subprocess.run = None
 Engine.load("synthetic:tiny", load_dac=False, device="cpu").generate("[S1] A.", max_tokens=20)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)

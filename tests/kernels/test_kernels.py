@@ -24,7 +24,7 @@ from dia_engine.kernels.rope import rope_table  # noqa: E402
 from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig  # noqa: E402
 from dia_engine.model.dia import DiaModel, parameter_shapes  # noqa: E402
 from dia_engine.model.state import STATUS, DecodeState  # noqa: E402
-from dia_engine.sampling_params import GenerationOptions  # noqa: E402
+from dia_engine.sampling_params import ResolvedSamplingParams  # noqa: E402
 
 EMULATED = int(os.environ.get("EMULATED_ARCHITECTURE", "0"))  # see conftest.py; 0 is the interpreter
 ON_GPU = torch.cuda.is_available()
@@ -278,7 +278,7 @@ def running_state(config, slots, rows=60, dtype=torch.float32):
     state = DecodeState.allocate(config, slots, rows, 8, dtype, DEVICE)
     for slot in range(slots):
         prompt = torch.randint(0, config.eos_token_id, (slot, config.decoder.num_channels))
-        state.start(slot, 3, prompt, GenerationOptions(max_tokens=rows), seed=slot)
+        state.start(slot, 3, prompt, ResolvedSamplingParams(max_tokens=rows), seed=slot)
     return state
 
 
@@ -428,9 +428,13 @@ def started(model, requests, rows=40):
     return state
 
 
-GREEDY = GenerationOptions(max_tokens=40, temperature=0.0)
-DRAWN = GenerationOptions(max_tokens=33, top_p=0.9, top_k=20)
-REQUESTS = [(3, 0, GREEDY), (13, 7, DRAWN), (16, 2, GenerationOptions(max_tokens=40, top_k=None, cfg_scale=1.0))]
+GREEDY = ResolvedSamplingParams(max_tokens=40, temperature=0.0)
+DRAWN = ResolvedSamplingParams(max_tokens=33, top_p=0.9, cfg_filter_top_k=20)
+REQUESTS = [
+    (3, 0, GREEDY),
+    (13, 7, DRAWN),
+    (16, 2, ResolvedSamplingParams(max_tokens=40, cfg_filter_top_k=None, cfg_scale=1.0)),
+]
 
 
 def assert_same_run(config, steps):

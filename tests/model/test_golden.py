@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from dia_engine import Engine
 from dia_engine.model.state import DecodeState
 from dia_engine.model.tokenizer import encode_text
-from dia_engine.sampling_params import GenerationOptions
+from dia_engine.sampling_params import ResolvedSamplingParams
 
 DATA = Path(__file__).parents[1] / "data"
 CASES = json.loads((DATA / "golden" / "cases.json").read_text())
@@ -41,7 +41,7 @@ def test_logits(engine):
     text = encode_text(recorded["text"], config.encoder.max_position_embeddings)
     prompt = TENSORS[recorded["audio_prompt"]].long()
     state = DecodeState.allocate(config, 1, 64, len(text), torch.float32, "cpu")
-    state.start(0, len(text), prompt, GenerationOptions(max_tokens=64, temperature=0.0), seed=0)
+    state.start(0, len(text), prompt, ResolvedSamplingParams(max_tokens=64, temperature=0.0), seed=0)
     model.prefill(state, 0, text)
     for step, tokens in enumerate(TENSORS["logits.tokens"].long()):
         state.grid[0, state.position[0]] = tokens

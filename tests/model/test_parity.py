@@ -7,7 +7,7 @@ from reference import random_reference, reference_codes, reference_logits
 from dia_engine import Engine
 from dia_engine.model.state import DecodeState
 from dia_engine.model.tokenizer import encode_text
-from dia_engine.sampling_params import GenerationOptions
+from dia_engine.sampling_params import ResolvedSamplingParams
 
 REQUESTS = [
     # text, prompt frames, max_tokens, cfg_scale, top_k
@@ -67,7 +67,7 @@ def test_logits_of_every_row(seed, tmp_path):
 
     state = DecodeState.allocate(config, 1, rows, len(text), torch.float32, "cpu")
     prompt = grid.new_zeros((prompt_frames, config.decoder.num_channels))
-    state.start(0, len(text), prompt, GenerationOptions(max_tokens=rows), seed=0)
+    state.start(0, len(text), prompt, ResolvedSamplingParams(max_tokens=rows), seed=0)
     state.grid[0, :rows] = grid
     model.prefill(state, 0, text)
     for row in range(prompt_frames, rows):

@@ -9,7 +9,7 @@ from dia_engine.model.dia import DiaModel
 from dia_engine.runtime.generation import start_requests
 from dia_engine.runtime.request import Request
 from dia_engine.runtime.runner import Stepper
-from dia_engine.sampling_params import GenerationOptions
+from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.weights.synthetic import random_weights, synthetic_config
 
 CONFIG = synthetic_config("synthetic:tiny")
@@ -21,11 +21,11 @@ def model(request):
         return DiaModel(CONFIG, random_weights(CONFIG, dtype=request.param, device="cpu"))
 
 
-def make_request(index: int) -> Request:
+def make_request(index: int, max_tokens: int) -> Request:
     generator = torch.Generator().manual_seed(index)
     text = torch.randint(1, 250, (9 + 31 * index,), generator=generator)
     prompt = torch.randint(1024, (5 * index, 9), generator=generator)
-    return Request(text, prompt, seed=index)
+    return Request(text, prompt, ResolvedSamplingParams(max_tokens=max_tokens), seed=index)
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
@@ -38,10 +38,9 @@ def threads(request):
 
 @pytest.mark.parametrize("batch", [2, 3, 7])
 def test_a_row_has_the_same_bits_in_any_batch(model, batch, threads):
-    options = GenerationOptions(max_tokens=80)
-    requests = [make_request(index % 4) for index in range(batch)]
-    together = start_requests(Stepper(model), requests, options)
-    alone = [start_requests(Stepper(model), [request], options) for request in requests]
+    requests = [make_request(index % 4, max_tokens=80) for index in range(batch)]
+    together = start_requests(Stepper(model), requests)
+    alone = [start_requests(Stepper(model), [request]) for request in requests]
     for _ in range(12):
         logits = model.logits(together)
         for slot, state in enumerate(alone):
@@ -53,8 +52,7 @@ def test_a_row_has_the_same_bits_in_any_batch(model, batch, threads):
 
 
 def test_what_lies_beyond_the_valid_rows_is_not_read(model):
-    options = GenerationOptions(max_tokens=40)
-    clean, poisoned = (start_requests(Stepper(model), [make_request(1)], options) for _ in range(2))
+    clean, poisoned = (start_requests(Stepper(model), [make_request(1, max_tokens=40)]) for _ in range(2))
     valid, text = int(poisoned.position[0]) + 1, int(poisoned.last_text[0]) + 1
     for cache, length in ((poisoned.self_cache, valid), (poisoned.cross_cache, text)):
         cache.keys[:, :, :, length:] = float("nan")
@@ -87,7 +85,7 @@ class Watch(TorchDispatchMode):
 
 
 def test_a_step_allocates_alike_at_every_position_and_never_waits(model):
-    state = start_requests(Stepper(model), [make_request(0)], GenerationOptions(max_tokens=400))
+    state = start_requests(Stepper(model), [make_request(0, max_tokens=400)])
     allocated = []
     for _ in range(300):
         with Watch() as watch:

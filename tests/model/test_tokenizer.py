@@ -13,10 +13,18 @@ def test_limit_counts_bytes_after_tags():
         encode_text("[S1]" * 7 + "é", 8)
 
 
-@pytest.mark.parametrize("text", ["", "  \n\t"])
+INVISIBLE = ["\u200b", "\ufeff", "\u2060", "\u00ad", "\x00", "\x07", "\u3164", "\u2800", "\u0301", " \u200b\n"]
+
+
+@pytest.mark.parametrize("text", ["", "  \n\t", *INVISIBLE])
 def test_empty(text):
     with pytest.raises(ValueError, match="must not be empty"):
         encode_text(text, 8)
+
+
+@pytest.mark.parametrize("text", ["a\u0301", "\U0001f600", "\ue000", ".", "[S1]\u200b"])
+def test_what_can_be_seen_is_taken(text):
+    assert len(encode_text(text, 16))
 
 
 @pytest.mark.parametrize("text", [None, 3, b"bytes", ["list"]])

@@ -13,11 +13,11 @@ from dia_engine.model.state import DecodeState
 from dia_engine.runtime.generation import finished_codes, start_requests
 from dia_engine.runtime.request import Request
 from dia_engine.runtime.runner import STEPS_PER_GRAPH, Look, Stepper
-from dia_engine.sampling_params import GenerationOptions
+from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.weights.synthetic import random_weights, synthetic_config
 
 CONFIG = synthetic_config("synthetic:tiny")
-OPTIONS = GenerationOptions(max_tokens=50)
+PARAMS = ResolvedSamplingParams(max_tokens=50)
 TEXTS = ["[S1] One.", "[S2] Another, longer script.", "[S1] A third. [S2] Yes!"]
 
 
@@ -29,7 +29,7 @@ def model() -> DiaModel:
 
 def make_requests(count: int) -> list[Request]:
     return [
-        Request(torch.randint(1, 250, (5 + 20 * index,)), torch.randint(1024, (4 * index, 9)), seed=index)
+        Request(torch.randint(1, 250, (5 + 20 * index,)), torch.randint(1024, (4 * index, 9)), PARAMS, seed=index)
         for index in range(count)
     ]
 
@@ -70,13 +70,13 @@ def test_launches_of_several_steps_give_the_codes_of_single_steps(model):
     stepper, single = SeveralSteps(model), Stepper(model)
     for count in (1, 3, 2, 1):
         requests, made = make_requests(count), []
-        state = start_requests(stepper, requests, OPTIONS)
+        state = start_requests(stepper, requests)
         stepper.run(state, made.append)
-        alone = start_requests(single, requests, OPTIONS)
+        alone = start_requests(single, requests)
         single.run(alone)
         for ours, theirs in zip(finished_codes(state, requests), finished_codes(alone, requests)):
             assert torch.equal(ours, theirs)
-        longest = OPTIONS.max_tokens - 1  # of the request without a prompt
+        longest = PARAMS.max_tokens - 1  # of the request without a prompt
         assert sum(made) == -(-longest // STEPS_PER_GRAPH) * STEPS_PER_GRAPH, "no launch after the end"
     assert stepper.allocated == [1, 4], "allocated anew only for more slots than ever before"
     assert stepper.captured == [1, 4, 2, 1], "a count when it is first needed, anew in new memory"
@@ -123,9 +123,9 @@ def test_an_engine_whose_graphs_do_not_fit_works_with_fewer_slots(model):
     assert stepper._state is None and not stepper._graphs
     stepper.prepare(48)
     requests = make_requests(3)
-    state = start_requests(stepper, requests, OPTIONS)
+    state = start_requests(stepper, requests)
     stepper.run(state)
-    alone = start_requests(Stepper(model), requests, OPTIONS)
+    alone = start_requests(Stepper(model), requests)
     Stepper(model).run(alone)
     for ours, theirs in zip(finished_codes(state, requests), finished_codes(alone, requests)):
         assert torch.equal(ours, theirs)
@@ -158,7 +158,7 @@ def test_prepare_names_a_mistake(slots, error):
 
 def test_a_launch_ends_at_every_stop(model):
     for stepper, launches in ((SeveralSteps(model), [8, 1, 1, 1, 8, 8]), (Stepper(model), [1] * 27)):
-        state, made = start_requests(stepper, make_requests(1), OPTIONS), []
+        state, made = start_requests(stepper, make_requests(1)), []
         looks = stepper.looks(state, made.append, iter([0, 0, 9, 11, 27]))
         positions = [int(next(looks).position[0]) for _ in launches]
         assert made == launches and positions == [sum(launches[: index + 1]) for index in range(len(launches))]

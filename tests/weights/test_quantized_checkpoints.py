@@ -18,9 +18,9 @@ from dia_engine.kernels.cpu.onednn import PackedInt8Weight
 from dia_engine.kernels.quantized import FORMATS, Int8Weight, NF4Weight
 from dia_engine.model.config import DiaConfig
 from dia_engine.model.dia import parameter_shapes
-from dia_engine.weights.load import load_weights, stored_formats
-from dia_engine.weights.quantize import quantize_model
+from dia_engine.weights.load import DiaCheckpoint, load_weights
 from dia_engine.weights.recipes import RECIPES, checked_recipe, chosen_formats
+from dia_engine.weights.save import quantize_model
 
 # Rows of 64 and 128 weights, but in the encoder's MLP, where blocks of 64 do not fill them.
 CONFIG = dataclasses.replace(
@@ -234,11 +234,11 @@ def test_an_engine_holds_quantised_weights(quant):
 @pytest.mark.parametrize("stored, asked", [("int8", "nf4"), ("nf4", "int8"), ("nf4", {"*.mlp.*": "nf4"})])
 def test_other_formats_than_stored(folder, tmp_path, stored, asked):
     quantize_model(folder, tmp_path / "small", stored)
-    with pytest.raises(ValueError, match=r"is quantised already, in int8.*; load it without quant"):
+    with pytest.raises(ValueError, match=r"is quantized already, in int8.*; load it without quant"):
         Engine.load(tmp_path / "small", quant=asked)
-    with pytest.raises(ValueError, match="is quantised already"):
+    with pytest.raises(ValueError, match="is quantized already"):
         describe(tmp_path / "small", None, "bfloat16", "int8" if stored == "nf4" else "nf4")
-    with pytest.raises(ValueError, match="is quantised already, in int8.*; quantise the original"):
+    with pytest.raises(ValueError, match="is quantized already, in int8.*; quantize the original"):
         quantize_model(tmp_path / "small", tmp_path / "smaller", stored)
     assert not (tmp_path / "smaller").exists()
 
@@ -299,8 +299,8 @@ def test_damaged_quantised_files(folder, tmp_path, change, message):
 def test_formats_that_are_stored(folder, tmp_path):
     quantize_model(folder, tmp_path / "small", "nf4")
     formats = chosen_formats(RECIPES["nf4"], CONFIG)
-    assert stored_formats(find_model(tmp_path / "small").weights, CONFIG) == formats
-    assert stored_formats(find_model(folder).weights, CONFIG) == {}
+    assert DiaCheckpoint(find_model(tmp_path / "small").weights, CONFIG).formats == formats
+    assert DiaCheckpoint(find_model(folder).weights, CONFIG).formats == {}
     assert kinds(load(tmp_path / "small")) == {name: formats.get(name, "none") for name in parameter_shapes(CONFIG)}
 
 
@@ -315,6 +315,6 @@ def test_the_command(folder, tmp_path):
     shown = command("info", tmp_path / "small").stdout
     assert "transformers layout, int8 and nf4 and bfloat16 and float32, 1 file" in shown
     again = command("quantize", tmp_path / "small", tmp_path / "smaller", "--quant", "int8")
-    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "quantised already" in again.stderr
+    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "quantized already" in again.stderr
     wrong = command("say", "[S1] a", "--model", "synthetic:tiny", "--quant", "int3", "-o", tmp_path / "x.wav")
     assert wrong.returncode == 2 and "quant must be one of int8, nf4, 4bit, 8bit, got 'int3'" in wrong.stderr

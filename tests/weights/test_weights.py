@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from dia_engine.files import tensors as checkpoint
 from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig
 from dia_engine.model.dia import parameter_shapes
-from dia_engine.weights import load as weights_module
-from dia_engine.weights.load import describe_files, load_weights, save_weights, stream_weights
+from dia_engine.weights import save as save_module
+from dia_engine.weights.load import DiaCheckpoint, load_weights
+from dia_engine.weights.save import save_weights
 
 NARI_FOLDER = Path(__file__).parents[1] / "data" / "nari_layout"
 GIGABYTE = 10**9
@@ -252,7 +253,7 @@ def test_dropping_the_mapping_before_every_read_changes_nothing(tmp_path, monkey
         save_file(state, tmp_path / name)
     opened = []
     open_file = checkpoint._open_file
-    monkeypatch.setattr(checkpoint, "_open_file", lambda path: opened.append(path) or open_file(path))
+    monkeypatch.setattr(checkpoint, "_open_file", lambda path, *rest: opened.append(path) or open_file(path, *rest))
     monkeypatch.setattr(checkpoint, "MAPPED_BYTES", 0)
     assert_equal(load_weights([tmp_path / name], CONFIG, dtype=torch.float32, device="cpu"), fused(state))
     assert len(opened) == (1 if name == "legacy.pth" else 1 + len(state))
@@ -268,7 +269,7 @@ def test_loaded_weights_outlive_their_file(tmp_path):
 def test_streams_complete_tensors_in_the_models_order(tmp_path):
     state = small_state()
     save_file(state, tmp_path / "model.safetensors")
-    stream = stream_weights([tmp_path / "model.safetensors"], CONFIG, dtype=torch.float32, device="cpu")
+    stream = DiaCheckpoint([tmp_path / "model.safetensors"], CONFIG).stream(dtype=torch.float32, device="cpu")
     expected = fused(state)
     for name in parameter_shapes(CONFIG):
         found, tensor = next(stream)
@@ -285,15 +286,15 @@ def test_ignores_the_buffer_that_follows_from_the_config(tmp_path):
 def test_describes_files_without_reading_them(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.Checkpoint, "read", lambda *_: pytest.fail("data was read"))
     config = DiaConfig.from_file(NARI_FOLDER / "config.json")
-    assert describe_files([NARI_FOLDER / "model.safetensors"], config) == "nari-labs layout, float16, 1 file"
+    assert DiaCheckpoint([NARI_FOLDER / "model.safetensors"], config).description == "nari-labs layout, float16, 1 file"
     state = small_state()
     head = {"logits_dense.weight": state.pop("logits_dense.weight").bfloat16()}
     torch.save(state, tmp_path / "a.pth")
     save_file(head, tmp_path / "b.safetensors")
     files = [tmp_path / "a.pth", tmp_path / "b.safetensors"]
-    assert describe_files(files, CONFIG) == "transformers layout, bfloat16 and float32, 2 files"
+    assert DiaCheckpoint(files, CONFIG).description == "transformers layout, bfloat16 and float32, 2 files"
     with pytest.raises(ValueError, match="1 missing: logits_dense.weight"):
-        describe_files(files[:1], CONFIG)
+        DiaCheckpoint(files[:1], CONFIG)
 
 
 # Refusing
@@ -313,7 +314,7 @@ def test_lists_every_misfit_at_once_and_before_reading(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.Checkpoint, "read", lambda *_: pytest.fail("data was read"))
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     with pytest.raises(ValueError) as caught:
-        stream_weights(files, CONFIG, dtype=torch.float32, device="cpu")
+        DiaCheckpoint(files, CONFIG)
     width, inner = CONFIG.decoder.hidden_size, CONFIG.decoder.intermediate_size
     message = str(caught.value)
     assert f"{tmp_path / 'a.safetensors'} and 1 more (transformers layout) does not fit the config" in message
@@ -340,7 +341,7 @@ def test_a_config_of_other_depth_is_a_misfit(tmp_path, name):
     )
     state = load_file(NARI_FOLDER / "model.safetensors")
     save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
-    with pytest.raises(ValueError, match=r"nari-labs layout.*\n  13 missing: decoder\.layers\.3\.pre_sa_norm"):
+    with pytest.raises(ValueError, match=r"nari-labs layout.*: 13 missing: decoder\.layers\.3\.pre_sa_norm"):
         load_weights([tmp_path / name], deeper, dtype=torch.float32, device="cpu")
 
 
@@ -477,7 +478,7 @@ def test_nothing_is_left_of_a_failed_save(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         save_file(tensors, path, metadata)
 
-    monkeypatch.setattr(weights_module, "save_file", full_disk)
+    monkeypatch.setattr(save_module, "save_file", full_disk)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(OSError, match="No space left"):
         save_weights(ours, CONFIG, tmp_path / "saved", max_shard_bytes=4000)

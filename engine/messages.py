@@ -1,0 +1,31 @@
+"""Values and errors as one short, printable line of a message."""
+
+import re
+
+LONGEST = 100
+LISTED = 10
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def shown(value: object) -> str:
+    """A value for a message: its repr, cut where it is long. A file may hold integers of hundreds of digits."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print integers of more than 4300 digits
+        return "an integer of thousands of digits"
+    except RecursionError:
+        return f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+
+
+def listed(names: list[str]) -> str:
+    """Names for a message: ten of them, and how many more there are."""
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "") if names else "nothing"
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line of text without terminal colors, or the name of its class."""
+    lines = _ANSI.sub("", str(error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,55 @@
+"""Forked processes: what cannot work says so at once, what can work does."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+ROOT = Path(__file__).parents[2]
+FORK = """
+import os, sys, threading
+import torch
+from dia_engine import Engine
+
+torch.set_num_threads({parent})
+engine = Engine.load("synthetic:tiny", device="cpu", load_dac=False)
+wanted = engine.generate("[S1] Hello.", seed=1, max_tokens=30)
+if os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+torch.set_num_threads({child})
+try:
+    {work}
+except RuntimeError as error:
+    print(error)
+os._exit(0)
+"""
+GENERATE = "print((engine.generate('[S1] Hello.', seed=1, max_tokens=30) == wanted).all())"
+STREAM = "print(engine.stream('[S1] Hello.', max_tokens=30))"
+LOAD = "print(Engine.load('synthetic:tiny', load_dac=False))"
+
+
+@pytest.mark.parametrize(
+    ("parent", "child", "work", "shown"),
+    [
+        (2, 2, GENERATE, 'multiprocessing.get_context("spawn")'),
+        (2, 2, STREAM, 'multiprocessing.get_context("spawn")'),
+        (2, 2, LOAD, 'multiprocessing.get_context("spawn")'),
+        (2, 1, GENERATE, "True"),
+        (1, 1, GENERATE, "True"),
+    ],
+)
+def test_a_forked_child(parent, child, work, shown):
+    script = FORK.format(parent=parent, child=child, work=work)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert shown in output
