@@ -29,9 +29,9 @@ hear: $(READY)
 	$(PY) -m tools.talker.evaluate
 	$(PY) -m pytest -q tests/tools/test_hearing.py
 
-# Needs a CUDA device.
+# Needs a CUDA device. PARTS="correctness speed kernels tuning audio" or some of them; goes on where an earlier run ended.
 gpu: $(READY)
-	$(PY) -m benchmarks.gpu $(if $(REFERENCE),--reference $(REFERENCE))
+	$(PY) -m benchmarks.gpu $(if $(PARTS),--parts $(PARTS)) $(if $(REFERENCE),--reference $(REFERENCE))
 
 # The environment is made anew when what it must hold has changed. TORCH_INDEX is a package index to take torch from: the
 # wheel on PyPI brings CUDA, README.md says how to do without.

@@ -5,7 +5,8 @@
 On a GPU both run, captured in a graph of many calls over rotating copies of the weights, so that neither the launch
 nor the L2 cache is what is measured; a kernel is compared with its twin before it is timed. On a CPU the twin is all
 there is. The table's times are those of a round of CALLS calls; microseconds per call, GB/s and percent of the roofline
-are in `extra_info` of the JSON (`--benchmark-json FILE`), from which `benchmarks.gpu` prints them.
+are in `extra_info` of the JSON (`--benchmark-json FILE`); `--journal FILE` appends a line for each kernel there, and
+leaves out what it has already.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from benchmarks.roofline import copy_bandwidth, synchronize
+from benchmarks.journal import Journal
+from benchmarks.roofline import copy_bandwidth, data_sheet_bandwidth, synchronize
 from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
 from dia_engine.kernels import sample_and_advance as next_row
 from dia_engine.model.config import DiaConfig
@@ -152,7 +154,11 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("provider", ["kernel", "twin"] if ON_GPU else ["twin"])
-def test_kernel(cases, benchmark, name, provider):
+def test_kernel(cases, benchmark, name, provider, request):
+    path, entry = request.config.getoption("--journal", None), f"{name}, {provider}"
+    journal = Journal(path) if path else None
+    if journal and journal.entry("kernels", entry):
+        pytest.skip("measured already")
     case = cases[name]
     with torch.no_grad():
         if provider == "kernel":
@@ -160,9 +166,16 @@ def test_kernel(cases, benchmark, name, provider):
         one = case.run if provider == "kernel" or not ON_GPU else case.twin
         benchmark.pedantic(_round(one, case.weight), rounds=10, warmup_rounds=2)
     seconds = benchmark.stats.stats.median / CALLS
-    benchmark.extra_info["us_per_call"] = 1e6 * seconds
-    benchmark.extra_info["gigabytes_per_second"] = case.bytes_read / seconds / 1e9
-    benchmark.extra_info["roofline_percent"] = 100 * case.bytes_read / seconds / _bandwidth()
+    peak = data_sheet_bandwidth(DEVICE)
+    figures = {
+        "us_per_call": 1e6 * seconds,
+        "gigabytes_per_second": case.bytes_read / seconds / 1e9,
+        "roofline_percent": 100 * case.bytes_read / seconds / _bandwidth(),
+        "peak_percent": None if peak is None else 100 * case.bytes_read / seconds / peak,
+    }
+    benchmark.extra_info.update(figures)
+    if journal:
+        journal.append("kernels", entry, "measured", **figures)
 
 
 def _verify(case: Case) -> None:

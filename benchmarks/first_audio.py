@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from dia_engine import Engine
+from dia_engine.codec.precision import full_float32
 from dia_engine.codec.windowed import HostCopy, SoundWindows
 from dia_engine.model.tokenizer import encode_text
 from dia_engine.runtime.request import parse_requests
@@ -280,7 +281,9 @@ def _codec_errors(engine: Engine) -> dict[str, float]:
     codes = torch.randint(codec.codebook_size, (30, codec.num_codebooks), device=codec.device)
     latent, sounds = codec.quantizer.decode(codes), {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        sounds[str(dtype).removeprefix("torch.")] = copy.deepcopy(codec.decoder).to(dtype)(latent.to(dtype)).float()
+        with full_float32():
+            sound = copy.deepcopy(codec.decoder).to(dtype)(latent.to(dtype)).float()
+        sounds[str(dtype).removeprefix("torch.")] = sound
     exact = sounds.pop("float32")
     return {name: float((sound - exact).std() / exact.std()) for name, sound in sounds.items()}
 

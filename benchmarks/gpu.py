@@ -1,107 +1,154 @@
-"""All that only a GPU can show, in one command: the tests marked `gpu`, then every benchmark, figures as JSON.
+"""All that only a GPU can show, in parts: the tests marked `gpu`, then every benchmark.
 
-    make gpu            or, in an environment of one's own, make gpu READY= PY=python3
+    make gpu                               or, in an environment of one's own, make gpu READY= PY=python3
+    make gpu PARTS="correctness speed"     each part can be run alone
 
-Writes benchmarks/results/<GPU>-<date>-*.json and ends with a summary. Exit status 1 if anything failed.
+A part takes at most 8 minutes, all together 25. Each measurement is a line in benchmarks/results/<GPU>-<date>.jsonl as
+soon as it is made; the next run on the same GPU with the same code goes on after those. Ends with a table. Exit status
+1 if anything failed or is left to do.
 """
 
 import argparse
 import json
-import re
+import os
+import signal
 import subprocess
 import sys
 import time
-from datetime import date
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from .gpu_plan import PARTS, ROOT, Measurement, plan
+from .gpu_report import current_clocks, journal_path, setting, table
+from .journal import Journal
+
 RESULTS = Path(__file__).parent / "results"
-BUDGET_SECONDS = 570
-TEST_SECONDS = 240  # of it, at most: the figures are to be had even where a test hangs
+TOTAL_SECONDS = 25 * 60
+PART_SECONDS = 8 * 60
+LEAST_SECONDS = 10  # a command with less has no time to load anything
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=" ".join(PARTS) + " (all)"
+    )
     parser.add_argument("--reference", metavar="PATH", help="checkout of nari-labs/dia, to time it as well")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSON goes (%(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the journal goes (%(default)s)")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("make gpu: torch finds no CUDA device here", file=sys.stderr)
         return 1
-    gpu = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()).strip("-").lower()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `timeout` sends it: take the running command along
     options.results.mkdir(parents=True, exist_ok=True)
-    prefix = options.results / f"{gpu}-{date.today().isoformat()}"
-    started = time.monotonic()
-    outcome = {}
-    for name, command in _commands(options.reference, prefix).items():
-        left = BUDGET_SECONDS - (time.monotonic() - started)
-        print(f"\n== {name} ({left:.0f} s left)\n{' '.join(command)}", flush=True)
-        outcome[name] = _run(command, min(left, TEST_SECONDS) if name == "tests" else left)
-    spent = time.monotonic() - started
-    print(f"\n== summary ({spent:.0f} s, {torch.cuda.get_device_name()}, torch {torch.__version__})")
-    for name, status in outcome.items():
-        print(f"{status:10} {name}")
-    _print_speeds(prefix)
-    return 0 if set(outcome.values()) == {"passed"} else 1
+    described = setting()
+    journal = Journal(journal_path(options.results, described))
+    journal.append("setting", "setting", "measured", **described)
+    parts = [part for part in PARTS if part in options.parts]  # in their order, each once
+    left = run_parts(parts, journal, options.reference)
+    print(f"\n{table(journal)}\n\n{journal.path}")
+    failed = [entry for part in parts for entry in journal.entries(part) if entry["status"] in ("failed", "timed out")]
+    if left:
+        print(f"left to do: {', '.join(f'{each.part} {each.name}' for each in left)}; run it again to go on")
+    return 1 if left or failed else 0
 
 
-def _commands(reference: str | None, prefix: Path) -> dict[str, list[str]]:
-    """What runs: the tests, then the most telling first, as a later one may find the time used up."""
-    python = [sys.executable, "-m"]
-    speed = [*python, "benchmarks.tokens_per_sec", "--model", "synthetic:full", "--dtype", "bfloat16"]
-    nari = ["nari", "--reference", reference] if reference else []
-    commands = {
-        "tests": [*python, "pytest", "-q", "-m", "gpu", "tests"],
-        "speed": [
-            *speed, "--quant", "int8", "nf4", "--against", "transformers", *nari, "--json", f"{prefix}-speed.json",
-        ],
-        "first audio": [
-            *python, "benchmarks.first_audio", "--model", "synthetic:full", "--dtype", "bfloat16",
-            "--against", "transformers", *nari, "--peer-steps", "200", "--json", f"{prefix}-first-audio.json",
-        ],
-        "kernels": [
-            *python, "pytest", "-q", "benchmarks", "--benchmark-only", "--benchmark-json", f"{prefix}-kernels.json",
-        ],
-        "speed, batch 8": [*speed, "--batch", "8", "--json", f"{prefix}-speed-batch-8.json"],
-        "speed, compiled peers": [
-            *speed, "--against", "transformers-compiled", *(["nari-compiled", *nari[1:]] if nari else []),
-            "--json", f"{prefix}-speed-compiled.json",
-        ],
-    }  # fmt: skip
-    return commands
+class Budget:
+    """Seconds that are left, of all and of a part."""
+
+    def __init__(self, total: float, part: float, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._part = clock, part
+        self._end = self._part_end = clock() + total
+
+    def start_part(self) -> None:
+        self._part_end = self._clock() + self._part
+
+    def left(self) -> float:
+        return min(self._end, self._part_end) - self._clock()
 
 
-def _run(command: list[str], seconds: float) -> str:
-    if seconds <= 0:
-        return "no time"
+Runner = Callable[[Measurement, float], str]
+
+
+def run_parts(
+    parts: list[str],
+    journal: Journal,
+    reference: str | None = None,
+    budget: Budget | None = None,
+    run: Runner | None = None,
+) -> list[Measurement]:
+    """Make the measurements of some parts that the journal does not have.
+
+    Args:
+        run: makes one within some seconds, and gives its status: "passed", "failed" or "timed out".
+
+    Returns:
+        those there was no time for.
+    """
+    budget, run = budget or Budget(TOTAL_SECONDS, PART_SECONDS), run or run_command
+    left = []
+    for part in parts:
+        budget.start_part()
+        for measurement in plan(part, journal.path, reference):
+            if journal.entry(part, measurement.name):
+                continue
+            if budget.left() < LEAST_SECONDS:
+                left.append(measurement)
+                continue
+            print(f"\n== {part}: {measurement.name} ({budget.left():.0f} s left)", flush=True)
+            started = time.monotonic()
+            status = run(measurement, budget.left())
+            figures = _figures(measurement) if status == "passed" else {}
+            journal.append(
+                part,
+                measurement.name,
+                status,
+                seconds=round(time.monotonic() - started, 1),
+                command=_shown(measurement),
+                clocks=current_clocks(),
+                **figures,
+            )
+    return left
+
+
+def _figures(measurement: Measurement) -> dict:
+    """What the command wrote, out of a file that then goes."""
+    if measurement.json is None:
+        return {}
+    report = json.loads(measurement.json.read_text(encoding="utf-8"))
+    measurement.json.unlink()
+    report.pop("timeline", None)  # thousands of spans
+    return {"report": report}
+
+
+def _shown(measurement: Measurement) -> str:
+    """The command without the folders of this machine."""
+    words = [f"{name}={value}" for name, value in measurement.environment.items()]
+    words += ["python", *measurement.command[1:]]
+    return " ".join(Path(word).name if word.startswith("/") else word for word in words)
+
+
+def run_command(measurement: Measurement, seconds: float) -> str:
+    """Run a command in a process group of its own, which ends with it."""
+    environment = {**os.environ, **measurement.environment}
+    process = subprocess.Popen(measurement.command, cwd=ROOT, env=environment, start_new_session=True)
     try:
-        return "passed" if subprocess.run(command, timeout=seconds).returncode == 0 else "FAILED"
+        return "passed" if process.wait(seconds) == 0 else "failed"
     except subprocess.TimeoutExpired:
         return "timed out"
+    finally:
+        _end(process)
 
 
-def _print_speeds(prefix: Path) -> None:
-    for path in sorted(prefix.parent.glob(f"{prefix.name}-speed*.json")):
-        report = json.loads(path.read_text())
-        for row in report["results"]:
-            print(
-                f"{row['name']:45} batch {report['batch']:<3} {row['steps_per_second']:8.1f} steps/s "
-                f"{row['times_real_time']:7.2f}x real time {row['roofline_percent']:4.0f}% of the roofline"
-            )
-    first_audio = Path(f"{prefix}-first-audio.json")
-    if first_audio.exists():
-        report = json.loads(first_audio.read_text())
-        seconds = report["first_audio_seconds"]
-        print(
-            f"{'first sound of a stream':45} p50 {1e3 * seconds['p50']:6.1f} ms, p95 {1e3 * seconds['p95']:6.1f} ms, "
-            f"{report['stream']['underruns']} underruns"
-        )
-    kernels = Path(f"{prefix}-kernels.json")
-    if kernels.exists():
-        for row in json.loads(kernels.read_text())["benchmarks"]:
-            info = row["extra_info"]
-            print(f"{row['name']:45} {info['us_per_call']:8.2f} us {info['roofline_percent']:4.0f}% of the roofline")
+def _end(process: subprocess.Popen) -> None:
+    """Its workers too: a compiler that is left behind would be measured with the next command."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 if __name__ == "__main__":

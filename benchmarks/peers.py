@@ -36,7 +36,12 @@ class Ours:
 
     def __init__(self, stepper: Stepper, quant: str = ""):
         self.stepper, self.device = stepper, stepper.model.device
-        self.name = f"dia-engine {quant}".rstrip()
+        self.name = self.title(quant)
+
+    @staticmethod
+    def title(quant: str = "") -> str:
+        """The name in results."""
+        return f"dia-engine {quant}".rstrip()
 
     @torch.no_grad()
     def run(self, text: torch.Tensor, batch: int, steps: int) -> Timing:

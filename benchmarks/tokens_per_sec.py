@@ -5,13 +5,15 @@
 A step makes one row of nine codes; 86.13 steps are one second of sound. Timed are whole steps: decoder, guidance,
 filter, draw and bookkeeping. "text" is the time from the script to where the first step can start, "first row" to its
 end (with graphs: to the end of the first launch of several steps); "memory" is what the run needs beside the weights.
+README.md beside this file explains the keys of the JSON.
 """
 
 import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,10 +23,11 @@ from dia_engine.model.tokenizer import encode_text
 from dia_engine.runtime.runner import Stepper
 
 from .command import run
+from .journal import Journal
 from .memory import WorkingMemory
 from .nari import Nari
 from .peers import Ours, Transformers
-from .roofline import bandwidth_in_words, copy_bandwidth, step_bytes
+from .roofline import bandwidth_in_words, copy_bandwidth, data_sheet_bandwidth, step_bytes
 from .setting import (
     SCRIPT,
     STEPS_PER_SECOND_OF_SOUND,
@@ -43,15 +46,57 @@ def main() -> None:
     bandwidth = copy_bandwidth(plain.device)
     print(bandwidth_in_words(bandwidth, plain.device), file=sys.stderr)
     report = {**machine(plain), **_setting(options, plain, text, bandwidth), "results": []}
-    for runner, engine in _runners(options, plain):
-        print(f"measuring {runner.name} ...", file=sys.stderr)
-        memory = WorkingMemory(engine.device)
-        runner.run(text, options.batch, 2)  # first calls allocate, compile and fill caches
-        measured = _measure(runner, text, options, engine, bandwidth)
-        report["results"].append({**measured, "working_bytes": memory.peak()})
-        if options.json:  # now and not at the end, which a limit of time may cut off
-            Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
-    print(_table(report))
+    record = Record(options)
+    for name, prepared in _runners(options, plain):
+        earlier = record.earlier(name)
+        if earlier is not None:
+            report["results"] += earlier
+            continue
+        print(f"measuring {name} ...", file=sys.stderr)
+        try:
+            result = _result(*prepared(), text, options, bandwidth)
+        except torch.OutOfMemoryError as error:
+            record.out_of_memory(name, error)
+            continue
+        report["results"].append(result)
+        record.measured(report, result)
+    print(_table(report) if report["results"] else "nothing was measured")
+
+
+class Record:
+    """Writes each result when it is there and not at the end, which a limit of time may cut off."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.json, self.part, self.label = options.json, options.part, options.label or f"batch {options.batch}"
+        self.journal = Journal(options.journal) if options.journal else None
+
+    def earlier(self, name: str) -> list[dict] | None:
+        """What the journal has of a runtime, None if it is still to be measured."""
+        entry = self.journal and self.journal.entry(self.part, self._name(name))
+        return entry.get("report", {"results": []})["results"] if entry else None
+
+    def measured(self, report: dict, result: dict) -> None:
+        if self.json:
+            Path(self.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+        if self.journal:
+            self.journal.append(
+                self.part, self._name(result["name"]), "measured", report={**report, "results": [result]}
+            )
+
+    def out_of_memory(self, name: str, error: torch.OutOfMemoryError) -> None:
+        """Note it and go on with the next.
+
+        Raises:
+            torch.OutOfMemoryError: there is no journal to note it in.
+        """
+        if self.journal is None:
+            raise error
+        first_line = str(error).split("\n")[0]
+        print(f"{name}: {first_line}", file=sys.stderr)
+        self.journal.append(self.part, self._name(name), "out of memory", error=first_line)
+
+    def _name(self, name: str) -> str:
+        return f"{self.label}: {name}"
 
 
 def _arguments() -> argparse.Namespace:
@@ -65,19 +110,43 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="timed runs (%(default)s)")
     add_peer_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument(
+        "--journal", metavar="FILE", help="append a line for each result there, and leave out what it has already"
+    )
+    parser.add_argument("--part", default="speed", help="the part that lines of the journal name (%(default)s)")
+    parser.add_argument("--label", help="what the names of its lines begin with (batch N)")
     options = parser.parse_args()
     check_peer_arguments(parser, options)
     return options
 
 
-def _runners(options, engine: Engine) -> Iterator[tuple[Ours | Transformers | Nari, Engine]]:
-    """What is timed, ourselves first, and the engine whose weights it reads."""
-    yield Ours(Stepper(engine.model)), engine
+Prepared = Callable[[], tuple[Ours | Transformers | Nari, Engine]]
+
+
+def _runners(options: argparse.Namespace, engine: Engine) -> Iterator[tuple[str, Prepared]]:
+    """Names of what is timed, ourselves first; each with a function for it and the engine whose weights it reads."""
+    yield Ours.title(), lambda: (Ours(Stepper(engine.model)), engine)
     for quant in options.quant:
-        quantised = Engine.load(options.model, quant=quant, dtype=engine.dtype, device=engine.device, load_dac=False)
-        yield Ours(Stepper(quantised.model), quant), quantised
+        yield Ours.title(quant), partial(_quantized, options, engine, quant)
     for peer in peers(options, engine):
-        yield peer, engine
+        yield peer.name, partial(lambda peer: (peer, engine), peer)
+
+
+def _quantized(options: argparse.Namespace, engine: Engine, quant: str) -> tuple[Ours, Engine]:
+    quantized = Engine.load(options.model, quant=quant, dtype=engine.dtype, device=engine.device, load_dac=False)
+    return Ours(Stepper(quantized.model), quant), quantized
+
+
+def _result(
+    runner: Ours | Transformers | Nari,
+    engine: Engine,
+    text: torch.Tensor,
+    options: argparse.Namespace,
+    bandwidth: float,
+) -> dict:
+    memory = WorkingMemory(engine.device)
+    runner.run(text, options.batch, 2)  # first calls allocate, compile and fill caches
+    return {**_measure(runner, text, options, engine, bandwidth), "working_bytes": memory.peak()}
 
 
 def _measure(runner, text: torch.Tensor, options, engine: Engine, bandwidth: float) -> dict:
@@ -85,6 +154,7 @@ def _measure(runner, text: torch.Tensor, options, engine: Engine, bandwidth: flo
     steps = sorted(span for timing in timings for span in timing.steps[len(timing.steps) // 10 :])
     median = statistics.median(steps)
     bytes_read = _step_bytes(engine, options, text)
+    peak = data_sheet_bandwidth(engine.device)
     return {
         "name": runner.name,
         "first_step_seconds": statistics.median(timing.first for timing in timings),
@@ -96,6 +166,7 @@ def _measure(runner, text: torch.Tensor, options, engine: Engine, bandwidth: flo
         "bytes_per_step": bytes_read,
         "weight_bytes": _weight_bytes(engine),
         "roofline_percent": 100 * bytes_read / bandwidth / median,
+        "peak_percent": None if peak is None else 100 * bytes_read / peak / median,
     }
 
 
@@ -119,6 +190,7 @@ def _setting(options, engine: Engine, text: torch.Tensor, bandwidth: float) -> d
         "bytes_per_step": _step_bytes(engine, options, text),
         "weight_bytes": _weight_bytes(engine),
         "copy_gigabytes_per_second": bandwidth / 1e9,
+        "peak_gigabytes_per_second": None if (peak := data_sheet_bandwidth(engine.device)) is None else peak / 1e9,
     }
 
 
@@ -133,7 +205,7 @@ def _table(report: dict) -> str:
         f"{'':40}{'text':>9}{'first row':>11}{'ms/step':>10}{'p10-p90':>16}{'steps/s':>10}{'x real':>8}{'roofline':>10}"
         f"{'weights':>10}{'memory':>10}{'dia-engine is':>16}",
     ]
-    ours = report["results"][0]
+    ours = report["results"][0]  # in the model's dtype, unless that did not fit the memory
     for row in report["results"]:
         low, high = row["step_milliseconds_p10_p90"]
         ratio = row["step_milliseconds"] / ours["step_milliseconds"]

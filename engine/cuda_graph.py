@@ -1,10 +1,15 @@
 """Work captured in CUDA graphs: a graph is launched in one call, where its kernels one by one would cost more time."""
 
 import gc
+import logging
 import threading
 from collections.abc import Callable
 
 import torch
+
+from .kernels.dispatch import disable_dependent_launches
+
+logger = logging.getLogger(__name__)
 
 WARM_UP_RUNS = 3
 _one_at_a_time = threading.Lock()  # torch can hold one capture in a process
@@ -18,8 +23,24 @@ def captured(work: Callable[[], None], pool, stream: torch.cuda.Stream) -> torch
         pool: memory pool that graphs share which never run at the same time.
         stream: to warm up and capture on, the same for all of a pool, on the current device; the graph's kernels get
             its priority.
+
+    A capture that fails with dependent launches, which some drivers refuse in a graph, is tried once more without: they
+    stay off for the rest of the process, with one warning.
+
+    Raises:
+        torch.OutOfMemoryError: no room for the graph.
+        RuntimeError: CUDA cannot capture this.
     """
     with _one_at_a_time:
+        try:
+            return _captured(work, pool, stream)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if not disable_dependent_launches(stream.device):
+                raise
+            reason = str(error).partition("\n")[0]
+        logger.warning("a capture failed (%s): dependent launches are off from here on, steps take longer", reason)
         return _captured(work, pool, stream)
 
 

@@ -20,14 +20,14 @@ from .kernels.cpu.onednn import PackedInt8Weight, fastest
 from .kernels.quantized import Weight
 from .model.config import DiaConfig
 from .model.dia import DiaModel
-from .runtime.generation import finished_codes, start_requests
+from .runtime.generation import finished_codes, start_requests, warm_up
 from .runtime.process import check_not_forked
 from .runtime.prompts import AudioPrompt, read_prompt
 from .runtime.request import Request, parse_requests
 from .runtime.runner import Stepper
 from .runtime.stream import Stream, each_step_in
-from .runtime.streaming import ChunkSizes, speak
-from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams
+from .runtime.streaming import ChunkSizes, speak, window_lengths
+from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams, require_integer
 from .weights.load import default_dtype
 from .weights.recipes import checked_recipe
 from .weights.source import ModelSource, resolve_files, resolve_model
@@ -158,6 +158,33 @@ class Engine:
         """
         return self._require_codec().sample_rate
 
+    def prepare(self, slots: int = 1) -> None:
+        """Do ahead of the first request what it would otherwise wait for. A server calls this before it listens.
+
+        On a GPU: allocates the memory of `slots` requests at once, compiles the kernels and captures the graphs of
+        every batch up to that size, and those of a stream's windows of sound in its default sizes. Larger batches
+        still work; the first one allocates and captures anew. On a CPU: reads a text and makes a step for `slots`
+        requests, which loads what they need. Waits for a generation that is in progress; changes no result.
+
+        Args:
+            slots: requests at once, at least 1.
+
+        Raises:
+            TypeError: slots is not an integer.
+            ValueError: slots is under 1.
+            torch.OutOfMemoryError: so many do not fit the GPU's memory; it says how many do, and the engine still
+                works with those.
+            RuntimeError: this thread is in the middle of a stream, on a CPU.
+        """
+        require_integer("slots", slots)
+        if slots < 1:
+            raise ValueError(f"slots must be at least 1, got {slots}")
+        check_not_forked(self.device)
+        with self._own_modes(), self._stepper.lock:
+            warm_up(self._stepper, slots)
+            self._windows.prepare(window_lengths(ChunkSizes(), self._windows.reach))
+
+    @torch.no_grad()
     def generate(
         self,
         text: str | Sequence[str],

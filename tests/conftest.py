@@ -28,6 +28,9 @@ EMULATED = int(os.environ.get("EMULATED_ARCHITECTURE", "0"))
 
 if EMULATED:
     os.environ["TRITON_INTERPRET"] = "0"
+    # References as they are on a GPU. Compiled products of quantized weights, which a CPU has, round less than the
+    # kernels do in half precision.
+    os.environ["CC"] = "none"
     from tools.ptx_emulator.driver import activate
 
     activate(EMULATED)

@@ -14,6 +14,7 @@ from ..files.tensors import is_finite
 from .checkpoint import open_checkpoint
 from .config import CodecConfig
 from .layers import build_decoder, build_encoder
+from .precision import full_float32
 from .quantizer import Quantizer
 
 
@@ -22,6 +23,10 @@ class Codec:
 
     `encoder` (waveform [1, 1, samples] to latent [1, hidden, T]), `quantizer` and `decoder` (latent to waveform
     [1, 1, samples]) are the three plain functions it is made of, without checks and without a wait for the device.
+
+    float32 means float32: `encode`, `decode` and `synthesize` turn off TF32, which torch allows cuDNN's convolutions by
+    default, while they run. With its 10 bits the sound would be off by about 1e-3, and a window of it would differ from
+    the whole by as much. Where speed matters more, half precision is the choice: `dtype`.
     """
 
     def __init__(self, config: CodecConfig, network: nn.ModuleDict, dtype: torch.dtype):
@@ -122,7 +127,7 @@ class Codec:
         samples = resample(waveform, sample_rate, self.sample_rate)
         check_peak(samples)
         padded = torch.from_numpy(np.pad(samples, (0, -len(samples) % self.hop_length)))
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), full_float32():
             latent = self.encoder(padded.to(self.device, self.dtype)[None, None])
             return self.quantizer.encode(latent.float())
 
@@ -149,7 +154,7 @@ class Codec:
 
     def synthesize(self, codes: torch.Tensor) -> torch.Tensor:
         """`decode` without checks and without a wait: at least one frame [T, C] int64, in range and on the device."""
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), full_float32():
             latent = self.quantizer.decode(codes)
             return self.decoder(latent.to(self.dtype))[0, 0].float()
 

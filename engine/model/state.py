@@ -1,6 +1,6 @@
 """All that a decode step reads and writes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
 
@@ -12,9 +12,9 @@ from .cache import KVCache
 from .config import DecoderConfig, DiaConfig
 from .delay import prompt_grid
 
+STATUS = ("position", "countdown", "end_row")  # rows of `DecodeState.status`
 PER_SLOT = (
-    "grid", "position", "countdown", "end_row", "max_tokens", "cfg_scale", "temperature", "top_p", "top_k", "seed",
-    "last_text",
+    "grid", *STATUS, "max_tokens", "cfg_scale", "temperature", "top_p", "top_k", "seed", "last_text",
 )  # fmt: skip
 
 
@@ -83,6 +83,7 @@ class DecodeState:
 
     config: DiaConfig
     grid: torch.Tensor  # [B, T + 1, C] int64, OPEN where nothing is decided; the last row is written, never fed
+    status: torch.Tensor  # [3, >= slots of the whole memory] int64: the next three fields in its rows, for one copy
     position: torch.Tensor  # [B] int64, row that the next step feeds
     countdown: torch.Tensor  # [B] int64, RUNNING, then rows left after the end; 0 = stopped
     end_row: torch.Tensor  # [B] int64, row of EOS
@@ -111,12 +112,13 @@ class DecodeState:
         def per_slot(value, kind):
             return torch.full((slots,), value, dtype=kind, device=device)
 
+        # An even number of columns: rows then start at multiples of 16 bytes, by which Triton specializes kernels.
+        status = torch.zeros((len(STATUS), slots + slots % 2), dtype=torch.int64, device=device)
         return cls(
             config=config,
+            status=status,
+            **dict(zip(STATUS, status[:, :slots])),
             grid=torch.zeros((slots, rows + 1, channels), dtype=torch.int64, device=device),
-            position=per_slot(0, torch.int64),
-            countdown=per_slot(0, torch.int64),
-            end_row=per_slot(0, torch.int64),
             max_tokens=per_slot(rows, torch.int64),
             cfg_scale=per_slot(0.0, torch.float32),
             temperature=per_slot(0.0, torch.float32),
@@ -135,6 +137,12 @@ class DecodeState:
             with_text=residual.rows(slice(1, None, 2)),
             buffers=StepBuffers.allocate(decoder, slots, dtype, device),
         )
+
+    @classmethod
+    def bytes_per_slot(cls, config: DiaConfig, rows: int, text: int, dtype) -> int:
+        """What each slot more adds to the memory of `allocate`."""
+        one, two = (_nbytes(cls.allocate(config, slots, rows, text, dtype, "meta")) for slots in (1, 2))
+        return two - one
 
     @property
     def slots(self) -> int:
@@ -191,3 +199,19 @@ class DecodeState:
         self.countdown.zero_()
         self.position.zero_()
         self.last_text.zero_()
+
+
+def _nbytes(value) -> int:
+    """Of the tensors in a dataclass and those within it, each once."""
+    storages = {}
+
+    def visit(item) -> None:
+        if isinstance(item, torch.Tensor):
+            storage = item.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+        elif is_dataclass(item) and not isinstance(item, DiaConfig):
+            for field in fields(item):
+                visit(getattr(item, field.name))
+
+    visit(value)
+    return sum(storages.values())

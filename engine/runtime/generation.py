@@ -5,6 +5,7 @@ import torch
 from ..model.config import DiaConfig
 from ..model.delay import undelay
 from ..model.state import DecodeState
+from ..sampling_params import ResolvedSamplingParams
 from .request import Request
 from .runner import Stepper
 
@@ -23,6 +24,27 @@ def start_requests(stepper: Stepper, requests: list[Request]) -> DecodeState:
         state.start(slot, len(request.text_ids), request.prompt_codes, request.params, request.seed)
         model.prefill(state, slot, request.text_ids.to(model.device))
     return state
+
+
+def warm_up(stepper: Stepper, slots: int) -> None:
+    """Do what the first batch of `slots` requests would have to do first, and forget it.
+
+    With graphs: allocate and capture for up to as many, and compile what reads a text. Elsewhere: read a text and make
+    one step.
+
+    Raises:
+        torch.OutOfMemoryError: so many slots do not fit; it says how many do.
+    """
+    stepper.prepare(slots)
+    config = stepper.model.config
+    text = torch.zeros(1, dtype=torch.int64)
+    no_prompt = torch.zeros((0, config.decoder.num_channels), dtype=torch.int64)
+    shortest = ResolvedSamplingParams(max_tokens=config.max_delay + 2)
+    count = 1 if stepper.captures else slots
+    state = start_requests(stepper, [Request(text, no_prompt, shortest, seed=0)] * count)
+    if not stepper.captures:
+        stepper.model.step(state)
+    state.stop()
 
 
 def finished_codes(state: DecodeState, requests: list[Request]) -> list[torch.Tensor]:

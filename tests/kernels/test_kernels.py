@@ -23,7 +23,7 @@ from dia_engine.kernels.philox import philox  # noqa: E402
 from dia_engine.kernels.rope import rope_table  # noqa: E402
 from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig  # noqa: E402
 from dia_engine.model.dia import DiaModel, parameter_shapes  # noqa: E402
-from dia_engine.model.state import DecodeState  # noqa: E402
+from dia_engine.model.state import STATUS, DecodeState  # noqa: E402
 from dia_engine.sampling_params import ResolvedSamplingParams  # noqa: E402
 
 EMULATED = int(os.environ.get("EMULATED_ARCHITECTURE", "0"))  # see conftest.py; 0 is the interpreter
@@ -72,6 +72,8 @@ def clone(value):
         copies = {field.name: clone(getattr(value, field.name)) for field in fields}
         if "with_text" in copies:
             copies["with_text"] = copies["residual"].rows(slice(1, None, 2))
+        if "status" in copies:
+            copies |= dict(zip(STATUS, copies["status"][:, : value.slots]))
         return type(value)(**copies)
     return value
 

@@ -1,6 +1,7 @@
 """The loop around the steps: states that are reused, launches of several steps, and what only a GPU can show."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from dia_engine.model.dia import DiaModel
 from dia_engine.model.state import DecodeState
 from dia_engine.runtime.generation import finished_codes, start_requests
 from dia_engine.runtime.request import Request
-from dia_engine.runtime.runner import STEPS_PER_GRAPH, Stepper
+from dia_engine.runtime.runner import STEPS_PER_GRAPH, Look, Stepper
 from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.weights.synthetic import random_weights, synthetic_config
 
@@ -34,20 +35,32 @@ def make_requests(count: int) -> list[Request]:
 
 
 class SeveralSteps(Stepper):
-    """A Stepper with one lasting state whose "graphs" make their steps one by one: all of the loop but CUDA."""
+    """A Stepper with one lasting state whose "graphs" make their steps one by one: all of the loop but CUDA.
 
-    def __init__(self, model):
+    `memory` is that of a GPU, in slots; its graphs do not fit where the number of slots is in `too_large`.
+    """
+
+    def __init__(self, model, memory=1000, too_large=()):
         super().__init__(model)
-        self.captures, self.captured = True, []
+        self.captures, self.allocated, self.captured = True, [], []
         self._launch_sizes = (STEPS_PER_GRAPH, 1)
+        self.memory, self.too_large = memory, too_large
 
-    def _capture(self, slots):
-        self.captured.append(slots)
-        config = self.model.config
-        self._state = DecodeState.allocate(
-            config, slots, config.decoder.max_position_embeddings, config.encoder.max_position_embeddings,
-            self.model.dtype, self.model.device,
-        )  # fmt: skip
+    def _free_bytes(self):
+        used = 0 if self._state is None else self._state.slots
+        return (self.memory - used) * self._slot_bytes()
+
+    def _allocate(self, slots):
+        assert self._state is None and not self._graphs, "given up before the new memory is asked for"
+        self.allocated.append(slots)
+        super()._allocate(slots)
+
+    def _capture(self, count):
+        if count in self.too_large:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.captured.append(count)
+        for steps in self._launch_sizes:
+            self._graphs[count, steps] = None
 
     def _launch(self, state, steps):
         self._steps(state, steps)
@@ -65,14 +78,82 @@ def test_launches_of_several_steps_give_the_codes_of_single_steps(model):
             assert torch.equal(ours, theirs)
         longest = PARAMS.max_tokens - 1  # of the request without a prompt
         assert sum(made) == -(-longest // STEPS_PER_GRAPH) * STEPS_PER_GRAPH, "no launch after the end"
-    assert stepper.captured == [1, 4], "allocated anew only for more slots than ever before"
+    assert stepper.allocated == [1, 4], "allocated anew only for more slots than ever before"
+    assert stepper.captured == [1, 4, 2, 1], "a count when it is first needed, anew in new memory"
 
 
 def test_a_batch_gets_the_smallest_captured_count_that_holds_it(model):
     stepper = SeveralSteps(model)
     counts = [stepper.state_for(slots, 20, 20).slots for slots in (3, 9, 70, 66, 64, 40, 71, 5)]
     assert counts == [4, 12, 70, 70, 64, 48, 71, 8]
-    assert stepper.captured == [4, 12, 70, 71]
+    assert stepper.allocated == [4, 12, 70, 71]
+    assert stepper.captured == [4, 12, 70, 64, 48, 71, 8]
+
+
+def test_what_is_prepared_is_not_captured_again(model):
+    stepper = SeveralSteps(model)
+    stepper.prepare(13)
+    assert stepper.allocated == [16] and stepper.captured == [16, 12, 8, 4, 2, 1]
+    for slots in (1, 3, 9, 16):
+        stepper.state_for(slots, 20, 20)
+    stepper.prepare(5)
+    assert stepper.allocated == [16] and len(stepper.captured) == 6
+    stepper.prepare(70)
+    assert stepper.allocated == [16, 70] and stepper.captured[6:] == [70, 64, 48, 32, 24, 16, 12, 8, 4, 2, 1]
+
+
+@pytest.mark.parametrize("ask", [lambda stepper, slots: stepper.state_for(slots, 20, 20), Stepper.prepare])
+def test_too_many_slots_are_refused_with_the_number_that_fits(model, ask):
+    stepper = SeveralSteps(model, memory=14)
+    ask(stepper, 8)
+    state = stepper._state
+    with pytest.raises(torch.OutOfMemoryError, match="^16 requests at once need .* at most 12 fit$"):
+        ask(stepper, 13)
+    assert stepper._state is state and stepper.allocated == [8], "what is there is kept"
+    ask(stepper, 12)
+    assert stepper.allocated == [8, 12]
+    with pytest.raises(torch.OutOfMemoryError, match="at most 0 fit"):
+        ask(SeveralSteps(model, memory=0), 1)
+
+
+def test_an_engine_whose_graphs_do_not_fit_works_with_fewer_slots(model):
+    stepper = SeveralSteps(model, memory=100, too_large=(64,))
+    with pytest.raises(torch.OutOfMemoryError, match="64 requests at once need .* at most 48 fit"):
+        stepper.prepare(64)
+    assert stepper._state is None and not stepper._graphs
+    stepper.prepare(48)
+    requests = make_requests(3)
+    state = start_requests(stepper, requests)
+    stepper.run(state)
+    alone = start_requests(Stepper(model), requests)
+    Stepper(model).run(alone)
+    for ours, theirs in zip(finished_codes(state, requests), finished_codes(alone, requests)):
+        assert torch.equal(ours, theirs)
+
+
+def test_bytes_of_a_slot_are_those_it_takes(model):
+    each = DecodeState.bytes_per_slot(CONFIG, 60, 80, torch.float32)
+    state = DecodeState.allocate(CONFIG, 3, 60, 80, torch.float32, "cpu")
+    caches = sum(cache.nbytes for pair in (state.self_cache, state.cross_cache) for cache in (pair.keys, pair.values))
+    assert caches / 3 + state.grid.nbytes / 3 < each < 1.5 * caches / 3
+
+
+def test_prepare_changes_no_sound_and_leaves_the_engine_free():
+    engine = Engine.load("synthetic:tiny", device="cpu")
+    wanted = engine.generate(TEXTS[:2], seed=1, max_tokens=40)
+    fresh = Engine.load("synthetic:tiny", device="cpu")
+    steps, step = [], fresh.model.step
+    fresh.model.step = lambda state: (steps.append(state.slots), step(state))
+    fresh.prepare(slots=2)
+    assert steps == [2] and not fresh._stepper.lock.locked()
+    assert all(np.array_equal(*pair) for pair in zip(fresh.generate(TEXTS[:2], seed=1, max_tokens=40), wanted))
+
+
+@pytest.mark.parametrize("slots, error", [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError)])
+def test_prepare_names_a_mistake(slots, error):
+    engine = Engine.load("synthetic:tiny", device="cpu", load_dac=False)
+    with pytest.raises(error, match="slots must be"):
+        engine.prepare(slots=slots)
 
 
 def test_a_launch_ends_at_every_stop(model):
@@ -90,10 +171,73 @@ def test_the_first_slots_of_a_state_are_a_state(model):
     part.countdown[1] = 7
     part.self_cache.keys[0, 3] = 3.0
     part.residual.x[3] = 5.0
-    assert whole.countdown[1] == 7 and (whole.self_cache.keys[0, 3] == 3.0).all() and (whole.residual.x[3] == 5.0).all()
+    assert (
+        whole.countdown[1] == whole.status[1, 1] == 7
+        and (whole.self_cache.keys[0, 3] == 3.0).all()
+        and (whole.residual.x[3] == 5.0).all()
+    )
     assert (part.with_text.x[1] == 5.0).all(), "the second slot's row with text"
     whole.stop()
     assert not part.countdown.any()
+
+
+class OnGPU:
+    """What a Look asks of a state's grid."""
+
+    is_cuda = True
+
+
+class FakeEvent:
+    """A CUDA event that is reached when the test says so."""
+
+    def __init__(self, blocking=False):
+        self.blocking, self.recorded, self.reached, self.waits = blocking, 0, False, 0
+
+    def record(self):
+        self.recorded, self.reached = self.recorded + 1, False
+
+    def query(self):
+        return self.reached
+
+    def synchronize(self):
+        self.waits, self.reached = self.waits + 1, True
+
+
+@pytest.mark.parametrize("slots", [2, 5])
+def test_a_look_is_one_copy_and_a_wait_that_does_not_spin(monkeypatch, slots):
+    whole = DecodeState.allocate(CONFIG, 5, 60, 80, torch.float32, "cpu")
+    part = whole.first(slots)
+    events, copies, empty, copy = [], [], torch.empty, torch.Tensor.copy_
+    monkeypatch.setattr(torch.cuda, "Event", lambda **knobs: (events.append(FakeEvent(**knobs)), events[-1])[1])
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **knobs: empty(*shape, **knobs))
+    seen = SimpleNamespace(grid=OnGPU(), status=part.status, slots=part.slots)
+    look = Look(seen)
+
+    def counted(target, source, non_blocking=False):
+        assert source.is_contiguous() and target.is_contiguous() and source.shape == target.shape, "else no plain copy"
+        assert non_blocking and not events[0].recorded, "the event comes behind the copy"
+        copies.append(1)
+        return copy(target, source)
+
+    part.position[1], part.countdown[0], part.end_row[1] = 7, 3, 9
+    monkeypatch.setattr(torch.Tensor, "copy_", counted)
+    look.ask()
+    monkeypatch.undo()
+    (event,) = events
+    assert copies == [1] and event.blocking and event.recorded == 1
+    assert not look.ready()
+    look.wait()
+    assert event.waits == 1 and look.ready() and not look.all_stopped()
+    assert look.position.tolist() == [0, 7, 0, 0, 0][:slots] and look.end_row.tolist() == [0, 9, 0, 0, 0][:slots]
+    assert look.countdown.tolist() == [3, 0, 0, 0, 0][:slots]
+
+
+def test_slots_outside_a_batch_do_not_keep_it_running(model):
+    whole = DecodeState.allocate(CONFIG, 4, 60, 80, torch.float32, "cpu")
+    whole.countdown[3] = 5  # of a batch of four
+    look = Look(whole.first(2))
+    look.ask()
+    assert look.all_stopped()
 
 
 def test_two_threads_get_their_own_sound():

@@ -1,0 +1,130 @@
+"""What `benchmarks.gpu` measures: its parts in order, and the commands of each, the most telling first."""
+
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BATCHES = (1, 4, 16, 64)
+MODEL = ["--model", "synthetic:full", "--dtype", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A command that is one line of the journal, or writes lines of its own there and leaves out those it finds."""
+
+    part: str
+    name: str
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    json: Path | None = None  # written by the command, copied into its line
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A choice that only a GPU can judge: an environment variable, its values, and where it should matter."""
+
+    variable: str
+    values: tuple[str, ...]
+    batches: tuple[int, ...]
+    quant: tuple[str, ...] = ()
+
+    @property
+    def exists(self) -> bool:
+        """Whether a kernel reads it: otherwise both values would time the same code."""
+        return any(self.variable in path.read_text(encoding="utf-8") for path in (ROOT / "kernels").glob("*.py"))
+
+
+SWITCHES = (
+    Switch("DIA_PDL", ("1", "0"), (1,), ("int8",)),  # dependent launches, from sm_90
+    Switch("DIA_TUNE_INTERLEAVED", ("0", "1"), (1,), ("int8", "nf4")),  # slices of K take turns
+    Switch("DIA_TUNE_WIDEST_TILE", ("32", "64"), (16, 64)),  # weight rows of a program with 32 input rows
+)
+
+
+def plan(part: str, journal: Path, reference: str | None = None) -> list[Measurement]:
+    """The measurements of a part.
+
+    Args:
+        part: one of PARTS.
+        journal: where commands write lines of their own.
+        reference: checkout of nari-labs/dia, to time it as well.
+    """
+    return PARTS[part](journal, reference)
+
+
+def _python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def gpu_test_files() -> list[Path]:
+    """Files with tests marked `gpu`, by their text: collecting them would take as long as running some."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda path: ("kernels" not in path.parts, path))
+    marked = re.compile(r"mark\.gpu\b|^\s*dtypes,$|import .*\bdtypes\b", re.MULTILINE)
+    return [path for path in files if marked.search(path.read_text(encoding="utf-8"))]
+
+
+def _correctness(journal: Path, reference: str | None) -> list[Measurement]:
+    return [
+        Measurement("correctness", path.stem, _python("pytest", "-q", "-m", "gpu", str(path.relative_to(ROOT))))
+        for path in gpu_test_files()
+    ]
+
+
+def _tokens_per_sec(part: str, label: str, batch: int, journal: Path, *arguments: str) -> list[str]:
+    common = ["--batch", str(batch), "--part", part, "--label", label, "--journal", str(journal)]
+    return _python("benchmarks.tokens_per_sec", *MODEL, *common, *arguments)
+
+
+def _speed(journal: Path, reference: str | None) -> list[Measurement]:
+    peers = ["--against", "transformers", *(["nari", "--reference", reference] if reference else [])]
+    measurements = []
+    for batch in BATCHES:
+        label = f"batch {batch}"
+        command = _tokens_per_sec(
+            "speed", label, batch, journal, "--steps", "200", "--quant", "int8", "nf4", *peers
+        )  # fmt: skip
+        measurements.append(Measurement("speed", label, command))
+    return measurements
+
+
+def _kernels(journal: Path, reference: str | None) -> list[Measurement]:
+    arguments = ["-q", "benchmarks/bench_kernels.py", "--benchmark-only", "--journal", str(journal)]
+    return [Measurement("kernels", "all kernels", _python("pytest", *arguments))]
+
+
+def _tuning(journal: Path, reference: str | None) -> list[Measurement]:
+    measurements = []
+    for switch in filter(lambda switch: switch.exists, SWITCHES):
+        for batch in switch.batches:
+            for value in switch.values:  # one after the other, so that they meet the same clocks
+                label = f"{switch.variable}={value}, batch {batch}"
+                quant = ["--quant", *switch.quant] if switch.quant else []
+                command = _tokens_per_sec("tuning", label, batch, journal, "--steps", "400", *quant)
+                measurements.append(Measurement("tuning", label, command, {switch.variable: value}))
+    return measurements
+
+
+def _audio(journal: Path, reference: str | None) -> list[Measurement]:
+    peers = ["--against", "transformers", *(["nari", "--reference", reference] if reference else [])]
+    measurements = []
+    for name, arguments in (
+        ("bfloat16", [*peers, "--peer-steps", "100"]),
+        ("int8", ["--quant", "int8"]),
+        ("nf4", ["--quant", "nf4"]),
+        ("int8, codec in float16", ["--quant", "int8", "--codec-dtype", "float16"]),
+    ):
+        json = journal.with_name(f".{journal.stem}-first-audio.json")
+        command = _python("benchmarks.first_audio", *MODEL, *arguments, "--json", str(json))
+        measurements.append(Measurement("audio", name, command, json=json))
+    return measurements
+
+
+PARTS = {
+    "correctness": _correctness,
+    "speed": _speed,
+    "kernels": _kernels,
+    "tuning": _tuning,
+    "audio": _audio,
+}

@@ -1,0 +1,236 @@
+"""`benchmarks.gpu` without a GPU: what it plans, how it divides its time, and that a cut run goes on where it was."""
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_plan, gpu_report, tokens_per_sec
+from benchmarks.gpu_plan import PARTS, Measurement, plan
+from benchmarks.journal import Journal
+
+
+class Clock:
+    """Seconds that pass only when someone works."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class FakeGPU:
+    """Runs measurements of a fixed length; `dies_at` is the run that does not come back."""
+
+    def __init__(self, clock, seconds, dies_at=None):
+        self.clock, self.seconds, self.dies_at, self.ran = clock, seconds, dies_at, []
+
+    def __call__(self, measurement, seconds):
+        self.ran.append(measurement.name)
+        if len(self.ran) == self.dies_at:
+            raise KeyboardInterrupt
+        self.clock.now += min(self.seconds, seconds)
+        if measurement.json:
+            measurement.json.write_text(json.dumps({"timeline": [], "name": measurement.name}))
+        return "passed" if self.seconds <= seconds else "timed out"
+
+
+def names(part, journal):
+    return [measurement.name for measurement in plan(part, journal)]
+
+
+def test_the_parts_are_in_order_and_every_name_is_its_own(tmp_path):
+    assert list(PARTS) == ["correctness", "speed", "kernels", "tuning", "audio"]
+    for part in PARTS:
+        planned = names(part, tmp_path / "j.jsonl")
+        assert planned and len(set(planned)) == len(planned)
+    assert names("speed", tmp_path / "j.jsonl") == ["batch 1", "batch 4", "batch 16", "batch 64"]
+    for measurement in plan("speed", tmp_path / "j.jsonl"):
+        assert {"int8", "nf4", "transformers"} <= set(measurement.command) and "nari" not in measurement.command
+    with_nari = plan("speed", tmp_path / "j.jsonl", "/nari")[0].command
+    assert with_nari[with_nari.index("nari") :] == ["nari", "--reference", "/nari"]
+
+
+def test_switches_are_tried_both_ways_next_to_each_other(tmp_path):
+    planned = plan("tuning", tmp_path / "j.jsonl")
+    assert {"DIA_PDL"} <= {name for measurement in planned for name in measurement.environment}
+    for one, other in zip(planned[::2], planned[1::2]):
+        assert one.environment.keys() == other.environment.keys() and one.environment != other.environment
+        assert one.command[one.command.index("--batch") + 1] == other.command[other.command.index("--batch") + 1]
+    absent = gpu_plan.Switch("DIA_NO_SUCH_SWITCH", ("0", "1"), (1,))
+    assert not absent.exists, "nothing in the kernels reads it"
+
+
+def test_every_test_for_a_gpu_is_in_a_file_that_is_run(request):
+    marked = {item.path for item in request.session.items if "gpu" in item.keywords}
+    assert marked <= set(gpu_plan.gpu_test_files()) and len(gpu_plan.gpu_test_files()) > 3
+
+
+@pytest.mark.parametrize("part", ["speed", "tuning", "audio"])
+def test_the_commands_have_options_that_exist(part, tmp_path, monkeypatch):
+    from benchmarks import first_audio
+
+    modules = {"benchmarks.tokens_per_sec": tokens_per_sec, "benchmarks.first_audio": first_audio}
+    for measurement in plan(part, tmp_path / "j.jsonl", "/nari"):
+        assert measurement.command[:2] == [sys.executable, "-m"]
+        monkeypatch.setattr(sys, "argv", measurement.command[2:])
+        modules[measurement.command[2]]._arguments()
+
+
+def test_a_part_has_8_minutes_and_all_have_25(tmp_path):
+    clock = Clock()
+    budget = gpu.Budget(total=25 * 60, part=8 * 60, clock=clock)
+    run, journal = FakeGPU(clock, seconds=150), Journal(tmp_path / "j.jsonl")
+    left = gpu.run_parts(list(PARTS), journal, budget=budget, run=run)
+    assert clock.now <= 25 * 60 and left
+    by_part = {part: [entry["status"] for entry in journal.entries(part)] for part in PARTS}
+    assert by_part["speed"] == ["passed", "passed", "passed", "timed out"], "three of 150 s, and 30 s for the fourth"
+    assert by_part["kernels"] == ["passed"] and len(by_part["tuning"]) <= 4
+    assert left == [each for part in PARTS for each in plan(part, journal.path) if each in left]
+
+
+def test_a_run_that_is_cut_keeps_what_it_has_and_the_next_goes_on(tmp_path):
+    clock, journal = Clock(), Journal(tmp_path / "j.jsonl")
+    first = FakeGPU(clock, seconds=1, dies_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.run_parts(["speed", "audio"], journal, run=first)
+    assert [entry["name"] for entry in journal.entries()] == ["batch 1", "batch 4"]
+    with open(journal.path, "a") as file:
+        file.write('{"part": "speed", "na')  # the power went in the middle of a line
+    second = FakeGPU(clock, seconds=1)
+    assert gpu.run_parts(["speed", "audio"], journal, run=second) == []
+    assert second.ran == ["batch 16", "batch 64", *names("audio", journal.path)]
+    third = FakeGPU(clock, seconds=1)
+    assert gpu.run_parts(["speed", "audio"], journal, run=third) == [] and third.ran == []
+    assert journal.entries("audio")[0]["report"] == {"name": "bfloat16"}, "without its timeline"
+    assert not list(tmp_path.glob(".*")), "the benchmark's own file is gone"
+
+
+def test_what_failed_is_tried_again_and_what_does_not_fit_is_not(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    for name, status in (("batch 1", "failed"), ("batch 4", "timed out"), ("batch 16", "out of memory")):
+        journal.append("speed", name, status)
+    run = FakeGPU(Clock(), seconds=1)
+    gpu.run_parts(["speed"], journal, run=run)
+    assert run.ran == ["batch 1", "batch 4", "batch 64"]
+    assert [entry["status"] for entry in journal.entries("speed")] == ["passed", "passed", "out of memory", "passed"]
+
+
+def test_a_line_is_on_the_disk_when_append_returns(tmp_path):
+    """Seen by a process that is killed right behind it."""
+    code = (
+        "import os, sys; from benchmarks.journal import Journal; "
+        "Journal(sys.argv[1]).append('speed', 'batch 1', 'measured', value=1.5); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "j.jsonl")], cwd=gpu_plan.ROOT, check=False)
+    assert Journal(tmp_path / "j.jsonl").entry("speed", "batch 1")["value"] == 1.5
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc to see processes")
+def test_a_command_ends_with_its_children():
+    code = "import subprocess; child = subprocess.Popen(['sleep', '600']); print(child.pid, flush=True); child.wait()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    child = Path("/proc") / process.stdout.readline().strip() / "stat"
+    assert child.exists()
+    gpu._end(process)
+    process.stdout.read()  # ends when the child is gone too, which holds the pipe
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
+def test_how_a_command_ends_is_its_status():
+    def python(code, **environment):
+        return Measurement("tuning", "x", [sys.executable, "-c", code], environment)
+
+    assert gpu.run_command(python("import time; time.sleep(600)"), 0.2) == "timed out"
+    assert gpu.run_command(python("1 / 0"), 60) == "failed"
+    code = "import os; assert os.environ.get('DIA_PDL') == '0'"
+    assert gpu.run_command(python(code), 60) == "failed"
+    assert gpu.run_command(python(code, DIA_PDL="0"), 60) == "passed"
+
+
+def test_a_benchmark_goes_on_after_the_results_it_has(tmp_path, monkeypatch, capsys):
+    """tokens_per_sec itself: a line each result, none measured twice, one table of all."""
+    arguments = ["--model", "synthetic:tiny", "--device", "cpu", "--steps", "10", "--runs", "1", "--quant", "int8"]
+    arguments += ["--journal", str(tmp_path / "j.jsonl"), "--label", "batch 1"]
+    measured, original = [], tokens_per_sec._measure
+
+    def stops_after(count):
+        def measure(runner, *rest):
+            if len(measured) == count:
+                raise KeyboardInterrupt
+            measured.append(runner.name)
+            return original(runner, *rest)
+
+        return measure
+
+    monkeypatch.setattr(sys, "argv", ["tokens_per_sec", *arguments])
+    monkeypatch.setattr(tokens_per_sec, "_measure", stops_after(1))
+    with pytest.raises(KeyboardInterrupt):
+        tokens_per_sec.main()
+    monkeypatch.setattr(tokens_per_sec, "_measure", stops_after(2))
+    tokens_per_sec.main()
+    assert measured == ["dia-engine", "dia-engine int8"]
+    entries = Journal(tmp_path / "j.jsonl").entries("speed")
+    assert [entry["name"] for entry in entries] == ["batch 1: dia-engine", "batch 1: dia-engine int8"]
+    assert [len(entry["report"]["results"]) for entry in entries] == [1, 1]
+    shown = capsys.readouterr().out
+    assert "dia-engine int8" in shown and shown.count("1.00x faster") >= 1
+
+
+def test_a_result_that_does_not_fit_is_a_line_and_the_next_is_measured(tmp_path):
+    options = Namespace(json=None, journal=str(tmp_path / "j"), part="speed", label="batch 64", batch=64)
+    record = tokens_per_sec.Record(options)
+    record.out_of_memory("dia-engine", torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nmore"))
+    assert record.earlier("dia-engine") == [] and record.earlier("dia-engine int8") is None
+    options.journal = None
+    with pytest.raises(torch.OutOfMemoryError):
+        tokens_per_sec.Record(options).out_of_memory("dia-engine", torch.OutOfMemoryError("x"))
+
+
+def test_other_code_or_another_driver_gets_a_file_of_its_own(tmp_path):
+    described = {"gpu": "NVIDIA H100 80GB HBM3", "code": "12345678", "driver": "570.1", "date": "2026-01-02"}
+    path = gpu_report.journal_path(tmp_path, described)
+    assert path.name == "nvidia-h100-80gb-hbm3-2026-01-02.jsonl"
+    Journal(path).append("setting", "setting", "measured", **described)
+    assert gpu_report.journal_path(tmp_path, {**described, "date": "2026-01-03"}) == path
+    other = gpu_report.journal_path(tmp_path, {**described, "driver": "580.2"})
+    assert other.name == "nvidia-h100-80gb-hbm3-2026-01-02-2.jsonl"
+
+
+def test_the_table_shows_every_kind_of_line(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.append(
+        "setting", "setting", "measured", gpu="H100", driver="570.1", sm_clock_max="1980 MHz", torch="2.13.0"
+    )
+    journal.append("correctness", "test_kernels", "failed", seconds=61.0, clocks={"sm": "1755 MHz"})
+    row = {"step_milliseconds": 1.25, "steps_per_second": 800.0, "times_real_time": 9.29, "roofline_percent": 84.0}
+    journal.append("speed", "batch 1: dia-engine", "measured", report={"results": [{**row, "peak_percent": 75.0}]})
+    journal.append("speed", "batch 64: dia-engine", "out of memory", error="x")
+    journal.append(
+        "kernels", "head, kernel", "measured", us_per_call=11.5, gigabytes_per_second=3300.0, roofline_percent=110.0,
+        peak_percent=98.0,
+    )  # fmt: skip
+    audio = {
+        "first_audio_seconds": {"p50": 0.045, "p95": 0.05},
+        "stream": {"underruns": 0},
+        "whole": [{"name": "transformers eager", "first_audio_seconds": 20.7}],
+    }
+    journal.append("audio", "bfloat16", "passed", seconds=30.0, report=audio)
+    shown = gpu_report.table(journal)
+    for text in (
+        "gpu H100, driver 570.1, sm_clock_max 1980 MHz, torch 2.13", "failed in 61 s, then at 1755 MHz",
+        "1.250 ms/step    800.0 steps/s", "75 % of peak,   84 % of a copy", "out of memory", "11.50 us     3300 GB/s",
+        "p50    45.0 ms", "20.70 s, 460.0x later",
+    ):  # fmt: skip
+        assert text in shown, (text, shown)
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main() == 1 and "no CUDA device" in capsys.readouterr().err

@@ -1,0 +1,55 @@
+"""float32 means float32 in the codec: no TF32, whoever else uses the setting."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from dia_engine.codec.precision import full_float32
+from dia_engine.weights.synthetic import synthetic_codec, synthetic_config
+
+CONV = torch.backends.cudnn.conv
+
+
+@pytest.fixture(params=["tf32", "ieee"])
+def before(request):
+    found = CONV.fp32_precision
+    CONV.fp32_precision = request.param
+    yield request.param
+    CONV.fp32_precision = found
+
+
+def test_the_codec_computes_without_tf32_and_restores_the_setting(before):
+    codec = synthetic_codec(synthetic_config("synthetic:tiny"), "synthetic:tiny", "cpu", torch.float32)
+    seen = []
+    for part in (codec.encoder, codec.decoder):
+        part.register_forward_pre_hook(lambda *_: seen.append(CONV.fp32_precision))
+    codes = codec.encode(np.zeros(2000, dtype=np.float32), codec.sample_rate)
+    assert CONV.fp32_precision == before
+    codec.decode(codes)
+    assert seen == ["ieee", "ieee"] and CONV.fp32_precision == before
+
+
+def test_the_last_thread_to_leave_restores_it(before):
+    entered, leave = threading.Event(), threading.Event()
+
+    def stay():
+        with full_float32():
+            entered.set()
+            leave.wait()
+
+    thread = threading.Thread(target=stay)
+    with full_float32():
+        thread.start()
+        entered.wait()
+    assert CONV.fp32_precision == "ieee", "the other is still inside"
+    leave.set()
+    thread.join()
+    assert CONV.fp32_precision == before
+
+
+def test_an_error_restores_it(before):
+    with pytest.raises(ZeroDivisionError), full_float32():
+        1 / 0
+    assert CONV.fp32_precision == before
