@@ -39,6 +39,7 @@ class Switch:
 SWITCHES = (
     Switch("DIA_PDL", ("1", "0"), (1,), ("int8",)),  # dependent launches, from sm_90
     Switch("DIA_TUNE_INTERLEAVED", ("0", "1"), (1,), ("int8", "nf4")),  # slices of K take turns
+    Switch("DIA_ATTENTION_PROGRAMS", ("64", "128"), (1,)),  # of the spans of one request
     Switch("DIA_TUNE_WIDEST_TILE", ("32", "64"), (16, 64)),  # weight rows of a program with 32 input rows
 )
 

@@ -1,0 +1,48 @@
+"""Imports go one way between the packages of the engine, and no folder grows too full to be read at a glance."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+PACKAGE = ROOT / "engine"
+# Package -> the packages that it may import from, beside its own. "" is what lies beside them: small modules that any of
+# them may use; the engine and the command line on top of them use all.
+ALLOWED = {
+    "kernels": set(),
+    "files": {""},
+    "model": {"kernels", "files", ""},
+    "codec": {"files", ""},
+    "weights": {"kernels", "files", "model", "codec", ""},
+    "runtime": {"kernels", "files", "model", "codec", ""},
+}
+ON_TOP = {"engine", "cli", "info", "__init__", "__main__"}
+MOST_MODULES = 10
+
+
+def imported(path: Path) -> set[tuple[str, ...]]:
+    """The modules of this package that a file imports, anywhere in it, as names relative to the package."""
+    here = path.relative_to(PACKAGE).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = here[: len(here) - node.level + 1]
+            names = node.module.split(".") if node.module else []
+            found |= {(*base, *names, alias.name) for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_go_one_way(package):
+    for path in (PACKAGE / package).rglob("*.py"):
+        for target in imported(path):
+            owner = target[0] if target[0] in ALLOWED else ""
+            assert owner == package or owner in ALLOWED[package], f"{path} imports {'.'.join(target)}"
+            assert target[0] not in ON_TOP, f"{path} imports {'.'.join(target)}"
+
+
+@pytest.mark.parametrize("package", set(ALLOWED) - {"kernels"})
+def test_a_folder_can_be_read_at_a_glance(package):
+    modules = [path.name for path in (PACKAGE / package).glob("*.py") if path.name != "__init__.py"]
+    assert 0 < len(modules) <= MOST_MODULES, modules
