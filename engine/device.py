@@ -12,8 +12,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     """A device that torch knows and this machine has; None chooses "cuda" if there is one, else "cpu".
 
     Raises:
-        ValueError: the name is unknown, there is no such device here, or it is a GPU and Triton cannot compile its driver
-            module.
+        ValueError: the name is unknown, there is no such device here, or it is a GPU and Triton cannot compile its
+            driver module.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
