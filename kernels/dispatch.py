@@ -105,19 +105,28 @@ def launches_to(handler: Callable[[Launch], None], architecture: Architecture) -
         _detour.reset(token)
 
 
-def uses_triton(tensor: torch.Tensor) -> bool:
-    """Whether an operation on this tensor is a kernel's or the twin's.
-
-    Raises:
-        RuntimeError: it is a kernel's, and there is no Triton that has what the kernels need.
+def require_triton() -> None:
     """
-    kernel = tensor.is_cuda or _detour.get() is not None
-    if kernel and WHY_NO_TRITON:
+    Raises:
+        RuntimeError: there is no Triton that has what the kernels need.
+    """
+    if WHY_NO_TRITON:
         oldest = ".".join(map(str, OLDEST_TRITON))
         raise RuntimeError(
             f"a GPU needs Triton {oldest} or newer, {WHY_NO_TRITON}: it comes with torch 2.9, "
             "pip install -U 'torch>=2.9'"
         )
+
+
+def uses_triton(tensor: torch.Tensor) -> bool:
+    """Whether an operation on this tensor is a kernel's or its reference's.
+
+    Raises:
+        RuntimeError: it is a kernel's, see `require_triton`.
+    """
+    kernel = tensor.is_cuda or _detour.get() is not None
+    if kernel:
+        require_triton()
     return kernel
 
 

@@ -2,17 +2,17 @@
 
 import subprocess
 
-from .dispatch import WHY_NO_TRITON, triton
+from .dispatch import require_triton, triton
 
 
 def load_driver() -> None:
-    """Have the module that launches kernels compiled and loaded. Where Triton is missing `uses_triton` says so.
+    """Have the module that launches kernels compiled and loaded.
 
     Raises:
-        RuntimeError: it cannot be compiled, most likely for want of a C compiler or of Python's headers.
+        RuntimeError: there is no Triton, or too old a one; or the module cannot be compiled, most likely for want of a C
+            compiler or of Python's headers.
     """
-    if WHY_NO_TRITON:
-        return
+    require_triton()
     try:
         _ = triton.runtime.driver.active.utils
     except (RuntimeError, subprocess.CalledProcessError) as error:
