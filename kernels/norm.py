@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from .dispatch import tl, triton
+from .ordered_sum import halves, ordered_sum
 
 TILE = 16  # elements of x whose squares form one partial sum: the weight rows of one tensor-core tile
 PARTIAL = tl.constexpr(TILE)
@@ -113,7 +114,10 @@ def store_residual(
     tl.store(z_ptr + place, (x * (weight * HEADROOM)[:, None]).to(z_ptr.dtype.element_ty), mask=inside)
     partials: tl.constexpr = tl.cdiv(WIDTH, PARTIAL)
     partial = (column.shape[0] // PARTIAL) * tile + tl.arange(0, column.shape[0] // PARTIAL)
-    squares = sums_of_squares(tl.where(inside, x, 0.0))
+    # The sum over one element changes nothing but the layout: without it Triton gives every thread a whole sum of
+    # squares and the product's sum over slices for all of its elements, 150 instructions more.
+    values = tl.sum(tl.where(inside, x, 0.0)[None, :, :], axis=0)
+    squares = sums_of_squares(values)
     tl.store(
         squares_ptr + row[None, :] * partials + partial[:, None],
         squares,
@@ -125,23 +129,9 @@ def store_residual(
 def sums_of_squares(x):
     """The sums of the squares of PARTIAL neighbors in each column of x: [G * PARTIAL, R] -> [G, R] float32.
 
-    Added in an order that nothing else decides. `tl.sum(x * x, axis=...)` adds in an order that follows the register
-    layout, which Triton derives from the tile's shape, hence from the number of rows in the batch: a request in a batch
-    would get other bits than the same request alone. Here element i is added to element i + N / 2, until N is 1. The
-    first addition is an explicit fused multiply-add, because the compiler fuses a * a + b * b by itself only where one
-    thread happens to hold both.
+    The first addition is an explicit fused multiply-add, because the compiler fuses a * a + b * b by itself only where
+    one thread happens to hold both (see `ordered_sum`).
     """
     groups: tl.constexpr = x.shape[0] // PARTIAL
-    low, high = x.reshape(groups, 2, PARTIAL // 2, x.shape[1]).permute(0, 2, 3, 1).split()
-    return _sum_of_halves(tl.fma(low, low, high * high))
-
-
-@triton.jit
-def _sum_of_halves(x):
-    """[G, N, R] -> [G, R], N a power of two."""
-    if x.shape[1] > 1:
-        low, high = x.reshape(x.shape[0], 2, x.shape[1] // 2, x.shape[2]).permute(0, 2, 3, 1).split()
-        result = _sum_of_halves(low + high)
-    else:
-        result = x.reshape(x.shape[0], x.shape[2])
-    return result
+    low, high = halves(x.reshape(groups, PARTIAL, x.shape[1]).permute(0, 2, 1))
+    return ordered_sum(tl.fma(low, low, high * high))

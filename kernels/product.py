@@ -10,9 +10,10 @@ float32.
 
 How a row is summed depends on nothing but K, the format, the dtype and the architecture, so it comes out alike in any
 batch and at any place in it: a slice adds its columns from left to right, and which columns those are is decided by
-`unit` and `slices`, never by the number of rows. Nor may the compiler fuse a multiplication and an addition by itself
-in these kernels: it does so where one thread happens to hold both, which follows the register layout, and so the number
-of rows. What is to be fused is written as `tl.fma`; dots are fused in any case.
+`unit` and `slices`, never by the number of rows. `ordered_sum` adds the slices. Nor may the compiler fuse a
+multiplication and an addition by itself in these kernels: it does so where one thread happens to hold both, which
+follows the register layout, and so the number of rows. What is to be fused is written as `tl.fma`; dots are fused in
+any case.
 
 NF4 halves the bytes of int8 and still is not faster on an H100 or H200: the first half of an MLP executes
 6.5 PTX instructions per weight for one request, 130 % of what an H100 can issue while the weights arrive and 186 % of
@@ -32,6 +33,7 @@ from .architectures import SHARED_MEMORY_LIMIT
 from .dispatch import require_contiguous, takes_ptx, tl, triton
 from .formats import Int8Weight, NF4Weight, Weight
 from .nf4 import nf4_levels
+from .ordered_sum import ordered_sum
 
 BLOCK = formats.BLOCK
 KINDS = {Int8Weight: 1, NF4Weight: 2}  # what the kernels call FORMAT, 0 for a plain matrix
@@ -144,7 +146,7 @@ class Tiling:
         return None
 
     def _shared_memory(self, weight: Weight, block_k: int, ahead: int) -> int:
-        """Bytes that a program needs with `ahead` iterations in flight, or a little less: the tests compile them all."""
+        """Bytes that a program needs with `ahead` iterations in flight, about: the tests compile them all."""
         size = weight.dtype.itemsize
         columns = self.slices * block_k
         staged = columns * self.tile * _numbers(weight).nbytes // weight.shape.numel() + columns * self.block_m * size
@@ -223,7 +225,7 @@ def prefetch(
     FORMAT: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Ask for the first weights and NF4's scales to come to the L2 cache while the kernel before this one still runs."""
+    """Ask for the first weights and NF4's scales to come to the L2 cache while the kernel before this still runs."""
     if DEPENDENT:
         share: tl.constexpr = 2 if FORMAT == NF4 else 1  # weights in an element
         columns: tl.constexpr = K // share
@@ -303,8 +305,7 @@ def _multiply(
             weight = tl.load(weights + step, mask=k + step < K, other=0)
             block = tl.load(inputs + step, mask=wanted & (k + step < K), other=0.0)
         total = tl.dot(weight.to(block.dtype), block.permute(0, 2, 1), total, input_precision="ieee")
-    # The slices lie in different warps, whatever the sizes, so this sum has one order.
-    return tl.sum(total, axis=0)
+    return ordered_sum(total.permute(1, 2, 0))
 
 
 @triton.jit
@@ -353,4 +354,4 @@ def _multiply_nf4(
         part = tl.dot(high, late.permute(0, 2, 1), part, input_precision="ieee")
         total = tl.fma(part, scale.broadcast_to(part.shape), total)
         scale = next_scale
-    return tl.sum(total, axis=0)
+    return ordered_sum(total.permute(1, 2, 0))

@@ -2,9 +2,9 @@
 
     python tests/compiled_tilings.py sample|all
 
-`sample`: float32 with quantized weights, whose operands pass through shared memory, and the widest tiles, of the largest
-and the longest matrix. `all`: every dtype, weight format, slot count and architecture. Prints what does not fit and then
-the number of builds; exit status 1 if something does not fit.
+`sample`: float32 with quantized weights, whose operands pass through shared memory, and the widest tiles, of the
+largest and the longest matrix. `all`: every dtype, weight format, slot count and NVIDIA architecture. Prints what does
+not fit and then the number of builds; exit status 1 if something does not fit.
 """
 
 import itertools

@@ -157,7 +157,7 @@ def test_residual_linear(rows, width, inner, text, dtype):
 @pytest.mark.parametrize("rows, width", [(2, 64), (42, 40)])
 @pytest.mark.parametrize("text", [False, True], ids=["all_rows", "rows_with_text"])
 def test_squares_are_added_in_one_order(rows, width, text):
-    """Element i of a partial sum to element i + 8, then to i + 4 and so on: an order that no register layout decides."""
+    """Element i of a partial sum to i + 8, then to i + 4 and so on: an order that no register layout decides."""
     residual = random_residual(rows, width)
     residual.x.copy_(residual.x.bfloat16())  # squares are exact in float32, so a fused multiply-add rounds as two do
     weight, inputs = torch.zeros((width, 16), device=DEVICE), randn(rows // 2 if text else rows, 16)
