@@ -162,12 +162,19 @@ def _described(launch: Launch, architecture: Architecture) -> tuple[str, list[st
     try:
         build = compile_launch(launch, architecture)
     except Exception as error:  # whatever the compiler dislikes; the other kernels are still worth a line
-        return "", [f"does not compile: {type(error).__name__}: {str(error).strip().splitlines()[-1:]}"]
+        return "", [f"does not compile: {_root_cause(error)!r}"]
     described = (
         f"{build.registers:4} {build.stack:5} {build.shared:6} {build.resident(launch) or '-':>6} "
         f"{build.widest_load:4} {build.instructions:5}  {build.tensor_core}"
     )
     return described, build.faults(launch)
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Triton wraps an error once for each function that it was in."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .dispatch import begin, launch, require_contiguous, tl, triton, uses_triton
+from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 
 BLOCK_T = 32  # cache positions of one turn
 
@@ -133,7 +133,8 @@ def decode_attention(
             "HEAD_DIM": head_dim,
             "SPLITS": scratch.splits,
             "BLOCK_T": BLOCK_T,
-            "BLOCK_H": max(8, triton.next_power_of_2(ratio)),
+            # The narrowest operand that the matrix units take; AMD's are 16 wide.
+            "BLOCK_H": max(16 if isinstance(architecture(query.device), str) else 8, triton.next_power_of_2(ratio)),
             "BLOCK_R": triton.next_power_of_2(ratio),
             "BLOCK_D": block_d,
         },

@@ -327,7 +327,7 @@ def _multiply_nf4(
     """
     half: tl.constexpr = BLOCK_K // 2
     blocks: tl.constexpr = K // BLOCK_K
-    iterations: tl.constexpr = tl.cdiv(blocks, SLICES)
+    iterations: tl.constexpr = (blocks + SLICES - 1) // SLICES  # not tl.cdiv, from which Triton 3.6 cannot subtract
     even: tl.constexpr = blocks % SLICES == 0
     first = _slices_first(blocks, 1, SLICES, INTERLEAVED)
     byte = tl.arange(0, half)[None, None, :]
