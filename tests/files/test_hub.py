@@ -216,6 +216,8 @@ class FakeHubRequest(BaseHTTPRequestHandler):
 
 FIND = """
 import json, sys
+connections = []
+sys.addaudithook(lambda event, _: event == "socket.connect" and connections.append(event))
 from dia_engine.files.hub import find_model
 from dia_engine.weights.source import resolve_model
 try:
@@ -224,7 +226,7 @@ try:
     answer = {"config": str(files.config), "weights": [str(path) for path in files.weights], "source": files.source}
 except Exception as error:
     answer = {"error": type(error).__name__, "message": str(error)}
-json.dump(answer, sys.stdout)
+json.dump({**answer, "connections": len(connections)}, sys.stdout)
 """
 
 
@@ -242,7 +244,7 @@ def ask(cache: Path, *arguments: str, program: str = FIND, **environment: str) -
         env={**clean, **settings, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -355,9 +357,8 @@ def test_a_codec_is_told_of_as_a_model_is(tmp_path, hub):
     ],
 )
 def test_out_of_reach_and_not_in_the_cache(tmp_path, network):
-    started = time.monotonic()
     answer = ask(tmp_path, "owner/name", "main", **network)
-    assert time.monotonic() - started < 15, "a refused connection must not be tried again and again"
+    assert answer["connections"] <= 1, "a refused connection must not be tried again and again"
     assert answer["error"] == "FileNotFoundError" and "owner/name at revision main" in answer["message"]
 
 

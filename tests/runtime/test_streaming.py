@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -31,6 +30,7 @@ from dia_engine.weights.synthetic import random_weights, synthetic_config
 TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
 LONG = {"max_tokens": 3072, "seed": 2}  # this seed does not end by itself
 TOLERANCE = 1e-5
+HANGS = 120  # seconds after which a test that waits for an event gives up
 
 
 def small_codec(seed: int = 0, **sizes) -> Codec:
@@ -467,40 +467,51 @@ def test_one_thread_and_two_streams(mute, ahead):
         assert np.array_equal(np.concatenate(found), mute.generate(text, **knobs))
 
 
-def test_a_stream_that_waits_for_its_turn_can_be_closed(mute, ahead):
+def test_a_stream_that_waits_for_its_turn_can_be_closed(mute, ahead, monkeypatch):
     first, second = mute.stream(TEXT, **LONG), mute.stream(TEXT, **LONG)
     next(first)
+    acquire, waits = mute._stepper.lock.acquire, threading.Event()
+
+    def traced(*args, **kwargs):
+        acquired = acquire(*args, **kwargs)
+        if not acquired:
+            waits.set()
+        return acquired
+
+    monkeypatch.setattr(mute._stepper.lock, "acquire", traced)
     reader = threading.Thread(target=lambda: next(second, None))
     reader.start()
-    time.sleep(0.05)
+    assert waits.wait(HANGS)
     second.close()
-    reader.join(timeout=5)
+    reader.join(HANGS)
     assert not reader.is_alive() and len(next(first)), "the first goes on"
     first.close()
 
 
-def test_async_streams(speaker):
+def test_async_streams(speaker, monkeypatch):
     knobs = {"seed": 1, "max_tokens": 60}
+    steps, stepping, goes_on = speaker._stepper._steps, threading.Event(), threading.Event()
+
+    def gated(*args):
+        stepping.set()
+        assert goes_on.wait(HANGS), "the event loop is held up by a step"
+        steps(*args)
 
     async def read(text):
         return [piece async for piece in speaker.astream(text, chunk_frames=7, **knobs)]
 
+    async def let_it_step():
+        while not stepping.is_set():
+            await asyncio.sleep(0.001)
+        goes_on.set()
+
     async def both():
-        ticks, counting = [], asyncio.create_task(count())
-        results = await asyncio.gather(read(TEXT), read("[S2] Two."))
-        counting.cancel()
-        return results, ticks
+        return await asyncio.gather(read(TEXT), read("[S2] Two."), let_it_step())
 
-    async def count():
-        while True:
-            beats.append(1)
-            await asyncio.sleep(0.005)
-
-    beats = []
-    results, _ = asyncio.run(both())
+    monkeypatch.setattr(speaker._stepper, "_steps", gated)
+    *results, _ = asyncio.run(both())
     for found, text in zip(results, (TEXT, "[S2] Two.")):
         assert difference(found, speaker.generate(text, **knobs)) < TOLERANCE
-    assert len(beats) > 10, "the event loop goes on meanwhile"
 
 
 def test_a_prompt_is_encoded_by_the_worker_not_in_the_call(speaker, monkeypatch):
@@ -550,7 +561,7 @@ def test_a_stream_is_closed_between_two_prompts(speaker, monkeypatch):
     def traced(*args):
         assert not encoded.is_set(), "no prompt is encoded after the close"
         encoded.set()
-        time.sleep(0.2)
+        assert stream._worker._cancelled.wait(HANGS)
         return encode(*args)
 
     monkeypatch.setattr(speaker.codec, "encode", traced)
@@ -569,9 +580,16 @@ def test_a_stream_is_closed_between_two_prompts(speaker, monkeypatch):
 
 
 @pytest.mark.parametrize("leave", ["cancel", "error", "aclose", "timeout"])
-def test_leaving_an_async_stream_frees_the_engine(speaker, leave):
-    async def reader():
+def test_leaving_an_async_stream_frees_the_engine(speaker, leave, monkeypatch):
+    steps, begun = speaker._stepper._steps, []
+
+    def counted(*args):
+        begun.append(1)
+        steps(*args)
+
+    async def reader(spoke):
         async for _ in speaker.astream(TEXT, **LONG):
+            spoke.set()
             if leave == "error":
                 raise ZeroDivisionError
 
@@ -583,30 +601,49 @@ def test_leaving_an_async_stream_frees_the_engine(speaker, leave):
             await stream.aclose()
             assert [piece async for piece in stream] == []
             return
-        task = asyncio.create_task(reader())
-        if leave == "timeout":
+        spoke = asyncio.Event()
+        task = asyncio.create_task(reader(spoke))
+        if leave == "timeout":  # at whatever moment: 3072 steps take longer in any case
             with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(task, 0.3)
+                await asyncio.wait_for(task, 0.1)
             return
-        await asyncio.sleep(0.3)
-        task.cancel()
-        with pytest.raises((asyncio.CancelledError, ZeroDivisionError)):
+        if leave == "cancel":
+            await spoke.wait()
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError if leave == "cancel" else ZeroDivisionError):
             await task
 
+    monkeypatch.setattr(speaker._stepper, "_steps", counted)
     asyncio.run(main())
-    assert speaker._stepper.lock.acquire(timeout=0.5), "a step later at most"
+    before = len(begun)
+    assert speaker._stepper.lock.acquire(timeout=HANGS)
     speaker._stepper.lock.release()
+    assert len(begun) <= before + 1, "a step later at most"
 
 
 def test_an_unread_stream_does_not_keep_the_process_from_ending():
-    code = (
-        "from dia_engine import Engine; engine = Engine.load('synthetic:tiny', device='cpu'); engine._runs_ahead = True;"
-        "stream = engine.stream('x', seed=2); print(len(next(stream)))"
-    )
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
-    assert done.returncode == 0 and done.stdout == b"4096\n" and not done.stderr, done.stderr
-    assert time.monotonic() - started < 15
+    """Most of the 3072 steps wait until the interpreter exits; it stops them instead of waiting for them."""
+    code = f"""
+import atexit, os, threading
+steps, exits = [], threading.Event()
+atexit.register(lambda: print(len(steps)))  # the last to run, when the stream's thread has ended
+from dia_engine import Engine
+engine = Engine.load("synthetic:tiny", device="cpu")
+engine._runs_ahead, make_steps = True, engine._stepper._steps
+def gated(*args):
+    steps.append(1)
+    if len(steps) > 100 and not exits.wait({HANGS}):
+        os._exit(1)
+    make_steps(*args)
+engine._stepper._steps = gated
+stream = engine.stream("x", seed=2)
+print(len(next(stream)))
+atexit.register(exits.set)  # the first to run
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=2 * HANGS)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    samples, steps = map(int, done.stdout.split())
+    assert samples == 4096 and steps < 3000
 
 
 def test_verbose_counts_the_steps(mute, capsys):
