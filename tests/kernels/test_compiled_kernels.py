@@ -1,8 +1,8 @@
 """Every kernel of a step as compiled for GPUs, run without one: against its reference, and alone against in a batch.
 
-`python -m tools.ptx_emulator.row_bits` and EMULATED_ARCHITECTURE, see CONTRIBUTING.md, in processes of their own, because
-Triton's interpreter, which the other tests use, is chosen for a whole process. The quick tests are a sample, one case
-for each kernel, architecture and, between them, every dtype and format of weights; the slow ones are all there is.
+`python -m tools.ptx_emulator.row_bits` and EMULATED_ARCHITECTURE, see CONTRIBUTING.md, run in processes of their own:
+Triton's interpreter, which the other tests use, is chosen for a whole process. The quick tests are a sample: a case for
+each kernel and architecture, and between them every dtype and format of weights. The slow ones are all there is.
 """
 
 import os
@@ -37,6 +37,7 @@ SAMPLE = {
         "test_kernels.py::test_residual_linear[2-40-48-all_rows-fp32]",
         "test_kernels.py::test_project_qkv[1-4-2-16-64-bf16]",
         "test_kernels.py::test_decode_attention[3-3-24-40-last2-1-fp16]",
+        "test_kernels.py::test_decode_attention[6-2-128-600-last4-2-bf16]",
         "test_kernels.py::test_next_row_runs_out_as_the_twin_does",
         "test_quant_kernels.py::test_norm_linear[1-7-64-nf4-bf16]",
         "test_quant_kernels.py::test_norm_linear[1-7-33-int8-fp32]",

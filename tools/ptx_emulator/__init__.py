@@ -12,7 +12,7 @@ and `tcgen05` are not known: `driver.activate` has Triton compile products to `m
 
 An instruction that is not known raises `EmulationError` before anything runs.
 
-Files: `parser` (text to instructions), `numeric` and `operands` (types and values), `arithmetic`, `transfers` and `warps`
-(what instructions do), `memory` and `threads` (what they do it to), `execution` (control flow), `driver` (Triton's view
-of it) and `row_bits` (a check of the kernels).
+Files: `parser` (text to instructions), `numeric` and `operands` (types and values), `arithmetic`, `transfers` and
+`warps` (what instructions do), `memory` and `threads` (what they do it to), `execution` (control flow), `driver`
+(Triton's view of it), `one_step` and `row_bits` (a check of the kernels).
 """

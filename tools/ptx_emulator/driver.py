@@ -1,4 +1,4 @@
-"""A Triton driver for an architecture that is not there: launches run the compiled PTX in the emulator, on CPU tensors."""
+"""A Triton driver for an architecture that is not there: compiled PTX runs in the emulator, on CPU tensors."""
 
 import os
 import random

@@ -1,7 +1,7 @@
 """Runs a launch: compiles a kernel's instructions to Python functions once, then runs its programs (CTAs).
 
-All threads of some programs, THREADS_AT_ONCE in all, run in step, as numpy arrays. Where they part, those at the earliest
-instruction go on until they reach others or part again.
+All threads of some programs, THREADS_AT_ONCE in all, run in step, as numpy arrays. Where they part, those at the
+earliest instruction go on until they reach others or part again.
 """
 
 import random
