@@ -26,7 +26,7 @@ SAMPLE = {
         "test_kernels.py::test_gated_linear[4-33-45-fp16]",
         "test_kernels.py::test_residual_linear[6-33-45-rows_with_text-bf16]",
         "test_kernels.py::test_project_qkv[3-3-1-10-33-fp32]",
-        "test_kernels.py::test_decode_attention[4-2-16-70-last0-2-bf16]",
+        "test_kernels.py::test_decode_attention[4-2-16-70-last0-2-64-bf16]",
         "test_kernels.py::test_next_row_rules",
         "test_quant_kernels.py::test_norm_linear[2-48-64-int8-bf16]",
         "test_quant_kernels.py::test_norm_linear[2-48-64-nf4-fp16]",
@@ -36,8 +36,8 @@ SAMPLE = {
         "test_kernels.py::test_gated_linear[2-64-96-bf16]",
         "test_kernels.py::test_residual_linear[2-40-48-all_rows-fp32]",
         "test_kernels.py::test_project_qkv[1-4-2-16-64-bf16]",
-        "test_kernels.py::test_decode_attention[3-3-24-40-last2-1-fp16]",
-        "test_kernels.py::test_decode_attention[6-2-128-600-last4-2-bf16]",
+        "test_kernels.py::test_decode_attention[3-3-24-40-last2-1-64-fp16]",
+        "test_kernels.py::test_decode_attention[6-2-128-600-last4-2-64-bf16]",
         "test_kernels.py::test_next_row_runs_out_as_the_twin_does",
         "test_quant_kernels.py::test_norm_linear[1-7-64-nf4-bf16]",
         "test_quant_kernels.py::test_norm_linear[1-7-33-int8-fp32]",
@@ -123,6 +123,6 @@ TOO_LARGE = """
 import sys
 from tools.ptx_emulator import driver, row_bits
 
-driver.SHARED_MEMORY_LIMIT[86] = 1000
+driver.SHARED_MEMORY_LIMIT = {86: 1000}  # the device's; the tilings are chosen for the true one
 sys.exit(row_bits.main(["--arch", "86", "--weights", "float32", "--slots", "2", "--kernels", "norm"]))
 """
