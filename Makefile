@@ -12,8 +12,9 @@ demo: $(READY)
 	@$(PY) -m dia_engine say --model talker --seed 1 -o demo.wav --spectrogram demo.png \
 		"[S1] Hello, my little robot. Can you sing? [S2] No, I can count very well."
 
+# Two processes, and one thread of torch in each: half of the time on two cores.
 test: $(READY)
-	$(PY) -m pytest -q -m "not slow" $(TESTS)
+	$(PY) -m pytest -q -n 2 -m "not slow" $(TESTS)
 
 # What takes minutes or gigabytes: the 1.6B checkpoints on disk.
 test-slow: $(READY)

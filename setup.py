@@ -28,7 +28,14 @@ setup(
     ],
     extras_require={
         "codec": ["descript-audio-codec>=1.0"],
-        "test": ["pytest>=7", "pytest-benchmark>=4", "transformers>=4.53", "bitsandbytes>=0.45", "accelerate>=1.0"],
+        "test": [
+            "pytest>=7",
+            "pytest-benchmark>=4",
+            "pytest-xdist>=3.5",
+            "transformers>=4.53",
+            "bitsandbytes>=0.45",
+            "accelerate>=1.0",
+        ],
         "hear": ["pocketsphinx>=5", "transformers>=4.53"],  # `talker/` and the tests that listen; they need flite too
     },
     entry_points={"console_scripts": ["dia-engine=dia_engine.cli:main"]},

@@ -1,9 +1,9 @@
-"""Each kernel of the decode step at Dia's true sizes, against its torch twin and its own roofline.
+"""Each kernel of the decode step at Dia's true sizes, against its torch reference and its own roofline.
 
     pytest benchmarks --benchmark-only
 
 On a GPU both run, captured in a graph of many calls over rotating copies of the weights, so that neither the launch
-nor the L2 cache is what is measured; a kernel is compared with its twin before it is timed. On a CPU the twin is all
+nor the L2 cache is what is measured; a kernel is compared with its reference before it is timed. On a CPU the reference is all
 there is. The table's times are those of a round of CALLS calls; microseconds per call, GB/s and percent of the roofline
 are in `extra_info` of the JSON (`--benchmark-json FILE`); `--journal FILE` appends a line for each kernel there, and
 leaves out what it has already.
@@ -38,10 +38,10 @@ POSITION, TEXT = 512, 200
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel: `run` and `twin` take a weight (or None) and return the tensors that they wrote."""
+    """One kernel: `run` and `reference` take a weight (or None) and return the tensors that they wrote."""
 
     run: Callable
-    twin: Callable
+    reference: Callable
     weight: torch.Tensor | None
     bytes_read: int
     reset: Callable[[], None] = lambda: None  # before a run whose result is looked at
@@ -69,8 +69,8 @@ def _cases(model: DiaModel, state) -> dict[str, Case]:
     cross_keys, cross_values = state.cross_cache.layer(0)
     eps, norm = layer.self_norm.eps, layer.self_norm.weight
 
-    def projection(run, twin, weight):
-        return Case(run, twin, weight, weight.nbytes)
+    def projection(run, reference, weight):
+        return Case(run, reference, weight, weight.nbytes)
 
     def adds(inputs, without_text=None):
         def run(weight):
@@ -153,7 +153,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("provider", ["kernel", "twin"] if ON_GPU else ["twin"])
+@pytest.mark.parametrize("provider", ["kernel", "reference"] if ON_GPU else ["reference"])
 def test_kernel(cases, benchmark, name, provider, request):
     path, entry = request.config.getoption("--journal", None), f"{name}, {provider}"
     journal = Journal(path) if path else None
@@ -163,7 +163,7 @@ def test_kernel(cases, benchmark, name, provider, request):
     with torch.no_grad():
         if provider == "kernel":
             _verify(case)
-        one = case.run if provider == "kernel" or not ON_GPU else case.twin
+        one = case.run if provider == "kernel" or not ON_GPU else case.reference
         benchmark.pedantic(_round(one, case.weight), rounds=10, warmup_rounds=2)
     seconds = benchmark.stats.stats.median / CALLS
     peak = data_sheet_bandwidth(DEVICE)
@@ -179,14 +179,14 @@ def test_kernel(cases, benchmark, name, provider, request):
 
 
 def _verify(case: Case) -> None:
-    """Before timing: the kernel's result is the twin's, up to the rounding of the dtype."""
+    """Before timing: the kernel's result is the reference's, up to the rounding of the dtype."""
     case.reset()
-    twin = case.twin(case.weight).float().clone()
+    reference = case.reference(case.weight).float().clone()
     case.reset()
     kernel = case.run(case.weight).float()
-    error = (kernel - twin).norm() / twin.norm()
+    error = (kernel - reference).norm() / reference.norm()
     if not error <= 4 * torch.finfo(DTYPE).eps:
-        raise AssertionError(f"the kernel is off its twin by {error:.2%}")
+        raise AssertionError(f"the kernel is off its reference by {error:.2%}")
 
 
 def _round(one: Callable, weight: torch.Tensor | None) -> Callable[[], None]:

@@ -1,11 +1,11 @@
-"""What quantising does to a model's choices, teacher-forced, against the same model in float32.
+"""What quantizing does to a model's choices, teacher-forced, against the same model in float32.
 
     python -m benchmarks.fidelity [--model FOLDER] [--rows N] [--modules] [--json FILE] [--png FILE]
 
 Every variant is fed the same rows, which the float32 model drew, and its logits are compared row by row and channel by
 channel: KL divergence of the distributions (float32 to variant), agreement of the likeliest id, cosine of the logits,
 and the share of draws for which the sampler is left with the very same ids. bfloat16 stands beside the recipes: what it
-loses is the noise floor that everyone accepts. `--modules` quantises one kind of matrix at a time.
+loses is the noise floor that everyone accepts. `--modules` quantizes one kind of matrix at a time.
 
 Without real weights, `synthetic:heavy` stands in: Student-t entries with four degrees of freedom, in rows whose sizes
 differ by a log-normal factor. The largest entry of a row of 2048 is 8 deviations out, of one row in a hundred 21,

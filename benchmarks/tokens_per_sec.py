@@ -103,7 +103,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tokens_per_sec", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="synthetic:full", help="hub id, folder or synthetic:... (%(default)s)")
     parser.add_argument("--dtype", help="default: what suits the device")
-    parser.add_argument("--quant", nargs="*", default=[], help="quantise as well: int8, nf4")
+    parser.add_argument("--quant", nargs="*", default=[], help="quantize as well: int8, nf4")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--batch", type=int, default=1, help="requests at once (%(default)s)")
     parser.add_argument("--steps", type=int, help="steps a run; the first tenth is not timed (cpu 60, cuda 400)")

@@ -29,7 +29,7 @@ READ_BACK = 2**25
 def sequence_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Tensor:
     """Project the rows of one sequence, x [..., K], weight [N, K] -> [..., N] in the weight's dtype.
 
-    A quantised weight is read back for the product, unless it is packed for this CPU. On a GPU that takes one launch,
+    A quantized weight is read back for the product, unless it is packed for this CPU. On a GPU that takes one launch,
     and a temporary of at most READ_BACK weights, which is free again for the next product.
     """
     if is_quantized(weight) and uses_triton(x):
@@ -55,7 +55,7 @@ def step_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Ten
 
     Args:
         x: [M, K] any float dtype, rounded to the weight's dtype first.
-        weight: [N, K]. A quantised one is defined as what it is read back as.
+        weight: [N, K]. A quantized one is defined as what it is read back as.
 
     Returns:
         [M, N] in the weight's dtype; float32, not rounded, from a weight that a CPU multiplies by code for its format.

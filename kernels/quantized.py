@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits: bitsandbytes' two formats, its quantisers and how they are read back.
+"""Weights in 8 and 4 bits: bitsandbytes' two formats, its quantizers and how they are read back.
 
     int8   one scale a row:               w = value * absmax / 127
     NF4    one scale a block of 64 in K:  w = LEVELS[nibble] * absmax
@@ -7,7 +7,7 @@ Values and scales are bitsandbytes' own, bit for bit, and so is what `dequantize
 is ours: bitsandbytes puts neighbours into one byte, here byte j of a block's 32 holds weight j (low half) and weight
 32 + j (high half), so that each half of loaded bytes is a run of weights.
 
-Quantising needs torch only: the arithmetic is that of bitsandbytes on a CPU, which the tests compare.
+Quantizing needs torch only: the arithmetic is that of bitsandbytes on a CPU, which the tests compare.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import torch
 
 BLOCK = 64  # weights that share a scale in NF4
 PER_ABSMAX = 7.874015718698502e-3  # bitsandbytes' 1 / 127
-# Weights that are quantised or read back at once. Their float32 copies are small: larger ones leave holes between the
+# Weights that are quantized or read back at once. Their float32 copies are small: larger ones leave holes between the
 # weights that stay, of 0.8 GB in all for 2**22, measured.
 CHUNK = 2**18
 
@@ -217,7 +217,7 @@ def is_quantized(weight) -> bool:
 
 
 def plain(weight: Weight) -> torch.Tensor:
-    """The matrix itself: a quantised one read back, any other as it is."""
+    """The matrix itself: a quantized one read back, any other as it is."""
     return weight if isinstance(weight, torch.Tensor) else weight.dequantize()
 
 

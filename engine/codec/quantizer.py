@@ -1,4 +1,4 @@
-"""Residual vector quantisation: each codebook codes what the ones before it left over.
+"""Residual vector quantization: each codebook codes what the ones before it left over.
 
 Always in float32: the search compares near neighbours, and its cost is small beside the convolutions.
 """

@@ -40,7 +40,7 @@ def library() -> ctypes.CDLL | None:
         for name, arguments in _SIGNATURES.items():
             getattr(compiled, name).argtypes = arguments
     except (OSError, AttributeError) as error:  # a library without the functions, among others
-        logger.warning("quantised weights are slow on this CPU: their products could not be compiled (%s)", error)
+        logger.warning("quantized weights are slow on this CPU: their products could not be compiled (%s)", error)
         return None
     return compiled
 
@@ -62,7 +62,7 @@ def _compiled() -> ctypes.CDLL:
         if refusals:
             missing = " and ".join(flag for flag in EXTRAS[0] if flag not in extras)
             logger.warning(
-                "quantised weights could be faster on this CPU: compiled without %s (%s)", missing, refusals[0]
+                "quantized weights could be faster on this CPU: compiled without %s (%s)", missing, refusals[0]
             )
         return ctypes.CDLL(str(target))
 

@@ -1,4 +1,4 @@
-"""The benchmark of what quantising loses measures nothing where nothing differs, and orders the formats."""
+"""The benchmark of what quantizing loses measures nothing where nothing differs, and orders the formats."""
 
 import json
 from dataclasses import replace

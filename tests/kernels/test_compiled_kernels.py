@@ -38,7 +38,7 @@ SAMPLE = {
         "test_kernels.py::test_project_qkv[1-4-2-16-64-bf16]",
         "test_kernels.py::test_decode_attention[3-3-24-40-last2-1-64-fp16]",
         "test_kernels.py::test_decode_attention[6-2-128-600-last4-2-64-bf16]",
-        "test_kernels.py::test_next_row_runs_out_as_the_twin_does",
+        "test_kernels.py::test_next_row_runs_out_as_the_reference_does",
         "test_quant_kernels.py::test_norm_linear[1-7-64-nf4-bf16]",
         "test_quant_kernels.py::test_norm_linear[1-7-33-int8-fp32]",
     ],

@@ -1,4 +1,4 @@
-"""A CPU's compiled products: equal to their twins, a row alike in any batch; and what happens without a compiler."""
+"""A CPU's compiled products: equal to their references, a row alike in any batch; and what happens without a compiler."""
 
 import functools
 import re
@@ -35,7 +35,7 @@ BUILDS = {
 compiled = pytest.mark.skipif(compiling.library() is None, reason="there is no C compiler")
 
 
-def int8_twin(x: torch.Tensor, weight: Int8Weight) -> torch.Tensor:
+def int8_reference(x: torch.Tensor, weight: Int8Weight) -> torch.Tensor:
     """What `multiply_int8` computes, to the last bit: float64 holds its sums exactly."""
     lines, unit = write_digits(x, digits_of(weight.dtype))
     total, *lower = (lines.double() @ weight.values.double().t()).unflatten(0, (-1, len(x))).unbind()
@@ -44,7 +44,7 @@ def int8_twin(x: torch.Tensor, weight: Int8Weight) -> torch.Tensor:
     return total.float() * unit * (weight.absmax * PER_ABSMAX)
 
 
-def quantised(format, outputs, inputs, dtype=torch.float32):
+def quantized(format, outputs, inputs, dtype=torch.float32):
     return FORMATS[format].quantize(torch.randn(outputs, inputs) * inputs**-0.5, dtype)
 
 
@@ -75,7 +75,7 @@ def any_build(request, monkeypatch):
 @pytest.mark.parametrize("format, shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reads_a_weight_back_bit_for_bit(any_build, format, shape, dtype):
-    weight = quantised(format, *shape, dtype)
+    weight = quantized(format, *shape, dtype)
     assert torch.equal(read(weight), weight.dequantize())
 
 
@@ -83,10 +83,10 @@ def test_reads_a_weight_back_bit_for_bit(any_build, format, shape, dtype):
 @pytest.mark.parametrize("rows", [1, 5, 33, 64])  # by AMX, if there is any: 1, 5 and 8 groups of lines in float32
 @pytest.mark.parametrize("shape", WHOLE + ODD)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_int8_has_the_bits_of_its_twin(any_build, rows, shape, dtype):
-    weight = quantised("int8", *shape, dtype)
+def test_int8_has_the_bits_of_its_reference(any_build, rows, shape, dtype):
+    weight = quantized("int8", *shape, dtype)
     x = inputs_with_outliers(rows, shape[1], dtype)
-    assert torch.equal(multiply(x, weight), int8_twin(x, weight))
+    assert torch.equal(multiply(x, weight), int8_reference(x, weight))
 
 
 @compiled
@@ -105,7 +105,7 @@ def test_int8_sums_are_exact_where_they_are_largest(any_build):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_loses_less_than_the_dtype_does(any_build, format, shape, dtype):
     """The error is that of the result's own rounding, or of float32."""
-    weight = quantised(format, *shape, dtype)
+    weight = quantized(format, *shape, dtype)
     x = inputs_with_outliers(6, shape[1], dtype)
     matrix = weight.dequantize(torch.float32).double()
     truth = x.double() @ matrix.t()
@@ -122,7 +122,7 @@ def test_loses_less_than_the_dtype_does(any_build, format, shape, dtype):
 @pytest.mark.parametrize("outputs, inputs", [(96, 64), (1030, 1024), (512, 8192)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_row_has_the_same_bits_in_any_batch(format, outputs, inputs, dtype, threads):
-    weight = quantised(format, outputs, inputs, dtype)
+    weight = quantized(format, outputs, inputs, dtype)
     x = torch.randn(40, inputs).to(dtype)
     together = multiply(x, weight)
     before = torch.get_num_threads()
@@ -140,7 +140,7 @@ def test_a_row_has_the_same_bits_in_any_batch(format, outputs, inputs, dtype, th
 @pytest.mark.parametrize("part", [64, 3000, 2**22])
 def test_a_sequence_is_multiplied_by_the_matrix(monkeypatch, format, part):
     monkeypatch.setattr(product, "PART", part)
-    weight = quantised(format, 300, 192)
+    weight = quantized(format, 300, 192)
     x = torch.randn(2, 5, 192)
     expected = x @ weight.dequantize().t()
     torch.testing.assert_close(sequence_linear(x, weight), expected)
@@ -154,7 +154,7 @@ def test_not_a_number_stays_one(any_build, value, dtype):
     for format in FORMATS:
         x = torch.randn(2, BLOCK).to(dtype)
         x[0, 3] = value
-        found = multiply(x, quantised(format, 8, BLOCK, dtype))
+        found = multiply(x, quantized(format, 8, BLOCK, dtype))
         assert not found[0].isfinite().any() and found[1].isfinite().all()
 
 
@@ -209,7 +209,7 @@ def no_compiler(monkeypatch, caplog):
 def test_without_a_compiler_torch_multiplies(no_compiler):
     x = torch.randn(4, 64)
     for format in FORMATS:
-        weight = quantised(format, 32, 64)
+        weight = quantized(format, 32, 64)
         held = fastest(weight)
         assert not is_compiled(weight) and isinstance(held, (PackedInt8Weight, Int8Weight, NF4Weight))
         torch.testing.assert_close(step_linear(x, held), x @ weight.dequantize().t(), rtol=1e-4, atol=1e-5)
@@ -258,11 +258,11 @@ def test_what_a_compiler_lacks_is_done_without_and_told(monkeypatch, caplog):
     library = compiling.library.__wrapped__()
     assert "compiled without -fno-such-option" in caplog.text
     monkeypatch.setattr(product, "library", lambda: library)
-    x, weight = torch.randn(2, 64), quantised("int8", 32, 64)
-    assert torch.equal(multiply(x, weight), int8_twin(x, weight))
+    x, weight = torch.randn(2, 64), quantized("int8", 32, 64)
+    assert torch.equal(multiply(x, weight), int8_reference(x, weight))
 
 
-def test_no_compiler_is_looked_for_before_there_is_a_quantised_weight():
+def test_no_compiler_is_looked_for_before_there_is_a_quantized_weight():
     script = """
 from dia_engine import Engine
 from dia_engine.kernels.cpu import build
@@ -282,4 +282,4 @@ def test_short_memory_is_told(monkeypatch):
 
     monkeypatch.setattr(product, "library", Short)
     with pytest.raises(MemoryError, match="2 rows of 64 inputs"):
-        multiply(torch.randn(2, 64), quantised("int8", 8, 64))
+        multiply(torch.randn(2, 64), quantized("int8", 8, 64))

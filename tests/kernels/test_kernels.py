@@ -1,4 +1,4 @@
-"""Every kernel equals its torch twin, alone and as a whole step.
+"""Every kernel equals its torch reference, alone and as a whole step.
 
 Without a GPU the kernels run in Triton's interpreter, in float32: its bfloat16 dot is wrong. The tests marked `gpu` add
 what only a GPU can show.
@@ -85,15 +85,15 @@ def to_float(value):
     return value.float()
 
 
-def check(kernel, twin, truth):
-    """The kernel may be wrong by twice what rounding makes of the twin, and by a few last bits.
+def check(kernel, reference, truth):
+    """The kernel may be wrong by twice what rounding makes of the reference, and by a few last bits.
 
     Args:
-        kernel, twin: in the dtype under test.
-        truth: the twin in float32 on the same inputs.
+        kernel, reference: in the dtype under test.
+        truth: the reference in float32 on the same inputs.
     """
-    assert kernel.dtype == twin.dtype and kernel.shape == twin.shape
-    error, allowed = ((result.float() - truth).abs().max().item() for result in (kernel, twin))
+    assert kernel.dtype == reference.dtype and kernel.shape == reference.shape
+    error, allowed = ((result.float() - truth).abs().max().item() for result in (kernel, reference))
     floor = 1e-5 if kernel.dtype == torch.float32 else torch.finfo(kernel.dtype).eps / 8
     assert error <= 2 * allowed + floor * truth.abs().max().item(), (error, allowed)
 
@@ -108,8 +108,8 @@ def test_norm_linear(rows, width, outputs, dtype):
     out = torch.full((rows, outputs), torch.nan, device=DEVICE)
     with kernels():
         norm_linear.norm_linear(residual, weight, EPS, out)
-    twin = norm_linear.norm_linear_ref(residual, weight, EPS)
-    check(out, twin, norm_linear.norm_linear_ref(to_float(residual), weight.float(), EPS) / scaling(residual))
+    reference = norm_linear.norm_linear_ref(residual, weight, EPS)
+    check(out, reference, norm_linear.norm_linear_ref(to_float(residual), weight.float(), EPS) / scaling(residual))
 
 
 def scaling(residual):
@@ -124,8 +124,8 @@ def test_norm_linear_of_every_other_row(dtype):
     with_text = residual.rows(slice(1, None, 2))
     with kernels():
         norm_linear.norm_linear(with_text, weight, EPS, out)
-    twin = norm_linear.norm_linear_ref(with_text, weight, EPS).to(dtype)
-    check(out, twin, norm_linear.norm_linear_ref(to_float(with_text), weight.float(), EPS) / scaling(residual))
+    reference = norm_linear.norm_linear_ref(with_text, weight, EPS).to(dtype)
+    check(out, reference, norm_linear.norm_linear_ref(to_float(with_text), weight.float(), EPS) / scaling(residual))
 
 
 @dtypes
@@ -135,9 +135,9 @@ def test_gated_linear(rows, width, inner, dtype):
     out = torch.full((rows, inner), torch.nan, dtype=dtype, device=DEVICE)
     with kernels():
         gated_linear.gated_linear(residual, weight, EPS, out)
-    twin = gated_linear.gated_linear_ref(residual, weight, EPS).to(dtype)
+    reference = gated_linear.gated_linear_ref(residual, weight, EPS).to(dtype)
     exact = dataclasses.replace(to_float(residual), z=residual.z.float() / scaling(residual))
-    check(out, twin, gated_linear.gated_linear_ref(exact, weight.float(), EPS))
+    check(out, reference, gated_linear.gated_linear_ref(exact, weight.float(), EPS))
 
 
 @dtypes
@@ -151,11 +151,11 @@ def test_residual_linear(rows, width, inner, text, dtype):
     result = clone(residual)
     with kernels():
         residual_linear.residual_linear(inputs, weight, result, norm_weight, without_text)
-    twin = residual_linear.residual_linear_ref(inputs, weight, residual, without_text)
+    reference = residual_linear.residual_linear_ref(inputs, weight, residual, without_text)
     truth = residual_linear.residual_linear_ref(inputs.float(), weight.float(), residual, without_text)
-    check(result.x, twin, truth)
+    check(result.x, reference, truth)
     expected, exact = clone(residual), Residual.allocate(rows, width, torch.float32, DEVICE)
-    expected.write(twin, norm_weight)
+    expected.write(reference, norm_weight)
     exact.write(truth, norm_weight)
     check(result.z, expected.z, exact.z * scaling(residual))
     torch.testing.assert_close(result.scale(EPS), expected.scale(EPS), rtol=1e-3, atol=0)
@@ -205,11 +205,11 @@ def test_project_qkv(slots, heads, groups, head_dim, width, dtype):
     exact = dataclasses.replace(to_float(residual), z=residual.z.float() / scaling(residual))
     with kernels():
         results = run(qkv.project_qkv, residual, weight, dtype)
-    twins = run(qkv.project_qkv_ref, residual, weight, dtype)
+    references = run(qkv.project_qkv_ref, residual, weight, dtype)
     truths = run(qkv.project_qkv_ref, exact, weight.float(), torch.float32)
-    for result, twin, truth in zip(results, twins, truths):
-        check(result, twin, truth)
-        assert torch.equal(result == 0, twin == 0)  # nothing is written elsewhere in the cache
+    for result, reference, truth in zip(results, references, truths):
+        check(result, reference, truth)
+        assert torch.equal(result == 0, reference == 0)  # nothing is written elsewhere in the cache
 
 
 @dtypes
@@ -230,7 +230,7 @@ def test_decode_attention(heads, groups, head_dim, capacity, last, rows_per_slot
     query = randn(rows, heads, head_dim, dtype=dtype)
     keys, values = (randn(rows, groups, capacity, head_dim, dtype=dtype) for _ in range(2))
     last = torch.tensor(last, device=DEVICE)
-    twin = attention.decode_attention_ref(query, keys, values, last)
+    reference = attention.decode_attention_ref(query, keys, values, last)
     truth = attention.decode_attention_ref(query.float(), keys.float(), values.float(), last)
     for row in range(rows):
         for cache in (keys, values):
@@ -241,7 +241,7 @@ def test_decode_attention(heads, groups, head_dim, capacity, last, rows_per_slot
         out = torch.full((rows, heads * head_dim), torch.nan, dtype=dtype, device=DEVICE)
         with kernels():
             attention.decode_attention(query, keys, values, last, scratch, out)
-        check(out.view_as(query), twin, truth)
+        check(out.view_as(query), reference, truth)
         assert not scratch.arrivals.any()
 
 
@@ -301,7 +301,7 @@ def running_state(config, slots, rows=60, dtype=torch.float32):
 
 
 def assert_same_step(config, state, logits):
-    """next_row by kernel and by twin: the same grid, flags and residual. Returns the tokens of the new rows."""
+    """next_row by kernel and by reference: the same grid, flags and residual. Returns the tokens of the new rows."""
     width = config.decoder.hidden_size
     table = matrix(config.decoder.num_channels * config.decoder.vocab_size, width)
     norm_weight = 1 + randn(width, scale=0.1)
@@ -319,7 +319,7 @@ def assert_same_step(config, state, logits):
 
 
 @pytest.mark.parametrize("channels, vocab, slots, turns", [(9, 1028, 2, 2), (1, 37, 3, 10), (10, 64, 2, 3)])
-def test_next_row_draws_the_twins_tokens(channels, vocab, slots, turns):
+def test_next_row_draws_the_references_tokens(channels, vocab, slots, turns):
     config = small_config(channels=channels, vocab=vocab)
     state = running_state(config, slots)
     state.grid.fill_(-1)
@@ -393,7 +393,7 @@ def test_next_row_rules():
     assert not (row[:, 1:] >= eos).any() and (row[2:4] == 0).all()
 
 
-def test_next_row_runs_out_as_the_twin_does():
+def test_next_row_runs_out_as_the_reference_does():
     """From the first rows to well past the end: forced rows, EOS, countdown, the last rows, stopped slots."""
     config = small_config(vocab=40, channels=2)
     state = running_state(config, 2, rows=9)
@@ -456,17 +456,20 @@ REQUESTS = [
 
 
 def assert_same_run(config, steps):
-    """Three ragged slots by kernels and by twins: the same grid after `steps` rows."""
+    """Three ragged slots by kernels and by references: the same grid after `steps` rows."""
     weights = random_weights(config)
-    model, twin = DiaModel(config, weights), DiaModel(config, {name: weight.cpu() for name, weight in weights.items()})
+    model, reference = (
+        DiaModel(config, weights),
+        DiaModel(config, {name: weight.cpu() for name, weight in weights.items()}),
+    )
     state = started(model, REQUESTS)
-    twin_state = started(twin, REQUESTS)
+    reference_state = started(reference, REQUESTS)
     for _ in range(steps):
         with kernels():
             model.step(state)
-        twin.step(twin_state)
-    assert torch.equal(state.grid.cpu(), twin_state.grid)
-    torch.testing.assert_close(state.residual.x.cpu(), twin_state.residual.x, rtol=1e-4, atol=1e-4)
+        reference.step(reference_state)
+    assert torch.equal(state.grid.cpu(), reference_state.grid)
+    torch.testing.assert_close(state.residual.x.cpu(), reference_state.residual.x, rtol=1e-4, atol=1e-4)
 
 
 CONFIGS = [
@@ -478,13 +481,13 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_step_with_kernels_draws_the_twins_codes(config):
+def test_step_with_kernels_draws_the_references_codes(config):
     assert_same_run(config, steps=4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_whole_run_with_kernels_draws_the_twins_codes(config):
+def test_a_whole_run_with_kernels_draws_the_references_codes(config):
     assert_same_run(config, steps=40)
 
 

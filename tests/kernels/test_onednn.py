@@ -69,7 +69,7 @@ def test_a_row_has_the_same_bits_in_any_batch(outputs, inputs, dtype, threads):
         torch.set_num_threads(before)
 
 
-def test_where_int8_cannot_be_multiplied_the_twin_is_used(monkeypatch):
+def test_where_int8_cannot_be_multiplied_the_reference_is_used(monkeypatch):
     weight = int8_matrix(32, 64)
     monkeypatch.setattr(onednn, "is_compiled", lambda weight: False)
     assert isinstance(fastest(weight), PackedInt8Weight)

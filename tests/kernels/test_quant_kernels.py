@@ -1,4 +1,4 @@
-"""A step's projections with int8 and NF4 weights: kernels equal their twins, and the decoding assembly its table."""
+"""A step's projections with int8 and NF4 weights: kernels equal their references, and the decoding assembly its table."""
 
 import re
 
@@ -45,7 +45,7 @@ def quantized(kind, outputs, inputs, dtype=torch.float32):
 
 
 def exact(weight):
-    """The weight as its twin in float32 has it."""
+    """The weight as its reference in float32 has it."""
     return weight.dequantize(torch.float32)
 
 
@@ -62,8 +62,8 @@ def test_norm_linear(kind, rows, width, outputs, dtype):
     out = torch.full((rows, outputs), torch.nan, device=DEVICE)
     with kernels():
         norm_linear.norm_linear(residual, weight, EPS, out)
-    twin = norm_linear.norm_linear_ref(residual, weight, EPS)
-    check(out, twin, norm_linear.norm_linear_ref(exact_input(residual), exact(weight), EPS))
+    reference = norm_linear.norm_linear_ref(residual, weight, EPS)
+    check(out, reference, norm_linear.norm_linear_ref(exact_input(residual), exact(weight), EPS))
 
 
 @dtypes
@@ -74,8 +74,8 @@ def test_gated_linear(kind, rows, width, inner, dtype):
     out = torch.full((rows, inner), torch.nan, dtype=dtype, device=DEVICE)
     with kernels():
         gated_linear.gated_linear(residual, weight, EPS, out)
-    twin = gated_linear.gated_linear_ref(residual, weight, EPS).to(dtype)
-    check(out, twin, gated_linear.gated_linear_ref(exact_input(residual), exact(weight), EPS))
+    reference = gated_linear.gated_linear_ref(residual, weight, EPS).to(dtype)
+    check(out, reference, gated_linear.gated_linear_ref(exact_input(residual), exact(weight), EPS))
 
 
 @dtypes
@@ -90,9 +90,9 @@ def test_residual_linear(kind, rows, width, inner, text, dtype):
     result = clone(residual)
     with kernels():
         residual_linear.residual_linear(inputs, weight, result, norm_weight, without_text)
-    twin = residual_linear.residual_linear_ref(inputs, weight, residual, without_text)
+    reference = residual_linear.residual_linear_ref(inputs, weight, residual, without_text)
     truth = residual_linear.residual_linear_ref(inputs.float(), exact(weight), residual, without_text)
-    check(result.x, twin, truth)
+    check(result.x, reference, truth)
 
 
 @dtypes
@@ -115,10 +115,10 @@ def test_project_qkv(kind, slots, heads, groups, head_dim, width, dtype):
 
     with kernels():
         results = run(qkv.project_qkv, residual, weight, dtype)
-    twins = run(qkv.project_qkv_ref, residual, weight, dtype)
+    references = run(qkv.project_qkv_ref, residual, weight, dtype)
     truths = run(qkv.project_qkv_ref, exact_input(residual), exact(weight), torch.float32)
-    for result, twin, truth in zip(results, twins, truths):
-        check(result, twin, truth)
+    for result, reference, truth in zip(results, references, truths):
+        check(result, reference, truth)
 
 
 def prmt(first: int, second: int, selector: int) -> int:
@@ -181,7 +181,7 @@ def test_the_tree_gives_the_rounded_levels(dtype):
 
 
 @pytest.mark.parametrize("quant", ["int8", "nf4"])
-def test_step_with_kernels_draws_the_twins_codes(quant):
+def test_step_with_kernels_draws_the_references_codes(quant):
     config = small_config(channels=2, layers=1, width=64, heads=4, groups=2, head_dim=16, inner=128)
     plain = random_weights(config)
     chosen = chosen_formats(RECIPES[quant], config)
@@ -190,12 +190,12 @@ def test_step_with_kernels_draws_the_twins_codes(quant):
         for name, weight in plain.items()
     }
     model = DiaModel(config, weights)
-    state, twin_state = started(model, REQUESTS), started(model, REQUESTS)
+    state, reference_state = started(model, REQUESTS), started(model, REQUESTS)
     for _ in range(4):
         with kernels():
             model.step(state)
         if not ON_GPU:
-            model.step(twin_state)
+            model.step(reference_state)
     if not ON_GPU:
-        assert torch.equal(state.grid, twin_state.grid)
-        torch.testing.assert_close(state.residual.x, twin_state.residual.x, rtol=1e-4, atol=1e-4)
+        assert torch.equal(state.grid, reference_state.grid)
+        torch.testing.assert_close(state.residual.x, reference_state.residual.x, rtol=1e-4, atol=1e-4)

@@ -76,7 +76,7 @@ def test_every_nibble_at_every_place():
 
 
 @pytest.mark.parametrize("kind, columns", [(Int8Weight, 45), (NF4Weight, 128)])
-def test_rows_split_and_joined_are_the_rows_quantised_apart(kind, columns):
+def test_rows_split_and_joined_are_the_rows_quantized_apart(kind, columns):
     source = matrix(12, columns)
     whole = kind.quantize(source, torch.bfloat16)
     parts = whole.split([5, 3, 4])

@@ -1,4 +1,4 @@
-"""Quantised models: recipes, loading from every kind of checkpoint, writing and reading back, and every refusal."""
+"""Quantized models: recipes, loading from every kind of checkpoint, writing and reading back, and every refusal."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def assert_same(ours, expected):
 # Recipes
 
 
-def test_recipes_quantise_matrices_only():
+def test_recipes_quantize_matrices_only():
     for recipe in RECIPES.values():
         formats = chosen_formats(recipe, CONFIG)
         assert set(formats) == {name for name in parameter_shapes(CONFIG) if "_attn." in name or ".mlp." in name}
@@ -111,7 +111,7 @@ def test_bad_recipes(quant, error, message):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("quant", ["int8", "nf4"])
 @pytest.mark.parametrize("layout", ["transformers", "nari"])
-def test_quantises_the_numbers_in_the_file(folder, tmp_path, quant, layout, dtype):
+def test_quantizes_the_numbers_in_the_file(folder, tmp_path, quant, layout, dtype):
     plain, path = load(folder), folder
     if layout == "nari":
         path = tmp_path / "nari"
@@ -139,7 +139,7 @@ def saved_by_transformers(folder, path, **settings):
     return model
 
 
-def dequantised_by_bitsandbytes(model) -> dict[str, torch.Tensor]:
+def dequantized_by_bitsandbytes(model) -> dict[str, torch.Tensor]:
     """Name of each linear layer of transformers' model -> what bitsandbytes says its weight is."""
     from bitsandbytes import functional, nn
 
@@ -166,11 +166,11 @@ def dequantised_by_bitsandbytes(model) -> dict[str, torch.Tensor]:
     ],
     ids=["8bit", "4bit", "4bit double", "4bit in bfloat16"],
 )
-def test_reads_what_transformers_quantised(folder, tmp_path, settings, kind):
+def test_reads_what_transformers_quantized(folder, tmp_path, settings, kind):
     from dia_engine.weights.layouts import TRANSFORMERS, tensor_table
 
     model = saved_by_transformers(folder, tmp_path / "theirs", **settings)
-    expected = dequantised_by_bitsandbytes(model)
+    expected = dequantized_by_bitsandbytes(model)
     ours, plain = load(tmp_path / "theirs"), load(folder)
     for name, pieces in tensor_table(CONFIG, TRANSFORMERS).items():
         if pieces[0].name not in expected:
@@ -219,7 +219,7 @@ def test_bitsandbytes_reads_what_is_written(folder, tmp_path):
 
 
 @pytest.mark.parametrize("quant", ["int8", "nf4", "4bit"])
-def test_an_engine_holds_quantised_weights(quant):
+def test_an_engine_holds_quantized_weights(quant):
     engine = Engine.load("synthetic:tiny", quant=quant, load_dac=False)
     held = {type(weight) for weight in engine.weights.values()}
     assert held & {PackedInt8Weight, Int8Weight} and (quant == "int8" or NF4Weight in held)
@@ -250,7 +250,7 @@ def test_a_folder_that_is_taken(folder, tmp_path):
 
 
 def changed(folder, path, change):
-    """A quantised copy with its tensors changed in place."""
+    """A quantized copy with its tensors changed in place."""
     quantize_model(folder, path, {"*.mlp.down.weight": "nf4", "*_attn.*": "int8"})
     tensors = load_file(path / "model.safetensors")
     change(tensors)
@@ -291,7 +291,7 @@ def renamed_to_fp4(tensors):
         (lambda tensors: tensors.pop(STATE), "unexpected"),
     ],
 )
-def test_damaged_quantised_files(folder, tmp_path, change, message):
+def test_damaged_quantized_files(folder, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         load(changed(folder, tmp_path / "bad", change))
 

@@ -1,6 +1,6 @@
 """Trains the codec: `python -m tools.talker.codec`, then `python -m tools.talker.codec --decoder` while the language part trains.
 
-The first run trains all of it. The second leaves encoder and quantiser, and so every code, as they are, and gives the
+The first run trains all of it. The second leaves encoder and quantizer, and so every code, as they are, and gives the
 decoder alone more time. Stopped runs go on where they were.
 """
 
@@ -22,7 +22,7 @@ CONFIG = dict(
     codebook_size=256, codebook_dim=8, sampling_rate=SAMPLE_RATE,
 )  # fmt: skip
 STEPS, DECODER_STEPS = 2600, 4000
-FREE_STEPS = 300  # without the quantiser, which is then laid into what the encoder has found
+FREE_STEPS = 300  # without the quantizer, which is then laid into what the encoder has found
 BATCH, LENGTH = 8, 12288
 RATE = 7e-4
 STFT_SIZES = {2048: 80, 1024: 80, 512: 64, 256: 40}  # and mel bands
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train(work: Path, steps: int, compiled: bool) -> None:
-    """Train encoder, quantiser and decoder together, into `work/codec.pt`."""
+    """Train encoder, quantizer and decoder together, into `work/codec.pt`."""
     device = pick_device()
     torch.manual_seed(0)
     model = new_model().to(device)
@@ -180,8 +180,8 @@ def lay_codebooks(model: DacModel, encoder, sounds: list[Spoken], device: torch.
         layer.in_proj.bias[-1] = 1.0
         points = functional.linear(residual, layer.in_proj.weight[..., 0], layer.in_proj.bias)
         layer.codebook.weight.copy_(_means(points, layer.codebook.num_embeddings))
-        quantised = layer.decode_latents(points.T[None])[0]
-        residual = residual - layer.out_proj(quantised)[0].T
+        quantized = layer.decode_latents(points.T[None])[0]
+        residual = residual - layer.out_proj(quantized)[0].T
 
 
 def _means(points: torch.Tensor, count: int) -> torch.Tensor:
