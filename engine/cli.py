@@ -54,8 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
 def limit_threads(model: str) -> None:
     """One thread for a small model, unless the user has set OMP_NUM_THREADS; before torch, which reads it once.
 
-    Its products are too small to share. A second thread only waits at barriers, and where other processes keep the cores
-    busy, each wait lasts until the scheduler gives the other thread its turn.
+    Its products are too small to share. A second thread only waits at barriers, and where other processes keep the
+    cores busy, each wait lasts until the scheduler gives the other thread its turn.
     """
     if model in SMALL_MODELS and "torch" not in sys.modules:
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -281,8 +281,8 @@ class Engine:
         thread cannot start another generation in between.
 
         Args:
-            text, ..., sampling_params: as in `generate`, and checked in this call. A prompt in the form of sound is encoded when
-                the first chunk is asked for; codes (see `load_audio`) cost nothing.
+            text, ..., sampling_params: as in `generate`, and checked in this call. A prompt in the form of sound is
+                encoded when the first chunk is asked for; codes (see `load_audio`) cost nothing.
             chunk_frames: frames a chunk, 512 samples each for the published codec. Each chunk is decoded together with
                 the frames around it that its sound depends on, so that small chunks cost more work. Default: 48, or
                 more where a codec depends on so many that this would cost half as much again.

@@ -9,8 +9,8 @@ def load_driver() -> None:
     """Have the module that launches kernels compiled and loaded.
 
     Raises:
-        RuntimeError: there is no Triton, or too old a one; or the module cannot be compiled, most likely for want of a C
-            compiler or of Python's headers.
+        RuntimeError: there is no Triton, or too old a one; or the module cannot be compiled, most likely for want of a
+            C compiler or of Python's headers.
     """
     require_triton()
     try:

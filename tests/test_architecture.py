@@ -7,8 +7,8 @@ import pytest
 from helpers import ROOT
 
 PACKAGE = ROOT / "engine"
-# Package -> the packages that it may import from, beside its own. "" is what lies beside them: small modules that any of
-# them may use; the engine and the command line on top of them use all.
+# Package -> the packages that it may import from, beside its own. "" is what lies beside them: small modules that any
+# of them may use; the engine and the command line on top of them use all.
 ALLOWED = {
     "kernels": set(),
     "files": {""},

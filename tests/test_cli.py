@@ -25,8 +25,8 @@ QUICK = ["--model", "synthetic:tiny", "--max-tokens", "40"]
 
 def run(*arguments, stdin: bytes = b"", cwd=None, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "dia_engine", *map(str, arguments)], input=stdin, capture_output=True, cwd=cwd, timeout=300,
-        **kwargs,
+        [sys.executable, "-m", "dia_engine", *map(str, arguments)], input=stdin, capture_output=True, cwd=cwd,
+        timeout=300, **kwargs,
     )  # fmt: skip
 
 
@@ -358,7 +358,8 @@ def test_a_player_that_goes_away_ends_it_quietly(tmp_path):
 
 @pytest.mark.parametrize("given, threads", [(None, "1"), ("2", "2")])
 def test_a_small_model_gets_one_thread_unless_the_user_says_otherwise(given, threads):
-    script = "from dia_engine.cli import main; assert main(['info', 'talker']) == 0; import torch; print(torch.get_num_threads())"
+    script = "from dia_engine.cli import main; assert main(['info', 'talker']) == 0; import torch; "
+    script += "print(torch.get_num_threads())"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {} if given is None else {"OMP_NUM_THREADS": given}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)

@@ -136,8 +136,8 @@ class DiaModel:
         """One row for every slot that runs: decode, draw, write, move on.
 
         Device operations only: on a GPU no value of a tensor decides what runs, nothing is allocated, and the host
-        waits for nothing. On a CPU the reference of attention reads the positions, to look at no more of the cache than is
-        written.
+        waits for nothing. On a CPU the reference of attention reads the positions, to look at no more of the cache than
+        is written.
         """
         next_row(self._decode(state), state, self.embedding, self.layers[0].self_norm.weight)
 

@@ -29,6 +29,6 @@ def check_not_forked(device: torch.device | None = None) -> None:
         )
     elif _threads > 1 and torch.get_num_threads() > 1:
         raise RuntimeError(
-            "this process was forked from one in which an engine has worked, and OpenMP's threads do not survive a fork: "
-            'start it with multiprocessing.get_context("spawn"), or call torch.set_num_threads(1) in it'
+            "this process was forked from one in which an engine has worked, and OpenMP's threads do not survive a "
+            'fork: start it with multiprocessing.get_context("spawn"), or call torch.set_num_threads(1) in it'
         )

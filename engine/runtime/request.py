@@ -21,8 +21,8 @@ class Request:
 
     Attributes:
         text_ids: [S] int64 on the CPU.
-        prompt: codes [P, C] int64 on the CPU, P = 0 for none; or a waveform [samples] float32 at the codec's rate, which
-            `encode_prompt` brings to codes before the request is admitted.
+        prompt: codes [P, C] int64 on the CPU, P = 0 for none; or a waveform [samples] float32 at the codec's rate,
+            which `encode_prompt` brings to codes before the request is admitted.
         params: how it is sampled.
         seed: in [0, 2^63).
     """

@@ -63,7 +63,8 @@ class ChunkSizes:
         return ChunkSizes(*self.frames(reach))
 
     def frames(self, reach: Reach) -> tuple[int, int]:
-        """Both sizes in this order, with defaults that keep the work for a codec of this reach within 1.5 times that of the whole."""
+        """Both sizes in this order. The defaults keep the work for a codec of this reach within 1.5 times that of the
+        whole."""
         first, context = self.first_chunk_frames, reach.before + reach.after
         steady = self.chunk_frames or max(DEFAULT_CHUNK_FRAMES, 2 * context, first or 0)
         return steady, first or min(DEFAULT_FIRST_CHUNK_FRAMES, steady)

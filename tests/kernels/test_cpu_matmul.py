@@ -1,4 +1,5 @@
-"""A CPU's compiled products: equal to their references, a row alike in any batch; and what happens without a compiler."""
+"""A CPU's compiled products: equal to their references, a row alike in any batch; and what happens without
+a compiler."""
 
 import functools
 import re

@@ -1,4 +1,5 @@
-"""A step's projections with int8 and NF4 weights: kernels equal their references, and the decoding assembly its table."""
+"""A step's projections with int8 and NF4 weights: kernels equal their references, and the decoding assembly
+its table."""
 
 import re
 

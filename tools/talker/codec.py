@@ -1,4 +1,5 @@
-"""Trains the codec: `python -m tools.talker.codec`, then `python -m tools.talker.codec --decoder` while the language part trains.
+"""Trains the codec: `python -m tools.talker.codec`, then `python -m tools.talker.codec --decoder` while the language part
+trains.
 
 The first run trains all of it. The second leaves encoder and quantizer, and so every code, as they are, and gives the
 decoder alone more time. Stopped runs go on where they were.

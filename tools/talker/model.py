@@ -1,5 +1,5 @@
-"""Trains the language part: `python -m tools.talker.model`, once `python -m tools.talker.codec` has been run. It goes on where it
-was stopped."""
+"""Trains the language part: `python -m tools.talker.model`, once `python -m tools.talker.codec` has been run. It goes
+on where it was stopped."""
 
 import argparse
 import copy
