@@ -40,7 +40,7 @@ def library() -> ctypes.CDLL | None:
         for name, arguments in _SIGNATURES.items():
             getattr(compiled, name).argtypes = arguments
     except (OSError, AttributeError) as error:  # a library without the functions, among others
-        logger.warning("quantized weights are slow on this CPU: their products could not be compiled (%s)", error)
+        logger.warning("the products of quantized weights could not be compiled, torch's are used instead (%s)", error)
         return None
     return compiled
 

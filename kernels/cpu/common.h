@@ -1,5 +1,5 @@
-/* y = x W^T for a few rows x and a quantized W, at the speed at which W comes from memory. `library.py` compiles this for
- * the machine that it runs on; `product.py` calls it and has the rules for the arguments.
+/* y = x W^T for a few rows x and a quantized W, at the speed at which W comes from memory. `build.py` compiles this for
+ * the machine that it runs on; `matmul.py` calls it and has the rules for the arguments.
  *
  * Every sum has an order that depends on neither the number of rows nor that of threads, so a row of x gives the same
  * bits in any batch.

@@ -1,7 +1,6 @@
 """What this CPU has, of what the choice of a torch product depends on.
 
 The choice is a rule over these features and not a timing, so that two starts on one machine compute the same bits.
-`python -m benchmarks.cpu_products` times every candidate and says where the rule is wrong.
 """
 
 import functools
