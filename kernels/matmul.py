@@ -16,8 +16,8 @@ follows the register layout, and so the number of rows. What is to be fused is w
 any case.
 
 NF4 halves the bytes of int8 and still is not faster on an H100 or H200: the first half of an MLP executes
-6.5 PTX instructions per weight for one request, 130 % of what an H100 can issue while the weights arrive and 186 % of
-what an H200 can (int8: 5.0, 56 % and 81 %; NF4 on an RTX 4090 28 %, A4000 54 %). Computed from the compiled code and
+6.0 PTX instructions per weight for one request, 121 % of what an H100 can issue while the weights arrive and 173 % of
+what an H200 can (int8: 4.4, 50 % and 72 %; NF4 on an RTX 4090 26 %, A4000 50 %). Computed from the compiled code and
 the data sheets' clocks and bandwidths, not measured. Prefer int8 there; NF4 pays on GPUs with less memory bandwidth,
 and where memory is short.
 """
@@ -115,7 +115,7 @@ class Tiling:
         unit = BLOCK if quantized else (128 if roomy else 64) // size
         # A float32 product keeps the decoded weights in shared memory too: with 8 slices they do not fit everywhere.
         slices = 4 if quantized and size == 4 else 8
-        for wide_tile, block_m in _tiles(tile, rows, size, architecture):
+        for wide_tile, block_m in _tiles(weight, tile, rows, architecture):
             fitted = cls(wide_tile, block_m, unit, unit, slices, 0, TUNING.interleaved)._fitted(weight, half, limit)
             if fitted and isinstance(architecture, str):
                 return dataclasses.replace(fitted, stages=2)  # on AMD an iteration in flight lies in registers
@@ -133,7 +133,8 @@ class Tiling:
         # NF4's blocks share a scale. Of others, 16 columns are one tensor-core product, and 32 bytes one sector.
         least = BLOCK if isinstance(weight, NF4Weight) else 32 if quantized else 16
         for bound in (limit,) if alone else (half, limit):
-            block_k = self.unit
+            # With wide tiles, more columns in an iteration are more registers than there are (Triton 3.5 and 3.6).
+            block_k = self.unit if self.block_m < 32 else max(least, min(self.unit, 32))
             while block_k >= least:
                 # Quantized weights have fewer bytes per iteration, so more iterations are in flight.
                 most = (8 if quantized else 4) * self.unit // block_k
@@ -176,7 +177,7 @@ class Tiling:
         }
 
 
-def _tiles(tile: int, rows: int, size: int, architecture: int | str) -> list[tuple[int, int]]:
+def _tiles(weight: Weight, tile: int, rows: int, architecture: int | str) -> list[tuple[int, int]]:
     """Weight rows and input rows of a program, the best first; the first that fits is taken.
 
     Every program reads its weights and its inputs from the L2 cache: in all, the weights once per block of input rows,
@@ -187,12 +188,15 @@ def _tiles(tile: int, rows: int, size: int, architecture: int | str) -> list[tup
         # AMD's matrix cores take 16 input rows at least (8 would spill hundreds of registers), and 32 x 32 products
         # add in another order than 16 x 16: one size for any batch.
         return [(tile, 16), (tile, 8)]
-    if rows <= 8:
+    # Triton uses none for float32 nor before the Ampere generation; 32 x 16 would spill.
+    without_tensor_cores = weight.dtype.itemsize == 4 or architecture < 80
+    if rows <= 8 or without_tensor_cores and tile > 16:
         return [(tile, 8)]
-    if rows <= 16 or size == 4:
+    if rows <= 16 or without_tensor_cores:
         return [(tile, 16), (tile, 8)]
     tiles = [(max(32, min(2 * tile, TUNING.widest_tile)), 32), (32, 32), (tile, 16)]
-    return tiles if rows <= 32 else [(32, 64), *tiles]
+    # Decoded NF4 and 64 input rows are more registers than there are.
+    return tiles if rows <= 32 or isinstance(weight, NF4Weight) else [(32, 64), *tiles]
 
 
 @triton.jit

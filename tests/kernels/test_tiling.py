@@ -42,6 +42,17 @@ def test_the_number_of_rows_leaves_the_order_of_sums_alone(architecture, kind, d
 
 
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 120])
+def test_tiles_leave_registers(architecture):
+    """What Triton 3.5 and 3.6 spilled: 64 columns in an iteration of 32 or 64 input rows, NF4 with 64 input rows, and
+    32 x 16 tiles of float32."""
+    for rows, kind in itertools.product((17, 32, 33, 64, 128), (None, "int8", "nf4")):
+        tiling = Tiling.choose(empty(kind, 4096, 2048, torch.bfloat16), 32, rows, architecture)
+        assert tiling.block_m <= 32 if kind == "nf4" else tiling.block_k <= 32
+    for rows, kind in itertools.product((2, 9, 128), (None, "int8", "nf4")):
+        assert Tiling.choose(empty(kind, 4096, 2048, torch.float32), 32, rows, architecture).block_m == 8
+
+
+@pytest.mark.parametrize("architecture", [80, 86, 89, 90, 120])
 @pytest.mark.parametrize("kind", [None, "int8", "nf4"])
 def test_large_batches_read_less_from_the_l2_cache(architecture, kind):
     """Bytes of weights and inputs that the programs of the largest product read: how often the weights, how often the
