@@ -2,7 +2,7 @@
 
 import re
 
-LONGEST = 100
+LONGEST = 80  # characters of a value
 LISTED = 10
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -13,7 +13,11 @@ def shown(value: object) -> str:
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print integers of more than 4300 digits
-        return "an integer of thousands of digits"
+        return (
+            f"an integer of {value.bit_length()} bits"
+            if isinstance(value, int)
+            else "an integer of thousands of digits"
+        )
     except RecursionError:
         return f"a deeply nested {type(value).__name__}"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"

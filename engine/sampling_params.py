@@ -7,10 +7,11 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Final
 
+from .messages import shown
+
 MAX_SEED = 2**63 - 1
 DEFAULT_MAX_TOKENS = 3072
 MAX_SCALE = 1e6  # beyond this, logits times or divided by a parameter leave what float32 can tell apart
-MAX_SHOWN = 80  # characters of a value in a message
 
 
 class ModelDefault(Enum):
@@ -139,15 +140,6 @@ def require_integer(name: str, value: Any) -> None:
     """Raises TypeError for what is not an integer."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {shown(value)}")
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it: its repr, cut where that is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return f"an integer of {value.bit_length()} bits"
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"
 
 
 def left_out(name: str) -> ModelDefault | None:

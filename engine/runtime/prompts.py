@@ -55,7 +55,7 @@ def read_prompt(
         return codes
 
     def check_length(samples: int, sample_rate: int) -> None:
-        opened = _required(codec())
+        opened = require_codec(codec())
         resampled = round(samples * opened.sample_rate / sample_rate)
         _check_length(-(-resampled // opened.hop_length), max_frames)
 
@@ -73,10 +73,15 @@ def read_prompt(
             f"got {type(prompt).__name__}"
         )
     # A copy: a caller may write over theirs before it is encoded.
-    return np.array(resample(waveform, rate, _required(codec()).sample_rate))
+    return np.array(resample(waveform, rate, require_codec(codec()).sample_rate))
 
 
-def _required(codec: Codec | None) -> Codec:
+def require_codec(codec: Codec | None) -> Codec:
+    """The codec that encodes a prompt given as audio.
+
+    Raises:
+        ValueError: there is none.
+    """
     if codec is None:
         raise ValueError("an audio prompt in the form of sound needs the codec; load the engine with load_dac=True")
     return codec

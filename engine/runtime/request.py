@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from ..codec import Codec
+from ..messages import shown
 from ..model.config import DiaConfig
-from ..sampling_params import MAX_SEED, ResolvedSamplingParams, SamplingParams, check_seed, left_out, shown
-from .prompts import AudioPrompt, read_prompt
+from ..sampling_params import MAX_SEED, ResolvedSamplingParams, SamplingParams, check_seed, left_out
+from .prompts import AudioPrompt, read_prompt, require_codec
 from .script import encode_script, warn_of_scripts
 
 
@@ -44,11 +45,14 @@ class Request:
         return self.prompt
 
     def encode_prompt(self, codec: Codec | None) -> "Request":
-        """The request with its prompt as codes, which takes seconds where it is a waveform."""
+        """The request with its prompt as codes, which takes seconds where it is a waveform.
+
+        Raises:
+            ValueError: it is a waveform, and there is no codec.
+        """
         if isinstance(self.prompt, torch.Tensor):
             return self
-        if codec is None:
-            raise ValueError("an audio prompt in the form of sound needs the codec; load the engine with load_dac=True")
+        codec = require_codec(codec)
         return replace(self, prompt=codec.encode(self.prompt, codec.sample_rate).cpu())
 
 

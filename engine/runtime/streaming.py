@@ -19,8 +19,9 @@ import numpy as np
 from ..codec.receptive_field import Reach
 from ..codec.windowed import CodeWindows, HostCopy
 from ..kernels.advance import RUNNING
+from ..messages import shown
 from ..model.state import DecodeState
-from ..sampling_params import require_integer, shown
+from ..sampling_params import require_integer
 from .generation import spoken_codes, start_requests
 from .request import Request
 from .runner import Stepper
