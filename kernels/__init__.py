@@ -1,1 +1,1 @@
-"""Kernels of the decode step, one concept a file, installed as `engine.kernels`. Import the files, not the package."""
+"""Kernels of the decode step, one concept per file, imported as `dia_engine.kernels`. Import the files, not the package."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
+from .dispatch import architecture, begin, launch, prefetch_l2, require_contiguous, tl, triton, uses_triton
 
 BLOCK_T = 32  # cache positions of one turn
 
@@ -158,10 +158,7 @@ def _prefetch(
         offset = line % lines * per_line
         for start in range(first, end, BLOCK_T):
             place = base + tl.minimum(start * HEAD_DIM + offset, end * HEAD_DIM - 1)
-            address = cache + place * (keys_ptr.dtype.element_ty.primitive_bitwidth // 8)
-            tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
-            )
+            prefetch_l2(cache + place * (keys_ptr.dtype.element_ty.primitive_bitwidth // 8))
 
 
 @triton.jit

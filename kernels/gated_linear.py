@@ -46,7 +46,7 @@ def gated_linear(residual: Residual, weight: Weight, eps: float, out: torch.Tens
         warps=8,
         stages=tiling.stages,
         device=out.device,
-        fuses_multiply_add=False,  # see `product`
+        fuses_multiply_add=False,  # see `matmul`
     )
 
 

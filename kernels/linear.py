@@ -13,7 +13,7 @@ from .cpu.matmul import is_compiled, multiply, multiply_sequence
 from .cpu.onednn import PackedInt8Weight
 from .dequantize import dequantize
 from .dispatch import uses_triton
-from .quantized import QuantWeight, Weight, is_quantized, plain
+from .quantized import Weight, is_quantized, linear_by_parts, plain
 
 # Rows of one product in a step. Within these a CPU gives a row the same bits for every even number of rows, measured
 # with torch 2.13, MKL and oneDNN on x86 over sizes from 24 to 16384: float32 changes its bits at 4 rows or at 64,
@@ -33,21 +33,12 @@ def sequence_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch
     and a temporary of at most READ_BACK weights, which is free again for the next product.
     """
     if is_quantized(weight) and uses_triton(x):
-        return _sequence_linear_read_back(x.to(weight.dtype), weight)
+        return linear_by_parts(x.to(weight.dtype), weight, READ_BACK, dequantize)
     if is_compiled(weight):
         return multiply_sequence(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
     if isinstance(weight, PackedInt8Weight):
         return weight.product(x.flatten(0, -2)).unflatten(0, x.shape[:-1]).to(weight.dtype)
     return F.linear(x.to(weight.dtype), plain(weight))
-
-
-def _sequence_linear_read_back(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
-    rows, columns = weight.shape
-    step = max(1, READ_BACK // columns)
-    if rows <= step:
-        return F.linear(x, dequantize(weight))
-    parts = weight.split([min(step, rows - start) for start in range(0, rows, step)])
-    return torch.cat([F.linear(x, dequantize(part)) for part in parts], dim=-1)
 
 
 def step_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Tensor:

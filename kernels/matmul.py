@@ -30,7 +30,7 @@ import torch
 
 from . import quantized as formats
 from .architectures import SHARED_MEMORY_LIMIT
-from .dispatch import require_contiguous, takes_ptx, tl, triton
+from .dispatch import prefetch_l2, require_contiguous, takes_ptx, tl, triton
 from .nf4 import nf4_levels
 from .ordered_sum import ordered_sum
 from .quantized import Int8Weight, NF4Weight, Weight
@@ -236,19 +236,12 @@ def prefetch(
         line: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
         span: tl.constexpr = 4 * line if INTERLEAVED else tl.cdiv(K, SLICES * UNIT) * UNIT // share
         k = tl.arange(0, SLICES)[:, None, None] * span + tl.arange(0, 4)[None, None, :] * line
-        _prefetch(weight_ptr + weight_row[None, :, None] * columns + tl.minimum(k, columns - 1))
+        prefetch_l2(weight_ptr + weight_row[None, :, None] * columns + tl.minimum(k, columns - 1))
         if FORMAT == NF4:
             blocks: tl.constexpr = K // UNIT
             lines: tl.constexpr = 1 if blocks <= 32 else 2 if blocks <= 64 else 4
             block = tl.minimum(tl.arange(0, lines)[None, :] * 32, blocks - 1)
-            _prefetch(scale_ptr + weight_row[:, None] * blocks + block)
-
-
-@triton.jit
-def _prefetch(lines):
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
-    )
+            prefetch_l2(scale_ptr + weight_row[:, None] * blocks + block)
 
 
 @triton.jit

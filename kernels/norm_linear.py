@@ -39,7 +39,7 @@ def norm_linear(residual: Residual, weight: Weight, eps: float, out: torch.Tenso
         warps=8,
         stages=tiling.stages,
         device=out.device,
-        fuses_multiply_add=False,  # see `product`
+        fuses_multiply_add=False,  # see `matmul`
     )
 
 

@@ -95,7 +95,7 @@ def project_qkv(
         warps=8,
         stages=tiling.stages,
         device=query.device,
-        fuses_multiply_add=False,  # see `product`
+        fuses_multiply_add=False,  # see `matmul`
     )
 
 

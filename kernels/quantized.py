@@ -10,9 +10,11 @@ is ours: bitsandbytes puts neighbours into one byte, here byte j of a block's 32
 Quantizing needs torch only: the arithmetic is that of bitsandbytes on a CPU, which the tests compare.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 BLOCK = 64  # weights that share a scale in NF4
 PER_ABSMAX = 7.874015718698502e-3  # bitsandbytes' 1 / 127
@@ -214,6 +216,28 @@ Weight = torch.Tensor | QuantWeight
 def is_quantized(weight) -> bool:
     """Whether a weight is in one of this module's formats."""
     return isinstance(weight, QuantWeight)
+
+
+def linear_by_parts(
+    x: torch.Tensor, weight: QuantWeight, most: int, read: Callable[[QuantWeight], torch.Tensor]
+) -> torch.Tensor:
+    """y = x W^T with W read back in parts of whole rows, each multiplied before the next is read.
+
+    Args:
+        x: [..., K] in the weight's dtype.
+        weight: [N, K].
+        most: weights of a part, at most; a row if that is more.
+        read: gives a part as a matrix in the weight's dtype.
+
+    Returns:
+        [..., N] in the weight's dtype.
+    """
+    rows, columns = weight.shape
+    step = max(1, most // columns)
+    if rows <= step:
+        return F.linear(x, read(weight))
+    parts = weight.split([min(step, rows - start) for start in range(0, rows, step)])
+    return torch.cat([F.linear(x, read(part)) for part in parts], dim=-1)
 
 
 def plain(weight: Weight) -> torch.Tensor:

@@ -64,7 +64,7 @@ def residual_linear(
         warps=8,
         stages=tiling.stages,
         device=inputs.device,
-        fuses_multiply_add=False,  # see `product`
+        fuses_multiply_add=False,  # see `matmul`
     )
 
 

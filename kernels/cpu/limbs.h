@@ -1,11 +1,11 @@
-/* The rows of x as integers, see `digits.py`, and what becomes of their sums. */
+/* The rows of x as integers, see `limbs.py`, and what becomes of their sums. */
 #pragma once
 #include "common.h"
 
 #include <float.h>
 #include <math.h>
 
-#define PER_ABSMAX 7.874015718698502e-3f /* 1 / 127, as `formats.py` has it */
+#define PER_ABSMAX 7.874015718698502e-3f /* 1 / 127, as `quantized.py` has it */
 
 enum { LINES = 4 }; /* that `int8.c` multiplies at once */
 
@@ -13,7 +13,7 @@ enum { LINES = 4 }; /* that `int8.c` multiplies at once */
 typedef struct {
     int count;
     long rows, columns;
-    int8_t *lines;  /* [count * rows rounded up to LINES, columns], all rows' lowest digits first (digits.py: highest) */
+    int8_t *lines;  /* [count * rows rounded up to LINES, columns], all rows' lowest digits first (limbs.py: highest) */
     int32_t *sums;  /* [lines], of each */
     float *units;   /* [rows], what an integer is worth */
     float *scratch; /* [rows, columns] */

@@ -1,14 +1,11 @@
 """y = x W^T over an int8 or NF4 weight in the compiled code. The weight stays as it is in memory."""
 
 import torch
-import torch.nn.functional as F
 
 from ..dispatch import require_contiguous
-from ..quantized import Int8Weight, NF4Weight, Weight, levels_on
+from ..quantized import NF4Weight, QuantWeight, Weight, is_quantized, levels_on, linear_by_parts
 from .build import library
 from .limbs import digits_of
-
-QuantWeight = Int8Weight | NF4Weight
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}  # that the C code reads and writes
 WIDEST = 2**16  # columns of an int8 weight, so that sums fit into 32 bits
@@ -19,7 +16,7 @@ _levels = levels_on("cpu")
 
 def is_compiled(weight: Weight) -> bool:
     """Whether there is compiled code for the products of a weight."""
-    if not isinstance(weight, QuantWeight) or weight.device.type != "cpu":
+    if not is_quantized(weight) or weight.device.type != "cpu":
         return False
     return (isinstance(weight, NF4Weight) or weight.shape[1] <= WIDEST) and library() is not None
 
@@ -53,11 +50,7 @@ def multiply(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
 
 def multiply_sequence(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
     """x [M, K] for many rows at once -> [M, N] in the weight's dtype, with the weight read back part by part."""
-    outputs, columns = weight.shape
-    step = max(1, PART // columns)
-    parts = weight.split([min(step, outputs - start) for start in range(0, outputs, step)])
-    x = x.to(weight.dtype)
-    return torch.cat([F.linear(x, read(part)) for part in parts], dim=-1)
+    return linear_by_parts(x.to(weight.dtype), weight, PART, read)
 
 
 def read(weight: QuantWeight) -> torch.Tensor:

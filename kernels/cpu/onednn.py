@@ -1,4 +1,4 @@
-"""int8 weights on a CPU without a C compiler: oneDNN packs them and multiplies them by digits (see `digits`)."""
+"""int8 weights on a CPU without a C compiler: oneDNN packs them and multiplies them by digits (see `limbs`)."""
 
 import functools
 import logging
