@@ -49,3 +49,13 @@ def undelay(grid: torch.Tensor, delay: tuple[int, ...], first: int, frames: int)
     """
     columns = [grid[1 + first + lag : 1 + first + lag + frames, channel] for channel, lag in enumerate(delay)]
     return torch.stack(columns, dim=1)
+
+
+def playable_codes(grid: torch.Tensor, delay: tuple[int, ...], eos: int, first: int, frames: int) -> torch.Tensor:
+    """`undelay`, with code 0 where a channel holds a special id (eos and above), as the reference plays it.
+
+    Returns:
+        codes [frames, C] int64 in [0, eos).
+    """
+    codes = undelay(grid, delay, first, frames)
+    return torch.where((codes < 0) | (codes >= eos), 0, codes)

@@ -1,6 +1,7 @@
 """Encoder and decoder as functions of their weights, and the decode step."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -10,6 +11,11 @@ from ..kernels.sample_and_advance import embed, next_row
 from .config import DecoderConfig, DiaConfig, EncoderConfig
 from .layers import DecoderLayer, EncoderLayer, Norm
 from .state import DecodeState
+
+
+# Rows of a prompt that one piece of a prefill runs: on a CPU, elsewhere. A piece must not hold decode steps up for long;
+# a larger one reads the weights less often.
+PREFILL_ROWS = (64, 512)
 
 
 def parameter_shapes(config: DiaConfig) -> dict[str, tuple[int, ...]]:
@@ -50,6 +56,21 @@ def _block_shapes(name: str, sizes: EncoderConfig | DecoderConfig) -> dict[str, 
     return {f"{name}.{part}.weight": shape for part, shape in shapes.items()}
 
 
+def _block_weights(sizes: EncoderConfig | DecoderConfig) -> int:
+    """Weights that each row of a layer is multiplied by, but those that project the text."""
+    shapes = _block_shapes("", sizes)
+    return sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and "cross_attn.kv" not in name)
+
+
+def _text_projection_weights(sizes: DecoderConfig) -> int:
+    return math.prod(_block_shapes("", sizes)[".cross_attn.kv.weight"])
+
+
+def decoder_weights(config: DiaConfig) -> int:
+    """Weights that each row is multiplied by in all layers of the decoder."""
+    return config.decoder.num_hidden_layers * _block_weights(config.decoder)
+
+
 class Encoder:
     """Text ids to one vector a position."""
 
@@ -65,11 +86,17 @@ class Encoder:
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [S] int64, S at most the model's positions -> [S, E] in the weights' dtype."""
+        *_, encoded = self.pieces(ids)
+        return encoded
+
+    def pieces(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The result of each layer, of which the last is that of the encoder."""
         rope = tuple(table[: ids.shape[0]] for table in self.rope)
         x = self.embedding[ids].float()
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, rope)
-        return self.norm(x)
+            yield x
+        yield self.norm(self.layers[-1](x, rope))
 
 
 class DiaModel:
@@ -95,29 +122,52 @@ class DiaModel:
             layer.next_norm = next_norm
 
     def prefill(self, state: DecodeState, slot: int, text: torch.Tensor) -> None:
-        """Fill a started slot's caches, from its text and the prompt rows before its position, and its residual.
+        """`prefill_pieces` in one go, for a slot whose position is read back from the device."""
+        for _ in self.prefill_pieces(state, slot, text, int(state.position[slot])):
+            pass
+
+    def prefill_pieces(self, state: DecodeState, slot: int, text: torch.Tensor, length: int) -> Iterator[int]:
+        """Fill a started slot's caches, from its text and its prompt, and its residual; then let the slot run.
+
+        Piece by piece: decode steps of other slots may run between two. The pieces are layers, and in the decoder
+        PREFILL_ROWS rows of the prompt at a time, always cut at the same rows, so that the result does not depend on
+        what runs in between.
 
         Args:
             state: on which `start` was called for the slot.
             slot: which one.
             text: ids [S] int64 on the model's device.
-        """
-        encoded = self.encoder(text)
-        length = int(state.position[slot])
-        embedded = embed(state.grid[slot, : length + 1], self.embedding)
-        state.residual.rows(slice(2 * slot, 2 * slot + 2)).write(embedded[length:], self.layers[0].self_norm.weight)
-        x = embedded[:length].expand(2, -1, -1)
-        rope = tuple(table[:length] for table in self.rope)
-        for index, layer in enumerate(self.layers):
-            text_cache = layer.cross_attn.project_text(encoded)
-            for cache, new in zip(state.cross_cache.layer(index), text_cache):
-                cache[slot, :, : text.shape[0]] = new.transpose(0, 1)
-            if length:
-                self_cache = [cache[2 * slot : 2 * slot + 2] for cache in state.self_cache.layer(index)]
-                x = layer.prefill(x, rope, self_cache, text_cache)
+            length: rows of the prompt, the slot's position.
 
-    def feed(self, state: DecodeState) -> None:
-        """Make each slot's row at its position the input of the next step, for rows that `step` did not write."""
+        Yields:
+            the multiplications of each piece.
+        """
+        encoder, decoder = self.config.encoder, self.config.decoder
+        encoded = None
+        for encoded in self.encoder.pieces(text):
+            yield text.shape[0] * _block_weights(encoder)
+        text_caches = []
+        for index, layer in enumerate(self.layers):
+            text_caches.append(layer.cross_attn.project_text(encoded))
+            for cache, new in zip(state.cross_cache.layer(index), text_caches[-1], strict=True):
+                cache[slot, :, : text.shape[0]] = new.transpose(0, 1)
+            yield text.shape[0] * _text_projection_weights(decoder)
+        block = PREFILL_ROWS[self.device.type != "cpu"]
+        for start in range(0, length, block):
+            stop = min(start + block, length)
+            x = embed(state.grid[slot, start:stop], self.embedding).expand(2, -1, -1)
+            rope = tuple(table[start:stop] for table in self.rope)
+            for index, layer in enumerate(self.layers):
+                self_cache = [cache[2 * slot : 2 * slot + 2] for cache in state.self_cache.layer(index)]
+                x = layer.prefill(x, rope, self_cache, text_caches[index], start)
+                yield 2 * (stop - start) * _block_weights(decoder)
+        residual = state.residual.rows(slice(2 * slot, 2 * slot + 2))
+        first_row = embed(state.grid[slot, length : length + 1], self.embedding)
+        residual.write(first_row, self.layers[0].self_norm.weight)
+        state.resume(slot)
+
+    def embed_current_tokens(self, state: DecodeState) -> None:
+        """Load the residual from the token grid, for positions that `step` did not produce."""
         slots = torch.arange(state.slots, device=self.device)
         x = embed(state.grid[slots, state.position], self.embedding)
         state.residual.write(x.repeat_interleave(2, dim=0), self.layers[0].self_norm.weight)
@@ -127,9 +177,9 @@ class DiaModel:
 
         Changes nothing that a later call reads, so that it can be asked again.
         """
-        self.feed(state)
+        self.embed_current_tokens(state)
         logits = self._decode(state).clone()
-        self.feed(state)
+        self.embed_current_tokens(state)
         return logits
 
     def step(self, state: DecodeState) -> None:

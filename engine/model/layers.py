@@ -114,25 +114,27 @@ class DecoderLayer:
         self.without_text: torch.Tensor | None = None  # [D] float32
         self.next_norm: Norm | None = None
 
-    def prefill(self, x: torch.Tensor, rope: Rope, self_cache, cross_cache) -> torch.Tensor:
-        """Run the rows of one slot's prompt.
+    def prefill(self, x: torch.Tensor, rope: Rope, self_cache, cross_cache, start: int = 0) -> torch.Tensor:
+        """Run N rows of one slot's prompt, those from `start` on; earlier ones have been run.
 
         Args:
-            x: [2, P, D] float32, without and with text.
-            rope: for positions 0..P-1.
-            self_cache: keys and values [2, G, T, Dh] of the slot; rows 0..P-1 are written.
+            x: [2, N, D] float32, without and with text.
+            rope: for these rows' positions.
+            self_cache: keys and values [2, G, T, Dh] of the slot; rows start..start+N-1 are written.
             cross_cache: keys and values [S, G, Dh] of the slot's text.
 
         Returns:
-            [2, P, D] float32.
+            [2, N, D] float32.
         """
         rows, length, _ = x.shape
         normed = self.self_norm(x)
         mixed = []
         for row in range(rows):
             query, key, value = self.self_attn.project(normed[row], rope)
-            for cache, new in zip(self_cache, (key, value)):
-                cache[row, :, :length] = new.transpose(0, 1)
+            for cache, new in zip(self_cache, (key, value), strict=True):
+                cache[row, :, start : start + length] = new.transpose(0, 1)
+            if start:
+                key, value = (cache[row, :, : start + length].transpose(0, 1) for cache in self_cache)
             mixed.append(self.self_attn.over_sequence(query, key, value, causal=True))
         x = x + torch.stack(mixed)
 
@@ -161,7 +163,17 @@ class DecoderLayer:
 
 
 def _sequence_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
-    """softmax(q k^T) v of one sequence: query [N, H, Dh], key and value [M, G, Dh] -> [N, H * Dh]."""
+    """softmax(q k^T) v of one sequence: query [N, H, Dh], key and value [M, G, Dh] -> [N, H * Dh].
+
+    causal: the queries are those of the last N positions, and attend up to their own.
+    """
     heads_first = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-    mixed = F.scaled_dot_product_attention(*heads_first, is_causal=causal, scale=1.0, enable_gqa=True)
+    rows, positions = query.shape[0], key.shape[0]
+    mask = None
+    if causal and rows != positions:
+        mask = torch.ones(rows, positions, dtype=torch.bool, device=query.device).tril(positions - rows)
+    is_causal = causal and mask is None
+    mixed = F.scaled_dot_product_attention(
+        *heads_first, attn_mask=mask, is_causal=is_causal, scale=1.0, enable_gqa=True
+    )
     return mixed[0].transpose(0, 1).flatten(1)

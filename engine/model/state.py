@@ -157,7 +157,13 @@ class DecodeState:
     def start(
         self, slot: int, text_length: int, prompt: torch.Tensor, params: ResolvedSamplingParams, seed: int
     ) -> None:
-        """Set a slot's fields for a new request. Caches and residual are filled by the model's prefill.
+        """Set a slot's fields for a new request. The slot stays stopped until the model's prefill has filled its caches
+        and residual and calls `resume`; decode steps of other slots may run in between.
+
+        A stopped slot is decoded like the others and its results are dropped: it writes the KV cache at its position
+        and its residual. So the position is that of the first row to feed, which the first step writes again.
+
+        Nothing here waits for the device.
 
         Args:
             slot: which one; whatever it held is forgotten.
@@ -168,9 +174,10 @@ class DecodeState:
         """
         config, frames = self.config, prompt.shape[0]
         rows = params.rows(self.rows, frames, config.max_delay)
-        self.grid[slot] = prompt_grid(prompt, config.delay_pattern, config.bos_token_id, self.rows + 1)
+        grid = prompt_grid(prompt, config.delay_pattern, config.bos_token_id, self.rows + 1)
+        copy_to(self.grid[slot], grid)
         self.position[slot] = frames
-        self.countdown[slot] = RUNNING
+        self.countdown[slot] = 0
         self.end_row[slot] = 0
         self.max_tokens[slot] = rows
         self.cfg_scale[slot] = params.cfg_scale
@@ -180,6 +187,15 @@ class DecodeState:
         self.top_k[slot] = vocab if params.cfg_filter_top_k is None else min(params.cfg_filter_top_k, vocab)
         self.seed[slot] = seed
         self.last_text[slot] = text_length - 1
+
+    def resume(self, slot: int) -> None:
+        """Let a slot run from the next step on."""
+        self.countdown[slot] = RUNNING
+
+    def release(self, slot: int) -> None:
+        """Stop a slot and reset its lengths: what a stopped slot attends to costs time."""
+        for field in (self.countdown, self.position, self.last_text):
+            field[slot] = 0
 
     def first(self, slots: int) -> "DecodeState":
         """The same memory, the first slots of it."""
@@ -194,11 +210,23 @@ class DecodeState:
             buffers=self.buffers.first(slots),
         )
 
-    def stop(self) -> None:
-        """Stop every slot, and forget its rows: what a stopped slot attends to costs time."""
-        self.countdown.zero_()
-        self.position.zero_()
-        self.last_text.zero_()
+    def copy_from(self, other: "DecodeState") -> None:
+        """Take over the slots of a smaller state of as many rows and text positions, in the same places."""
+        part = self.first(other.slots)
+        for name in PER_SLOT:
+            getattr(part, name).copy_(getattr(other, name))
+        for mine, theirs in ((part.self_cache, other.self_cache), (part.cross_cache, other.cross_cache)):
+            mine.keys.copy_(theirs.keys)
+            mine.values.copy_(theirs.values)
+        for field in fields(other.residual):
+            getattr(part.residual, field.name).copy_(getattr(other.residual, field.name))
+
+
+def copy_to(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy a tensor of the host to a device without waiting for the device."""
+    if target.is_cuda:
+        source = source.pin_memory()  # a copy from pageable memory waits; torch keeps the pinned one until it is read
+    target.copy_(source, non_blocking=True)
 
 
 def _nbytes(value) -> int:

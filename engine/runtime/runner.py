@@ -1,107 +1,251 @@
-"""Many steps in one go: decode steps captured in CUDA graphs, and the loop that replays them until a batch has ended.
+"""The slots of a model on its device: prefill, decode steps captured in CUDA graphs, the status of every slot.
 
-A step costs a GPU less time than Python needs to launch its kernels, so several steps are captured as one graph. A
-graph holds addresses: it belongs to one set of slots, whose tensors stay where they are. Smaller batches use the first
-slots of the same tensors, with a graph of their own.
+A decode step costs a GPU less time than Python needs to launch its kernels, so several steps are captured as one graph.
+A graph holds addresses: it belongs to one set of slots, whose tensors stay where they are. Where only the first slots
+are in use, a graph of fewer slots runs on the first part of the same tensors.
 """
 
+import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
 from ..cuda_graph import captured
+from ..kernels.advance import RUNNING
 from ..model.config import DiaConfig
-from ..model.dia import DiaModel
-from ..model.state import DecodeState
-from .turn import Turn
+from ..model.delay import playable_codes
+from ..model.dia import DiaModel, decoder_weights
+from ..model.state import DecodeState, copy_to
+from .request import Request
 
-STEPS_PER_GRAPH = 8
+logger = logging.getLogger(__name__)
+
+STEPS_PER_LAUNCH = (8, 4, 2, 1)
 SLOT_COUNTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
+DEFAULT_CPU_SLOTS = 8
 
 
-class Stepper:
-    """Makes the steps of a model: captured on a GPU, one by one elsewhere or with `graph=False`.
+class SlotStatus(NamedTuple):
+    """A slot as it was after a launch; see `DecodeState`."""
 
-    One batch at a time: `lock` is held by whoever uses a state from `state_for` until its codes are read.
+    position: int
+    countdown: int
+    end_row: int
+
+    @property
+    def stopped(self) -> bool:
+        return self.countdown == 0
+
+    @property
+    def running(self) -> bool:
+        """Whether the end has not come yet."""
+        return self.countdown == RUNNING
+
+
+class ModelRunner:
+    """Runs a model for up to `max_slots` requests at a time. The only one that touches the model's device.
+
+    Attributes:
+        model: what runs.
+        max_slots: requests at a time.
+        max_rows: decoder rows per slot.
+        launches: how many there have been; the last one has this number.
     """
 
-    def __init__(self, model: DiaModel, graph: bool = True):
+    def __init__(self, model: DiaModel, *, graph: bool = True, max_slots: int | None = None, max_rows: int | None = None):
+        """On a GPU memory for slots is allocated as it is used, at most half of what is free now unless `max_slots`
+        says otherwise; `graph=False` launches the kernels of each step one by one."""
         self.model = model
         self.captures = graph and model.device.type == "cuda"
-        self.lock = Turn()
+        self.max_rows = max_rows or model.config.decoder.max_position_embeddings
+        self.max_slots = max_slots or self._default_slots()
+        self.launches = 0
         self._state: DecodeState | None = None
-        self._launch_sizes = (STEPS_PER_GRAPH, 1) if self.captures else (1,)
+        self._parts: dict[int, DecodeState] = {}  # the first slots of the state, by their number
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # by slots and steps
         self._pool = self._stream = None  # of the graphs
+        self._snapshots: deque[_Snapshot] = deque()  # of launches whose status has not been read, in their order
+        self._spare_snapshots: list[_Snapshot] = []
+        self._reads: dict[int, torch.cuda.Event] = {}  # by slot: when its codes have been gathered
+        self._fits: int | None = None  # slots, once more of them have been refused for memory
 
-    def state_for(self, slots: int, rows: int, text: int) -> DecodeState:
-        """A state of at least `slots` stopped slots with room for `rows` decoder rows and `text` bytes.
+    @property
+    def depth(self) -> int:
+        """Launches in flight: on a GPU one is queued behind the one whose end is awaited, so that it never waits."""
+        return 2 if self.model.device.type == "cuda" else 1
 
-        With graphs it is always the same memory, sized for any request, and allocated anew only when more slots are
-        asked for than ever before. A slot count is captured when it is first needed.
+    @property
+    def prefill_budget(self) -> int:
+        """Multiplications of a prefill that may hold up running requests between two launches: those of the rows of
+        one block of a prompt."""
+        return 2 * self.model.prefill_rows * decoder_weights(self.model.config)
+
+    def fits(self, slot: int) -> bool:
+        """Whether a slot has memory, after an attempt to get it.
 
         Raises:
-            torch.OutOfMemoryError: so many slots do not fit; it says how many do. Those can still be asked for.
+            torch.OutOfMemoryError: there is no memory for any slot.
         """
-        if not self.captures:
-            return DecodeState.allocate(self.model.config, slots, rows, text, self.model.dtype, self.model.device)
-        count = self._count_for(slots)
-        self._ensure(count, [count])
-        state = self._state.first(count)
-        state.stop()
-        return state
+        if slot < self._slots:
+            return True
+        if self._fits is not None and slot >= self._fits:
+            return False
+        try:
+            self._grow(self._count_for(slot + 1))
+        except torch.OutOfMemoryError as error:
+            if not self._slots:
+                raise
+            self._fits = self._slots
+            logger.warning("%s; further requests wait for a free slot", error)
+            return False
+        return True
 
     def prepare(self, slots: int) -> None:
-        """Allocate and capture now what batches of up to `slots` requests will use. Without graphs there is nothing.
+        """Allocate and capture now what up to `slots` requests will use.
 
         Raises:
-            torch.OutOfMemoryError: as `state_for`.
+            torch.OutOfMemoryError: so many slots do not fit; it says how many do, and those can still be used.
         """
+        most = self._count_for(slots)
+        if most > self._slots:
+            self._grow(most)
         if self.captures:
-            most = self._count_for(slots)
-            self._ensure(most, sorted({*(count for count in SLOT_COUNTS if count < most), most}, reverse=True))
+            for count in sorted({*(count for count in SLOT_COUNTS if count < most), most}, reverse=True):
+                self._ensure_captured(count)
+
+    def prefill(self, slot: int, request: Request) -> Iterator[int]:
+        """Start a request in a free slot; see `DiaModel.prefill_pieces`. It runs from the launch after the last piece.
+
+        Yields:
+            the multiplications of each piece.
+        """
+        state, model = self._state, self.model
+        if slot in self._reads:  # the grid is still read for the request that had the slot before
+            torch.cuda.current_stream(model.device).wait_event(self._reads.pop(slot))
+        state.start(slot, len(request.text_ids), request.prompt_codes, request.params, request.seed)
+        text = torch.empty(request.text_ids.shape, dtype=torch.int64, device=model.device)
+        copy_to(text, request.text_ids)
+        yield from model.prefill_pieces(state, slot, text, len(request.prompt_codes))
+
+    def decode(self, slots: int, most: int) -> int:
+        """Launch decode steps of the first `slots` slots, as many as one launch holds and at most `most`.
+
+        Returns:
+            the number of steps.
+        """
+        count = self._count_for(slots) if self.captures else slots
+        if self.captures:
+            self._ensure_captured(count)
+        steps = next(size for size in self._launch_sizes if size <= most)
+        snapshot = self._spare_snapshots.pop() if self._spare_snapshots else _Snapshot(self._state)
+        self._launch(count, steps)
+        self.launches += 1
+        snapshot.take(self.launches)
+        self._snapshots.append(snapshot)
+        return steps
+
+    @property
+    def in_flight(self) -> int:
+        """Launches whose status has not been read."""
+        return len(self._snapshots)
+
+    def status_ready(self) -> bool:
+        """Whether `read_status` would not wait."""
+        return self._snapshots[0].ready()
+
+    def read_status(self) -> tuple[int, list[SlotStatus]]:
+        """Wait for the oldest launch in flight -> its number, and the status of every slot after it."""
+        snapshot = self._snapshots.popleft()
+        rows = snapshot.read()
+        self._spare_snapshots.append(snapshot)
+        return snapshot.launch, [SlotStatus(*fields) for fields in zip(*rows, strict=True)]
+
+    def codes(self, slot: int, first: int, frames: int) -> torch.Tensor:
+        """Codes [frames, C] int64 in [0, eos) of a slot, on the device, gathered on the current stream.
+
+        Args:
+            first: frame to begin with, those of the prompt included. All of them are complete by a status that was
+                read, so that the current stream need not wait for the launches behind it.
+        """
+        config = self.model.config
+        codes = playable_codes(self._state.grid[slot], config.delay_pattern, config.eos_token_id, first, frames)
+        if codes.is_cuda:
+            self._reads[slot] = torch.cuda.Event()
+            self._reads[slot].record()
+        return codes
+
+    def release(self, slot: int) -> None:
+        """Stop a slot."""
+        self._state.release(slot)
+
+    def recover(self) -> None:
+        """Make the slots as they were before a launch that an error or Ctrl-C has interrupted; launches in flight are
+        forgotten. A repeated step gives the same rows: what it draws depends on the seed and the row alone."""
+        self._spare_snapshots.clear()
+        self._snapshots.clear()
+        if self._state is not None:
+            with torch.no_grad():
+                self.model.embed_current_tokens(self._state)
+
+    @property
+    def _launch_sizes(self) -> tuple[int, ...]:
+        return STEPS_PER_LAUNCH if self.captures else (1,)
+
+    @property
+    def _slots(self) -> int:
+        return 0 if self._state is None else self._state.slots
+
+    def _default_slots(self) -> int:
+        if self.model.device.type != "cuda":
+            return DEFAULT_CPU_SLOTS
+        fitting = self._free_bytes() // 2 // self.slot_bytes()
+        return max(1, min(SLOT_COUNTS[-1], fitting))
 
     def _count_for(self, slots: int) -> int:
-        # More than the largest of SLOT_COUNTS are captured as asked for, and serve smaller batches from then on.
-        captured_slots = () if self._state is None else (self._state.slots,)
-        return min((count for count in (*SLOT_COUNTS, *captured_slots) if count >= slots), default=slots)
+        """Slots to allocate or to capture for so many."""
+        if self.model.device.type != "cuda":
+            return self.max_slots  # memory that is not written takes none
+        return min((count for count in (*SLOT_COUNTS, self.max_slots) if count >= slots), default=slots)
 
-    def _ensure(self, most: int, counts: list[int]) -> None:
-        """Memory for `most` slots, and graphs for `counts`."""
-        grows = self._state is None or self._state.slots < most
-        if grows:
-            given_up = 0 if self._state is None else self._state.slots * self._slot_bytes()
-            room = self._free_bytes() + given_up
-            if most * self._slot_bytes() > room:
-                raise self._out_of_memory(most, room)
+    def _grow(self, slots: int) -> None:
+        """Memory for more slots, into which those there are move.
+
+        Raises:
+            torch.OutOfMemoryError: it does not fit; what is there is kept.
+        """
+        room = self._free_bytes() if self.model.device.type == "cuda" else None
+        if room is not None and slots * self.slot_bytes() > room:
+            raise self._out_of_memory(slots, room)
+        config, model = self.model.config, self.model
+        text = config.encoder.max_position_embeddings
         try:
-            if grows:
-                self._forget()
-                self._allocate(most)
-            for count in counts:
-                if (count, self._launch_sizes[-1]) not in self._graphs:
-                    self._capture(count)
-            return
+            grown = DecodeState.allocate(config, slots, self.max_rows, text, model.dtype, model.device)
         except torch.OutOfMemoryError:
-            pass  # and out of here: the error's frames hold memory
-        self._forget()
-        # What was tried does not fit, whatever the bytes say: graphs and fragments take some as well.
-        raise self._out_of_memory(most, min(self._free_bytes(), most * self._slot_bytes() - 1))
+            grown = None  # and out of here: the error's frames hold memory
+        if grown is None:
+            # What was tried does not fit, whatever the bytes say: fragments take some as well.
+            raise self._out_of_memory(slots, min(self._free_bytes(), slots * self.slot_bytes() - 1))
+        if self._state is not None:
+            grown.copy_from(self._state)
+        self._state = grown
+        self._graphs, self._pool, self._parts = {}, None, {}
+        self._spare_snapshots.clear()
 
     def _out_of_memory(self, slots: int, room: int) -> torch.OutOfMemoryError:
-        each = self._slot_bytes()
-        fitting = room // each
-        if fitting < SLOT_COUNTS[-1]:
-            fitting = max((count for count in SLOT_COUNTS if count <= fitting), default=0)
+        each = self.slot_bytes()
+        fitting = max((count for count in SLOT_COUNTS if count <= room // each), default=0)
         return torch.OutOfMemoryError(
             f"{slots} requests at once need {slots * each / 1e9:.2f} GB of GPU memory beside the weights and "
-            f"{room / 1e9:.2f} GB are free: at most {fitting} fit"
+            f"{room / 1e9:.2f} GB are free: at most {max(fitting, self._slots)} fit"
         )
 
-    def _slot_bytes(self) -> int:
+    def slot_bytes(self) -> int:
+        """Memory of a slot."""
         config = self.model.config
-        return DecodeState.bytes_per_slot(config, *_most_rows_and_text(config), self.model.dtype)
+        text = config.encoder.max_position_embeddings
+        return DecodeState.bytes_per_slot(config, self.max_rows, text, self.model.dtype)
 
     def _free_bytes(self) -> int:
         """Bytes of GPU memory that could still be had: what is free, and what torch keeps for later."""
@@ -109,103 +253,56 @@ class Stepper:
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
 
-    def _forget(self) -> None:
-        """Give up the state and the graphs, which hold addresses in it."""
-        self._graphs, self._state, self._pool = {}, None, None
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+    def _first(self, slots: int) -> DecodeState:
+        if slots not in self._parts:
+            self._parts[slots] = self._state.first(slots)
+        return self._parts[slots]
 
-    def run(self, state: DecodeState, progress: Callable[[int], None] | None = None) -> None:
-        """Step until every slot has stopped; `progress` is told the number of steps just launched."""
-        for _ in self.looks(state, progress):
-            pass
-
-    def looks(
-        self,
-        state: DecodeState,
-        progress: Callable[[int], None] | None = None,
-        stops: Iterator[int] | None = None,
-    ) -> Iterator["Look"]:
-        """Step until every slot has stopped, with a look at the slots behind each launch.
-
-        Args:
-            state: whose slots run.
-            progress: is told the number of steps just launched.
-            stops: ascending numbers of steps, without end, each of which a launch must end at.
-
-        Yields:
-            looks in the order of the launches, each to be used before the next is asked for. `Look.wait` comes first.
-        """
-        looks = deque([Look(state), Look(state)] if state.grid.is_cuda else [Look(state)])
-        made, launched, stop = 0, 0, 0
-        while True:
-            while stops is not None and stop <= made:
-                stop = next(stops)
-            steps = self._launch_size(stop - made if stops is not None else STEPS_PER_GRAPH)
-            self._launch(state, steps)
-            looks[-1].ask()
-            made, launched = made + steps, launched + 1
-            if progress is not None:
-                progress(steps)
-            # With two looks, one launch is always queued behind the one whose end is awaited: the GPU never waits.
-            if launched >= len(looks):
-                yield looks[0]
-                looks[0].wait()
-                if looks[0].all_stopped():
-                    return
-            looks.rotate(-1)
-
-    def _launch_size(self, most: int) -> int:
-        return next(size for size in self._launch_sizes if size <= most)
-
-    def _launch(self, state: DecodeState, steps: int) -> None:
+    def _launch(self, slots: int, steps: int) -> None:
         if self.captures:
-            self._graphs[state.slots, steps].replay()
+            self._graphs[slots, steps].replay()
         else:
-            self._steps(state, steps)
+            self._steps(self._first(slots), steps)
 
     def _steps(self, state: DecodeState, count: int) -> None:
         for _ in range(count):
             self.model.step(state)
 
-    def _allocate(self, slots: int) -> None:
-        config, model = self.model.config, self.model
-        self._state = DecodeState.allocate(config, slots, *_most_rows_and_text(config), model.dtype, model.device)
+    def _ensure_captured(self, slots: int) -> None:
+        """Capture graphs of the first slots, all in one memory pool.
 
-    def _capture(self, count: int) -> None:
-        """Capture graphs of the first `count` slots, all in one memory pool.
-
-        All slots are stopped meanwhile, so the warm-up and the capture leave nothing behind that a request would see.
+        All slots are stopped meanwhile: a step of a stopped slot leaves nothing behind that its next step would see.
         """
+        if (slots, self._launch_sizes[-1]) in self._graphs:
+            return
         if self._pool is None:
             self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.model.device)
-        self._state.stop()
-        part = self._state.first(count)
-        for steps in self._launch_sizes:
-            self._graphs[count, steps] = captured(lambda: self._steps(part, steps), self._pool, self._stream)
+        countdown = self._state.countdown.clone()
+        self._state.countdown.zero_()
+        part = self._first(slots)
+        try:
+            for steps in self._launch_sizes:
+                self._graphs[slots, steps] = captured(lambda: self._steps(part, steps), self._pool, self._stream)
+        finally:
+            self._state.countdown.copy_(countdown)
 
 
-def _most_rows_and_text(config: DiaConfig) -> tuple[int, int]:
-    """Decoder rows and bytes of text of the largest request."""
-    return config.decoder.max_position_embeddings, config.encoder.max_position_embeddings
-
-
-class Look:
-    """A look at the slots that does not hold up the GPU: copied to the host's memory behind the work so far.
+class _Snapshot:
+    """The status of all slots behind a launch, copied to the host's memory without a wait for the GPU.
 
     One copy of the fields of all slots that the memory holds: those of fewer slots do not lie together.
-
-    Attributes, as of the launch: position, countdown, end_row [B] int64 on the CPU, see `DecodeState`.
     """
 
     def __init__(self, state: DecodeState):
         on_gpu = state.grid.is_cuda
-        self._status = state.status
+        self.launch = 0
+        self._status, self._slots = state.status, state.slots
         self._copy = torch.empty(state.status.shape, dtype=torch.int64, device="cpu", pin_memory=on_gpu)
-        self.position, self.countdown, self.end_row = self._copy[:, : state.slots]
         self._done = torch.cuda.Event(blocking=True) if on_gpu else None  # a wait does not spin
 
-    def ask(self) -> None:
+    def take(self, launch: int) -> None:
+        """Copy, behind the work so far on the current stream."""
+        self.launch = launch
         self._copy.copy_(self._status, non_blocking=True)
         if self._done is not None:
             self._done.record()
@@ -213,10 +310,8 @@ class Look:
     def ready(self) -> bool:
         return self._done is None or self._done.query()
 
-    def wait(self) -> None:
-        """Until the work before `ask` is done."""
+    def read(self) -> list[list[int]]:
+        """Wait for the copy -> its rows."""
         if self._done is not None:
             self._done.synchronize()
-
-    def all_stopped(self) -> bool:
-        return not self.countdown.any()
+        return self._copy[:, : self._slots].tolist()
