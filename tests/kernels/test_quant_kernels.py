@@ -8,7 +8,14 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from test_kernels import (  # noqa: E402
+from dia_engine.kernels import gated_linear, nf4, norm_linear, qkv, residual_linear  # noqa: E402
+from dia_engine.kernels.dispatch import tl  # noqa: E402
+from dia_engine.kernels.norm import Residual  # noqa: E402
+from dia_engine.kernels.quantized import FORMATS, LEVELS, Int8Weight, NF4Weight  # noqa: E402
+from dia_engine.kernels.rope import rope_table  # noqa: E402
+from dia_engine.model.dia import DiaModel  # noqa: E402
+from dia_engine.weights.recipes import RECIPES, chosen_formats  # noqa: E402
+from tests.kernels.helpers import (  # noqa: E402
     DEVICE,
     EPS,
     ON_GPU,
@@ -24,15 +31,7 @@ from test_kernels import (  # noqa: E402
     scaling,
     small_config,
     started,
-)  # fmt: skip
-
-from dia_engine.kernels import gated_linear, nf4, norm_linear, qkv, residual_linear  # noqa: E402
-from dia_engine.kernels.dispatch import tl  # noqa: E402
-from dia_engine.kernels.norm import Residual  # noqa: E402
-from dia_engine.kernels.quantized import FORMATS, LEVELS, Int8Weight, NF4Weight  # noqa: E402
-from dia_engine.kernels.rope import rope_table  # noqa: E402
-from dia_engine.model.dia import DiaModel  # noqa: E402
-from dia_engine.weights.recipes import RECIPES, chosen_formats  # noqa: E402
+)
 
 formats = pytest.mark.parametrize("kind", [Int8Weight, NF4Weight], ids=["int8", "nf4"])
 # Widths of one block, of a few, of more than one turn of all slices, and (int8 only) odd ones.

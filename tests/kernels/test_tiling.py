@@ -9,14 +9,20 @@ import torch
 
 pytest.importorskip("triton")
 
-from helpers import run_python  # noqa: E402
-from test_kernels import DEVICE, EPS, kernels, matrix, randn, random_residual  # noqa: E402
-
 from dia_engine.kernels import gated_linear, matmul, norm_linear, qkv, residual_linear  # noqa: E402
 from dia_engine.kernels.architectures import SHARED_MEMORY_LIMIT  # noqa: E402
 from dia_engine.kernels.matmul import Tiling, Tuning  # noqa: E402
 from dia_engine.kernels.quantized import FORMATS  # noqa: E402
 from dia_engine.kernels.rope import rope_table  # noqa: E402
+from tests.helpers import run_python  # noqa: E402
+from tests.kernels.helpers import (  # noqa: E402
+    DEVICE,
+    EPS,
+    kernels,
+    matrix,
+    randn,
+    random_residual,
+)
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 FIXED = ("unit", "slices", "interleaved")  # what decides the order of sums
@@ -86,14 +92,14 @@ def test_distinct_kernels_over_all_slot_counts():
 
 
 def test_projections_fit_into_shared_memory():
-    result = run_python("tests/kernels/compiled_tilings.py", "sample")
+    result = run_python("-m", "tests.kernels.compiled_tilings", "sample")
     assert result.returncode == 0, result.stdout + result.stderr
     assert int(result.stdout.split()[-2]) == 16, result.stdout
 
 
 @pytest.mark.slow
 def test_all_projections_fit_into_shared_memory():
-    result = run_python("tests/kernels/compiled_tilings.py", "all")
+    result = run_python("-m", "tests.kernels.compiled_tilings", "all")
     assert result.returncode == 0, result.stdout + result.stderr
 
 

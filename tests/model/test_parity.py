@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from reference import random_reference, reference_codes, reference_logits
 
 from dia_engine import Engine
 from dia_engine.model.state import DecodeState
 from dia_engine.model.tokenizer import encode_text
 from dia_engine.sampling_params import ResolvedSamplingParams
+from tests.reference import random_reference, reference_codes, reference_logits
 
 REQUESTS = [
     # text, prompt frames, max_tokens, cfg_scale, top_k
