@@ -63,7 +63,7 @@ def test_a_list_gives_a_list_and_each_item_equals_itself_alone(engine_without_co
     texts = [TEXT, "[S2] A longer second script, so that lengths differ.", "[S1] x"]
     prompts = [None, torch.randint(1024, (7, 9)), torch.randint(1024, (2, 9))]
     together = engine_without_codec.generate(texts, audio_prompt=prompts, seed=5, **SHORT)
-    for text, prompt, codes in zip(texts, prompts, together):
+    for text, prompt, codes in zip(texts, prompts, together, strict=True):
         assert np.array_equal(codes, engine_without_codec.generate(text, audio_prompt=prompt, seed=5, **SHORT))
     assert isinstance(engine_without_codec.generate([TEXT], **SHORT), list)
 

@@ -61,7 +61,7 @@ def clone(value):
         if "with_text" in copies:
             copies["with_text"] = copies["residual"].rows(slice(1, None, 2))
         if "status" in copies:
-            copies |= dict(zip(STATUS, copies["status"][:, : value.slots]))
+            copies |= dict(zip(STATUS, copies["status"][:, : value.slots], strict=True))
         return type(value)(**copies)
     return value
 
@@ -95,7 +95,7 @@ def small_config(channels=9, vocab=40, layers=2, width=32, heads=4, groups=2, he
             num_key_value_heads=2,
             head_dim=12,
             max_position_embeddings=64,
-        ),  # fmt: skip
+        ),
         decoder=DecoderConfig(
             num_hidden_layers=layers,
             hidden_size=width,
@@ -110,7 +110,7 @@ def small_config(channels=9, vocab=40, layers=2, width=32, heads=4, groups=2, he
             num_channels=channels,
             vocab_size=vocab,
             max_position_embeddings=256,
-        ),  # fmt: skip
+        ),
         delay_pattern=delay,
         bos_token_id=vocab - 2,
         eos_token_id=vocab - 4,

@@ -5,11 +5,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from dia_engine.kernels.dequantize import dequantize  # noqa: E402
-from dia_engine.kernels.dispatch import launches_to  # noqa: E402
-from dia_engine.kernels.linear import READ_BACK, sequence_linear  # noqa: E402
-from dia_engine.kernels.quantized import Int8Weight, NF4Weight  # noqa: E402
-from tests.kernels.helpers import (  # noqa: E402
+from dia_engine.kernels.dequantize import dequantize
+from dia_engine.kernels.dispatch import launches_to
+from dia_engine.kernels.linear import READ_BACK, sequence_linear
+from dia_engine.kernels.quantized import Int8Weight, NF4Weight
+from tests.kernels.helpers import (
     DEVICE,
     kernels,
     matrix,

@@ -6,24 +6,27 @@ what only a GPU can show.
 
 import contextlib
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear  # noqa: E402
-from dia_engine.kernels import sample_and_advance as next_row  # noqa: E402
-from dia_engine.kernels.attention import AttentionScratch  # noqa: E402
-from dia_engine.kernels.dispatch import HOPPER, dependent_launches, launches_to, tl  # noqa: E402
-from dia_engine.kernels.norm import Residual  # noqa: E402
-from dia_engine.kernels.philox import philox  # noqa: E402
-from dia_engine.kernels.rope import rope_table  # noqa: E402
-from dia_engine.model.dia import DiaModel, parameter_shapes  # noqa: E402
-from dia_engine.model.state import DecodeState  # noqa: E402
-from dia_engine.sampling_params import ResolvedSamplingParams  # noqa: E402
-from tests.kernels.helpers import (  # noqa: E402
+import triton
+
+from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
+from dia_engine.kernels import sample_and_advance as next_row
+from dia_engine.kernels.attention import AttentionScratch
+from dia_engine.kernels.dispatch import HOPPER, dependent_launches, launches_to, tl
+from dia_engine.kernels.norm import Residual
+from dia_engine.kernels.philox import philox
+from dia_engine.kernels.rope import rope_table
+from dia_engine.model.dia import DiaModel, parameter_shapes
+from dia_engine.model.state import DecodeState
+from dia_engine.sampling_params import ResolvedSamplingParams
+from tests.kernels.helpers import (
     DEVICE,
     EPS,
     REQUESTS,
@@ -152,7 +155,7 @@ def test_project_qkv(slots, heads, groups, head_dim, width, dtype):
         results = run(qkv.project_qkv, residual, weight, dtype)
     references = run(qkv.project_qkv_ref, residual, weight, dtype)
     truths = run(qkv.project_qkv_ref, exact, weight.float(), torch.float32)
-    for result, reference, truth in zip(results, references, truths):
+    for result, reference, truth in zip(results, references, truths, strict=True):
         check(result, reference, truth)
         assert torch.equal(result == 0, reference == 0)  # nothing is written elsewhere in the cache
 
@@ -413,7 +416,7 @@ def test_no_dependent_launch_before_hopper():
 def test_what_a_launch_reads_before_it_waits_is_not_written_by_its_predecessor():
     read_only = {"_project_qkv_kernel": {"position_ptr"}}
     launches, _ = recorded(small_config(layers=3), slots=2)
-    early = [(before, launch) for before, launch in zip(launches, launches[1:]) if launch.early]
+    early = [(before, launch) for before, launch in pairwise(launches) if launch.early]
     assert len(early) == 2 * 3, "self-attention and cross-attention of each layer"
     assert not launches[0].early
     for before, launch in early:
@@ -488,7 +491,7 @@ def test_a_slot_in_a_batch_has_the_bits_it_has_alone(batch, dtype):
         alone = started(model, requests[: slot + 1])  # `started` draws texts and prompts in the order of slots
         lone = DecodeState.allocate(model.config, 1, 40, 16, model.dtype, model.device)
         copy_slot(alone, slot, lone)
-        for batched, single in zip(together, bits_of_steps(model, lone, 6)):
+        for batched, single in zip(together, bits_of_steps(model, lone, 6), strict=True):
             assert torch.equal(batched[2 * slot : 2 * slot + 2], single)
 
 
@@ -511,7 +514,7 @@ def test_dependent_launches_change_no_bit(dtype):
     model = sizeable_model(dtype)
     overlapped = bits_of_steps(model, started(model, REQUESTS), 25)
     plain = bits_of_steps(model, started(model, REQUESTS), 25, lambda: dependent_launches(False))
-    assert all(torch.equal(*pair) for pair in zip(overlapped, plain))
+    assert all(torch.equal(*pair) for pair in zip(overlapped, plain, strict=True))
 
 
 @pytest.mark.gpu
