@@ -117,9 +117,14 @@ class DiaModel:
         self.rope = rope_table(decoder.max_position_embeddings, decoder.head_dim, decoder.rope_theta, self.device)
         no_text = self.encoder(torch.zeros(1, dtype=torch.int64, device=self.device))
         next_norms = [layer.self_norm for layer in self.layers[1:]] + [self.norm]
-        for layer, next_norm in zip(self.layers, next_norms):
+        for layer, next_norm in zip(self.layers, next_norms, strict=True):
             layer.without_text = layer.cross_attn.without_text(no_text)
             layer.next_norm = next_norm
+
+    @property
+    def prefill_rows(self) -> int:
+        """Rows of a prompt that one piece of a prefill runs."""
+        return PREFILL_ROWS[self.device.type != "cpu"]
 
     def prefill(self, state: DecodeState, slot: int, text: torch.Tensor) -> None:
         """`prefill_pieces` in one go, for a slot whose position is read back from the device."""
@@ -152,9 +157,8 @@ class DiaModel:
             for cache, new in zip(state.cross_cache.layer(index), text_caches[-1], strict=True):
                 cache[slot, :, : text.shape[0]] = new.transpose(0, 1)
             yield text.shape[0] * _text_projection_weights(decoder)
-        block = PREFILL_ROWS[self.device.type != "cpu"]
-        for start in range(0, length, block):
-            stop = min(start + block, length)
+        for start in range(0, length, self.prefill_rows):
+            stop = min(start + self.prefill_rows, length)
             x = embed(state.grid[slot, start:stop], self.embedding).expand(2, -1, -1)
             rope = tuple(table[start:stop] for table in self.rope)
             for index, layer in enumerate(self.layers):

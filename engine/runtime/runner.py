@@ -180,14 +180,10 @@ class ModelRunner:
         """Stop a slot."""
         self._state.release(slot)
 
-    def recover(self) -> None:
-        """Make the slots as they were before a launch that an error or Ctrl-C has interrupted; launches in flight are
-        forgotten. A repeated step gives the same rows: what it draws depends on the seed and the row alone."""
-        self._spare_snapshots.clear()
+    def forget_launches(self) -> None:
+        """Drop the status of launches in flight, after one that failed."""
         self._snapshots.clear()
-        if self._state is not None:
-            with torch.no_grad():
-                self.model.embed_current_tokens(self._state)
+        self._spare_snapshots.clear()
 
     @property
     def _launch_sizes(self) -> tuple[int, ...]:
@@ -228,6 +224,8 @@ class ModelRunner:
             # What was tried does not fit, whatever the bytes say: fragments take some as well.
             raise self._out_of_memory(slots, min(self._free_bytes(), slots * self.slot_bytes() - 1))
         if self._state is not None:
+            for event in self._reads.values():  # of the memory that is given up here
+                torch.cuda.current_stream(model.device).wait_event(event)
             grown.copy_from(self._state)
         self._state = grown
         self._graphs, self._pool, self._parts = {}, None, {}
