@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from dia_engine.runtime.generation import start_requests
 
 from benchmarks.journal import Journal
 from benchmarks.roofline import copy_bandwidth, data_sheet_bandwidth, synchronize
@@ -22,7 +23,6 @@ from dia_engine.kernels import sample_and_advance as next_row
 from dia_engine.model.config import DiaConfig
 from dia_engine.model.delay import OPEN
 from dia_engine.model.dia import DiaModel
-from dia_engine.runtime.generation import start_requests
 from dia_engine.runtime.request import Request
 from dia_engine.runtime.runner import Stepper
 from dia_engine.sampling_params import ResolvedSamplingParams

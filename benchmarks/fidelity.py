@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from dia_engine.runtime.generation import start_requests
 
 from dia_engine.files.hub import find_model
 from dia_engine.kernels.cpu.onednn import fastest
@@ -31,7 +32,6 @@ from dia_engine.kernels.sample import filter_probabilities
 from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig
 from dia_engine.model.dia import DiaModel, parameter_shapes
 from dia_engine.model.tokenizer import encode_text
-from dia_engine.runtime.generation import start_requests
 from dia_engine.runtime.request import Request
 from dia_engine.runtime.runner import Stepper
 from dia_engine.sampling_params import ResolvedSamplingParams

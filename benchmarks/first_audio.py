@@ -19,6 +19,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
+from dia_engine.runtime.streaming import ChunkSizes, full_windows, speak
 
 from dia_engine import Engine
 from dia_engine.codec.precision import full_float32
@@ -26,7 +27,6 @@ from dia_engine.codec.windowed import HostCopy, SoundWindows
 from dia_engine.model.tokenizer import encode_text
 from dia_engine.runtime.request import parse_requests
 from dia_engine.runtime.runner import Stepper
-from dia_engine.runtime.streaming import ChunkSizes, full_windows, speak
 
 from .command import run
 from .memory import WorkingMemory

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from dia_engine.runtime.generation import start_requests
 
 from dia_engine.model.config import DiaConfig
-from dia_engine.runtime.generation import start_requests
 from dia_engine.runtime.request import Request
 from dia_engine.runtime.runner import Stepper
 from dia_engine.sampling_params import ResolvedSamplingParams

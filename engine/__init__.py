@@ -1,7 +1,7 @@
 """Run Dia, the open text-to-dialogue model, fast: `Engine.load(...)`, then `.generate(text)`.
 
 `Dia` is the same class under the reference implementation's name, so that its examples run after changing one import.
-`SamplingParams` says how a request is sampled. The audio codec by itself is `dia_engine.codec.Codec`.
+`SamplingParams` says how a request is sampled, `Generation` how it ended; `EngineFull` is raised where too many wait. The audio codec by itself is `dia_engine.codec.Codec`.
 """
 
 import importlib
@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .engine import Engine
     from .engine import Engine as Dia
+    from .runtime.call import Generation
+    from .runtime.engine_thread import EngineFull
     from .sampling_params import SamplingParams
 
-__all__ = ["Dia", "Engine", "SamplingParams"]
+__all__ = ["Dia", "Engine", "EngineFull", "Generation", "SamplingParams"]
 
 _HOMES = {
     "Dia": ("engine", "Engine"),
     "Engine": ("engine", "Engine"),
+    "EngineFull": ("runtime.engine_thread", "EngineFull"),
+    "Generation": ("runtime.call", "Generation"),
     "SamplingParams": ("sampling_params", "SamplingParams"),
 }
 

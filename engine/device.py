@@ -1,5 +1,8 @@
 """Where a model computes and in what dtype: what a user names, checked."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 
 from .kernels.driver import load_driver
@@ -40,3 +43,15 @@ def resolve_dtype(dtype: str | torch.dtype, argument: str = "dtype") -> torch.dt
     if name not in DTYPES:
         raise ValueError(f"{argument} must be one of {', '.join(DTYPES)}, got {shown(dtype)}")
     return DTYPES[name]
+
+
+@contextmanager
+def computing(device: torch.device) -> Iterator[None]:
+    """What a caller has switched on around a call (autocast, inference mode) must not change what is computed.
+
+    A GPU becomes the current one in here: streams, graphs and kernel launches ask for that.
+    """
+    # no_grad comes after inference_mode(False), which switches gradients on.
+    modes = torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False)
+    with modes[0], modes[1], modes[2], torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield

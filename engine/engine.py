@@ -1,8 +1,10 @@
 """Load a model once, then turn scripts into sound."""
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -13,20 +15,24 @@ from tqdm import tqdm
 
 from .codec import Codec
 from .codec.windowed import CodeWindows, SoundWindows
-from .device import resolve_device, resolve_dtype
+from .device import computing, resolve_device, resolve_dtype
 from .files.audio import write_audio
 from .files.hub import DEFAULT_MODEL
 from .kernels.cpu.onednn import PackedInt8Weight, fastest
 from .kernels.quantized import Weight
+from .messages import shown
 from .model.config import DiaConfig
 from .model.dia import DiaModel
-from .runtime.generation import finished_codes, start_requests, warm_up
+from .runtime.call import Call, Chunk, Generation
+from .runtime.chunking import ChunkSizes
+from .runtime.engine_thread import EngineThread
+from .runtime.limits import Limits
 from .runtime.process import check_not_forked
 from .runtime.prompts import AudioPrompt, read_prompt
 from .runtime.request import Request, parse_requests
-from .runtime.runner import Stepper
-from .runtime.stream import Stream, each_step_in
-from .runtime.streaming import ChunkSizes, speak, window_lengths
+from .runtime.runner import ModelRunner
+from .runtime.scheduler import Scheduler
+from .runtime.stream import AudioStream
 from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams, require_integer
 from .weights.load import default_dtype
 from .weights.recipes import checked_recipe
@@ -36,6 +42,10 @@ logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 PerText: TypeAlias = Value | Sequence[Value]
+
+# Audio that nobody listens to meanwhile is decoded in windows too, which bounds the memory and how long the codec holds
+# up other requests; their context costs 8 % of the codec's work.
+WHOLE = ChunkSizes(256, 256)
 
 
 class Engine:
@@ -56,18 +66,25 @@ class Engine:
         *,
         graph: bool = True,
         defaults: Mapping[str, float | int | None] | None = None,
+        max_slots: int | None = None,
+        max_waiting: int | None = None,
+        max_rows: int | None = None,
+        name: str = "",
     ):
         """Build from weights named as in `parameter_shapes`; `load`, `from_pretrained` and `from_local` read them."""
+        limits = Limits(max_slots, max_waiting, max_rows)
+        self.max_rows = limits.rows(config)
         table = weights["decoder.embedding.weight"]
         with torch.no_grad(), torch.autocast(table.device.type, enabled=False):
             self.model = DiaModel(config, weights)
         self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype
         self.defaults = dict(defaults or {})
-        self._stepper = Stepper(self.model, graph)
-        # Threads of a CPU would share its cores, and each brings a pool of its own: steps get slower by a third.
-        self._runs_ahead = self.device.type == "cuda"
-        self._windows = CodeWindows(self.device) if codec is None else SoundWindows(codec)
+        self._name = name
+        self._thread = EngineThread(
+            partial(_make_scheduler, self.model, self.codec, limits, graph), partial(computing, self.device), limits
+        )
+        self._closed = weakref.finalize(self, self._thread.close)
 
     @classmethod
     def load(
@@ -82,6 +99,9 @@ class Engine:
         load_dac: bool = True,
         revision: str | None = None,
         graph: bool = True,
+        max_slots: int | None = None,
+        max_waiting: int | None = None,
+        max_rows: int | None = None,
     ) -> "Engine":
         """Load a model from the hub or a folder, the one that comes with the engine, or make one up.
 
@@ -101,10 +121,16 @@ class Engine:
             revision: of the hub repository.
             graph: False runs the step's kernels one by one, instead of many steps captured in a CUDA graph. The sound
                 is the same; on a CPU there is no graph.
+            max_slots: requests that run at the same time; further ones wait. Default: 8 on a CPU; on a GPU as many as
+                half of the memory that is free after loading holds. It is allocated as it is used.
+            max_waiting: requests that may wait for a slot; beyond that a call raises `EngineFull`. Default: any number.
+            max_rows: decoder rows per slot, the most that `max_tokens` can be. Default: all that the model has. Less
+                makes a slot smaller: 1200 rows are 14 seconds of the published Dia.
 
         Raises:
             FileNotFoundError: no such model, or a file of it is missing.
-            ValueError: unusable files, an unknown dtype, device or quant, or files that are quantized otherwise.
+            TypeError: a limit that is not an integer.
+            ValueError: a limit out of range, unusable files, an unknown dtype, device or quant, or files that are quantized otherwise.
         """
         check_not_forked()
         recipe = None if quant is None else checked_recipe(quant)
@@ -112,12 +138,17 @@ class Engine:
         dtype = None if dtype is None else resolve_dtype(dtype)
         codec_dtype = None if codec_dtype is None else resolve_dtype(codec_dtype, "codec_dtype")
         source = resolve_model(model, revision)
+        Limits(max_slots, max_waiting, max_rows).rows(source.config)
         dtype = dtype or default_dtype(source.config, device)
         stream = source.stream_weights(dtype=dtype, device=device, recipe=recipe)
         # The files are checked by now and read after the codec: neither a bad file nor a codec that is missing or does
         # not fit should cost the time to read everything.
         codec = open_codec(codec, source, device, codec_dtype) if load_dac else None
-        return cls(source.config, _ready(stream), codec, graph=graph, defaults=source.defaults)
+        return cls(
+            source.config, _ready(stream), codec, graph=graph, defaults=source.defaults,
+            max_slots=max_slots, max_waiting=max_waiting, max_rows=max_rows,
+            name=" ".join(filter(None, (str(model), quant if isinstance(quant, str) else quant and "own recipe"))),
+        )  # fmt: skip
 
     @classmethod
     def from_pretrained(
@@ -171,20 +202,21 @@ class Engine:
 
         Raises:
             TypeError: slots is not an integer.
-            ValueError: slots is under 1.
+            ValueError: slots is under 1, or over the engine's `max_slots`.
             torch.OutOfMemoryError: so many do not fit the GPU's memory; it says how many do, and the engine still
                 works with those.
-            RuntimeError: this thread is in the middle of a stream, on a CPU.
+            RuntimeError: the engine is closed.
         """
         require_integer("slots", slots)
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
+        if slots > self.max_slots:
+            raise ValueError(f"slots must be at most max_slots, {self.max_slots}, got {shown(slots)}")
         check_not_forked(self.device)
-        with self._own_modes(), self._stepper.lock:
-            warm_up(self._stepper, slots)
-            self._windows.prepare(window_lengths(ChunkSizes(), self._windows.reach))
+        self._thread.run(lambda: self._thread.scheduler.runner.prepare(slots))
+        shortest = {"max_tokens": self.config.max_delay + 2}
+        self.run_requests(self._parse("x", shortest, None, None, None, None, 0))
 
-    @torch.no_grad()
     def generate(
         self,
         text: str | Sequence[str],
@@ -202,12 +234,14 @@ class Engine:
         audio_prompt_text: str | Sequence[str | None] | None = None,
         seed: PerText[int | None] = None,
         sampling_params: PerText[SamplingParams | None] = None,
-    ) -> np.ndarray | list[np.ndarray]:
+        details: bool = False,
+    ) -> "np.ndarray | Generation | list[np.ndarray] | list[Generation]":
         """Turn a script, or a list of scripts at once, into sound. Names and order are the reference's.
 
         What is left out is the model's default: `Engine.defaults` where it has one ("talker" has, the published Dia has
-        not), else the reference's, which is given below. An item of a list gives the very sound that it gives alone
-        with the same seed.
+        not), else the reference's, which is given below. Calls from any threads run at the same time, in the slots of
+        the engine; more of them wait, first come, first served. A request gives the same codes alone and in any
+        company, with the same seed.
 
         Args:
             text: the script, with the tags [S1] and [S2] and sounds such as (laughs).
@@ -228,6 +262,7 @@ class Engine:
             seed: in [0, 2^63); the same seed and text give the same sound. None draws one from torch's global
                 generator.
             sampling_params: max_tokens, cfg_scale, temperature, top_p and cfg_filter_top_k in one, in place of them.
+            details: return `Generation` instead of arrays: audio, codes, why it ended, seed, duration.
 
         For a list of texts, each of max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, seed and
         sampling_params is one value for all, or a list with one per text.
@@ -238,15 +273,16 @@ class Engine:
 
         Raises:
             FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
-            RuntimeError: this thread is in the middle of a stream, on a CPU; or the process was forked from one in
-                which an engine has worked.
+            EngineFull: more requests would wait than `max_waiting`.
+            RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
         """
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = self._parse(
             text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k), sampling_params,
             audio_prompt, audio_prompt_path, audio_prompt_text, seed,
         )  # fmt: skip
-        results = self.run_requests(requests, verbose)
+        generations = self.run_requests(requests, verbose)
+        results = generations if details else [each.codes if each.audio is None else each.audio for each in generations]
         return results if isinstance(text, (list, tuple)) else results[0]
 
     def stream(
@@ -268,17 +304,13 @@ class Engine:
         sampling_params: PerText[SamplingParams | None] = None,
         chunk_frames: int | None = None,
         first_chunk_frames: int | None = None,
-    ) -> Stream[np.ndarray] | Stream[tuple[int, np.ndarray]]:
+    ) -> AudioStream[np.ndarray] | AudioStream[tuple[int, np.ndarray]]:
         """`generate`, with the sound given out as it is made: the chunks joined are the same sound.
 
-        One generation at a time: another `stream` or `generate`, from whatever thread, waits until this sound is made
-        or given up. To give up: `close` the stream, leave a `with` over it, drop it, or raise out of the loop over it;
-        the engine is free again after the step that is in progress.
-
-        On a GPU, and in `async for`, the work is done in a thread that starts with the first chunk that is asked for
-        and does not wait for the reader, who may play a chunk meanwhile; what is not read yet is kept. On a CPU, where
-        a second thread would only take the first one's time, `for` does the work in the reader's thread, and that
-        thread cannot start another generation in between.
+        The work is done by the engine's own thread, beside that of other calls, starts when the first chunk is asked
+        for and does not wait for the reader, who may play a chunk meanwhile. To give up: `close` the stream, leave a
+        `with` over it, drop it, or raise out of the loop over it; its slot is free after the launch that is in
+        progress. `AudioStream.result` tells in the end how it ended.
 
         Args:
             text, ..., sampling_params: as in `generate`, and checked in this call. A prompt in the form of sound is
@@ -296,8 +328,8 @@ class Engine:
 
         Raises:
             FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
-            RuntimeError: the process was forked from one in which an engine has worked; or, at the first chunk, this
-                thread is in the middle of another stream, on a CPU.
+            EngineFull: at the first chunk, more requests would wait than `max_waiting`.
+            RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
         """
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
         _note_ignored(use_torch_compile, use_cfg_filter)
@@ -305,42 +337,79 @@ class Engine:
             text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k), sampling_params,
             audio_prompt, audio_prompt_path, audio_prompt_text, seed,
         )  # fmt: skip
-        chunks = self.stream_requests(requests, sizes, verbose)
-        return chunks if isinstance(text, (list, tuple)) else chunks.map(lambda numbered: numbered[1])
+        return self.stream_requests(requests, sizes, verbose, batch=isinstance(text, (list, tuple)))
 
     astream = stream  # for `async for`: a stream is both kinds of iterator
 
-    def run_requests(self, requests: list[Request], verbose: bool = False) -> list[np.ndarray]:
-        """What `generate` returns for each of some requests; see `runtime.request.parse_requests`."""
-        check_not_forked(self.device)
-        real_time = self._frames_per_second / len(requests)
-        with self._own_modes():
-            requests = [request.encode_prompt(self.codec) for request in requests]
-            with self._stepper.lock, _progress(verbose, real_time) as progress:
-                state = start_requests(self._stepper, requests)
-                self._stepper.run(state, progress)
-                codes = finished_codes(state, requests)
-            return [self._sound(each) for each in codes]
+    def run_requests(self, requests: list[Request], verbose: bool = False) -> list[Generation]:
+        """What `generate` returns with details for each of some requests; see `runtime.request.parse_requests`."""
+        chunks: list[list[np.ndarray]] = [[] for _ in requests]
+        with _progress(verbose, self._frames_per_second / len(requests)) as on_steps:
+            call = Call(len(requests), streaming=False, on_steps=on_steps)
+            try:
+                self._submit(self._with_codes(requests), call, WHOLE)
+                for chunk in call:
+                    chunks[chunk.index].append(chunk.audio)
+            finally:
+                call.abort()
+        generations = [result for result in call.results if result is not None]
+        if len(generations) < len(requests):
+            raise RuntimeError("this engine is closed")
+        if self.codec is None:
+            return generations
+        return [replace(each, audio=_joined(pieces)) for each, pieces in zip(generations, chunks, strict=True)]
 
     def stream_requests(
-        self, requests: list[Request], sizes: ChunkSizes, verbose: bool = False
-    ) -> Stream[tuple[int, np.ndarray]]:
-        """What `stream` returns for a list, of requests; see `runtime.request.parse_requests`."""
+        self, requests: list[Request], sizes: ChunkSizes, verbose: bool = False, *, batch: bool = True
+    ) -> AudioStream[Any]:
+        """What `stream` returns, for a list of texts if `batch`; see `runtime.request.parse_requests`."""
         check_not_forked(self.device)
-        chunks = partial(self._chunks, requests, sizes, verbose)
-        return Stream(lambda: each_step_in(self._own_modes, chunks()), self._runs_ahead)
 
-    def _chunks(
-        self, requests: list[Request], sizes: ChunkSizes, verbose: bool
-    ) -> Generator[tuple[int, np.ndarray] | None, None, None]:
-        """The generator behind `stream`, see `streaming.speak`."""
+        def start(is_closed: Callable[[], bool]) -> Call | None:
+            encoded = []
+            for request in requests:
+                if is_closed():
+                    return None
+                encoded += self._with_codes([request])
+            progress = ExitStack()
+            on_steps = progress.enter_context(_progress(verbose, self._frames_per_second / len(requests)))
+            call = Call(len(requests), streaming=True, on_steps=on_steps, on_end=progress.close)
+            self._submit(encoded, call, sizes)
+            return call
+
+        def item_of(chunk: Chunk) -> Any:
+            return (chunk.index, chunk.audio) if batch else chunk.audio
+
+        return AudioStream(start, item_of, batch)
+
+    def _submit(self, requests: list[Request], call: Call, sizes: ChunkSizes) -> None:
         check_not_forked(self.device)
-        encoded = []
-        for request in requests:
-            encoded.append(request.encode_prompt(self.codec))
-            yield None  # a reader that has left stops the work here
-        with _progress(verbose, self._frames_per_second / len(requests)) as progress:
-            yield from speak(self._stepper, encoded, self._windows, sizes, progress)
+        self._thread.submit(requests, call, sizes)
+
+    def _with_codes(self, requests: list[Request]) -> list[Request]:
+        """The requests with their audio prompts encoded, in the caller's thread: it takes seconds, in which others'
+        decode steps go on."""
+        with computing(self.device):
+            return [request.encode_prompt(self.codec) for request in requests]
+
+    def close(self) -> None:
+        """Fail what is running and release the thread. Every call after this raises RuntimeError."""
+        self._closed()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"<Engine {self._name or 'own weights'}: {dtype} on {self.device}, {self.max_slots} slots>"
+
+    @property
+    def max_slots(self) -> int:
+        """Requests that run at the same time."""
+        return self._thread.scheduler.runner.max_slots
 
     def load_audio(self, audio_path: str | Path) -> torch.Tensor:
         """Encode an audio file as a prompt: codes [P, C] int64 on the CPU.
@@ -348,10 +417,10 @@ class Engine:
         Raises:
             FileNotFoundError, ValueError: as `audio_prompt` of `generate`.
         """
-        capacity, codec = self.config.decoder.max_position_embeddings, self._require_codec()
+        capacity, codec = self.max_rows, self._require_codec()
         prompt = read_prompt(str(audio_path), self.config, lambda: codec, capacity)
         check_not_forked(self.device)
-        with self._own_modes():
+        with computing(self.device):
             return codec.encode(prompt, codec.sample_rate).cpu()
 
     def save_audio(self, path: str | Path, audio: np.ndarray) -> None:
@@ -374,37 +443,34 @@ class Engine:
             audio_prompt_text=audio_prompt_text,
             seed=seed,
             config=self.config,
+            max_rows=self.max_rows,
             defaults=self.defaults,
             codec=lambda: self.codec,
         )
 
-    @contextmanager
-    def _own_modes(self) -> Iterator[None]:
-        """What a caller has switched on around a call (autocast, inference mode) must not change what is computed."""
-        # no_grad comes after inference_mode(False), which switches gradients on.
-        modes = torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False)
-        with modes[0], modes[1], modes[2], self._on_device():
-            yield
-
-    def _on_device(self):
-        """Makes the engine's GPU the current one: streams, graphs and kernel launches ask for that."""
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-
     @property
     def _frames_per_second(self) -> float:
-        return self.codec.sample_rate / self.codec.hop_length if self.codec else 44100 / 512
-
-    def _sound(self, codes: torch.Tensor) -> np.ndarray:
-        if self.codec is None:
-            return codes.numpy()
-        if not len(codes):
-            return np.zeros(0, dtype=np.float32)
-        return self.codec.decode(codes).cpu().numpy()
+        return _frames_per_second(self.codec)
 
     def _require_codec(self) -> Codec:
         if self.codec is None:
             raise ValueError("this engine has no codec; load it with load_dac=True")
         return self.codec
+
+
+def _make_scheduler(model: DiaModel, codec: Codec | None, limits: Limits, graph: bool) -> Scheduler:
+    runner = ModelRunner(model, graph=graph, max_slots=limits.max_slots, max_rows=limits.rows(model.config))
+    windows = CodeWindows(model.device) if codec is None else SoundWindows(codec)
+    frames_per_second = _frames_per_second(codec)
+    return Scheduler(runner, windows, max_delay=model.config.max_delay, frames_per_second=frames_per_second)
+
+
+def _frames_per_second(codec: Codec | None) -> float:
+    return codec.sample_rate / codec.hop_length if codec else 44100 / 512
+
+
+def _joined(chunks: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.float32)
 
 
 def _ready(stream: Iterable[tuple[str, Weight]]) -> dict[str, Weight | PackedInt8Weight]:
@@ -471,7 +537,7 @@ def _note_ignored(use_torch_compile: bool, use_cfg_filter: bool | None) -> None:
 
 
 @contextmanager
-def _progress(verbose: bool, real_time: float):
+def _progress(verbose: bool, real_time: float) -> Iterator[Callable[[int], None] | None]:
     """A callback that counts steps on a bar with steps/s and x real time, or None; `real_time` is steps/s at 1x."""
     if not verbose:
         yield None

@@ -68,15 +68,9 @@ class CodeWindows:
         """
         return HostCopy(codes[first:last])
 
-    def drain(self) -> None:
-        """Wait until the GPU has done all that was asked of it: nothing that was handed over is read any more.
-
-        Only the streams of the windows and of the steps: waiting for the device would break a capture that another
-        engine of the process is in the middle of.
-        """
-        if self._stream is not None:
-            self._stream.synchronize()
-            torch.cuda.current_stream(self._stream.device).synchronize()
+    def to_host(self, codes: torch.Tensor) -> HostCopy:
+        """Codes as they are, on their way to the host."""
+        return HostCopy(codes)
 
 
 class SoundWindows(CodeWindows):
@@ -95,6 +89,7 @@ class SoundWindows(CodeWindows):
         if self._stream is None or not missing:
             return
         if len(self._graphs) + len(missing) > MOST_GRAPHS:
+            self._stream.synchronize()  # what runs in the memory that is given up here
             self._graphs = {}  # before the new memory is asked for
             missing = set(lengths)
         if not self._graphs:

@@ -12,7 +12,6 @@ from .config import DecoderConfig, DiaConfig, EncoderConfig
 from .layers import DecoderLayer, EncoderLayer, Norm
 from .state import DecodeState
 
-
 # Rows of a prompt that one piece of a prefill runs: on a CPU, elsewhere. A piece must not hold decode steps up for long;
 # a larger one reads the weights less often.
 PREFILL_ROWS = (64, 512)

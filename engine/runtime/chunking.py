@@ -20,6 +20,7 @@ from ..sampling_params import require_integer
 DEFAULT_CHUNK_FRAMES = 48
 DEFAULT_FIRST_CHUNK_FRAMES = 8
 
+
 @dataclass(frozen=True)
 class ChunkSizes:
     """Frames per chunk: `first_chunk_frames`, then twice as many each time up to `chunk_frames`.

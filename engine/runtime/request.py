@@ -11,9 +11,9 @@ import torch
 from ..codec import Codec
 from ..messages import shown
 from ..model.config import DiaConfig
+from ..model.script import encode_script, warn_of_scripts
 from ..sampling_params import MAX_SEED, ResolvedSamplingParams, SamplingParams, check_seed, left_out
 from .prompts import AudioPrompt, read_prompt, require_codec
-from .script import encode_script, warn_of_scripts
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def parse_requests(
     seed: int | Sequence[int | None] | None = None,
     sampling_params: SamplingParams | Sequence[SamplingParams | None] | None = None,
     config: DiaConfig,
+    max_rows: int | None = None,
     defaults: Mapping[str, Any],
     codec: Callable[[], Codec | None],
 ) -> list[Request]:
@@ -78,6 +79,7 @@ def parse_requests(
         audio_prompt_text: transcript of the prompt, put before the text.
         seed: see `Engine.generate`.
         config, defaults: the model's.
+        max_rows: decoder rows per slot; None for all that the model has.
         codec: gives the model's codec. Asked once there is an audio file or waveform to encode.
 
     Raises:
@@ -93,10 +95,11 @@ def parse_requests(
     params = [each.resolve(defaults) for each in _params_per_text(sampling, sampling_params, texts, batch)]
     seeds = [_drawn_seed() if each is None else check_seed(each) for each in seeds]
     requests = []
+    capacity = max_rows or config.decoder.max_position_embeddings
     for index, (script, transcript, prompt) in enumerate(zip(texts, transcripts, prompts, strict=True)):
         with _item_named(index, batch):
             ids = encode_script(script, transcript, prompt is not None, config)
-            codes = read_prompt(prompt, config, codec, _max_prompt_frames(params[index], config))
+            codes = read_prompt(prompt, config, codec, _max_prompt_frames(params[index], capacity, config))
             requests.append(Request(ids, codes, params[index], seeds[index]))
     warn_of_scripts(texts, transcripts, config)
     return requests
@@ -127,9 +130,9 @@ def _params_per_text(
     return given
 
 
-def _max_prompt_frames(params: ResolvedSamplingParams, config: DiaConfig) -> int:
+def _max_prompt_frames(params: ResolvedSamplingParams, capacity: int, config: DiaConfig) -> int:
     """The most prompt frames that leave room for one frame of sound."""
-    rows = params.rows(config.decoder.max_position_embeddings, 0, config.max_delay)
+    rows = params.rows(capacity, 0, config.max_delay)
     return rows - (1 + config.max_delay + 1)
 
 

@@ -14,7 +14,6 @@ import torch
 
 from ..cuda_graph import captured
 from ..kernels.advance import RUNNING
-from ..model.config import DiaConfig
 from ..model.delay import playable_codes
 from ..model.dia import DiaModel, decoder_weights
 from ..model.state import DecodeState, copy_to
@@ -54,7 +53,9 @@ class ModelRunner:
         launches: how many there have been; the last one has this number.
     """
 
-    def __init__(self, model: DiaModel, *, graph: bool = True, max_slots: int | None = None, max_rows: int | None = None):
+    def __init__(
+        self, model: DiaModel, *, graph: bool = True, max_slots: int | None = None, max_rows: int | None = None
+    ):
         """On a GPU memory for slots is allocated as it is used, at most half of what is free now unless `max_slots`
         says otherwise; `graph=False` launches the kernels of each step one by one."""
         self.model = model

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from dia_engine.runtime.generation import start_requests
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dia_engine.kernels.advance import RUNNING, advance
 from dia_engine.model.dia import DiaModel
-from dia_engine.runtime.generation import start_requests
 from dia_engine.runtime.request import Request
 from dia_engine.runtime.runner import Stepper
 from dia_engine.sampling_params import ResolvedSamplingParams

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from dia_engine.runtime.generation import finished_codes, start_requests
 
 from dia_engine import Engine
 from dia_engine.model.dia import DiaModel
 from dia_engine.model.state import DecodeState
-from dia_engine.runtime.generation import finished_codes, start_requests
 from dia_engine.runtime.request import Request
 from dia_engine.runtime.runner import STEPS_PER_GRAPH, Look, Stepper
 from dia_engine.sampling_params import ResolvedSamplingParams

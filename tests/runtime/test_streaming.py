@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dia_engine.runtime.streaming import ChunkSizes, Schedule, complete_frames, full_windows, window_lengths
 from torch import nn
 
 from benchmarks.memory import WorkingMemory
@@ -24,7 +25,6 @@ from dia_engine.codec.receptive_field import Reach, reach
 from dia_engine.codec.windowed import SoundWindows, widened
 from dia_engine.kernels.advance import RUNNING, advance
 from dia_engine.runtime.runner import STEPS_PER_GRAPH, Look
-from dia_engine.runtime.streaming import ChunkSizes, Schedule, complete_frames, full_windows, window_lengths
 from dia_engine.weights.synthetic import random_weights, synthetic_config
 
 TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
@@ -352,7 +352,7 @@ def test_mistakes_are_named_at_the_call(engine, chunks):
         engine.stream(TEXT, chunk_frames=chunks[0], first_chunk_frames=chunks[1])
     for arguments in ({"text": ""}, {"seed": -1}, {"max_tokens": 16}, {"audio_prompt": "absent.wav"}):
         with pytest.raises((ValueError, FileNotFoundError)):
-            engine.stream(**{"text": TEXT, **arguments, **{"chunk_frames": 5}})
+            engine.stream(**{"text": TEXT, **arguments, "chunk_frames": 5})
 
 
 @pytest.fixture(params=[False, True], ids=["in the reader's thread", "in a thread ahead of the reader"])

@@ -5,8 +5,8 @@ import re
 
 import torch
 
-from ..model.config import DiaConfig
-from ..model.tokenizer import SPEAKER_TAGS, encode_text, has_visible_text
+from .config import DiaConfig
+from .tokenizer import SPEAKER_TAGS, encode_text, has_visible_text
 
 logger = logging.getLogger(__name__)
 

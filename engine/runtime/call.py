@@ -1,0 +1,183 @@
+"""One call of `Engine.generate` or `Engine.stream`: its results on their way from the engine's thread to the caller."""
+
+import asyncio
+import logging
+import queue
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a request has come to.
+
+    Attributes:
+        audio: [samples] float32, without the prompt. None without a codec, and in the result of a stream.
+        codes: [T, C] int64, without the prompt.
+        finish_reason: "stop" where the model ended, "length" where `max_tokens` cut it, "abort" where the caller did.
+        seed: with which the same text gives the same audio.
+        frames: T.
+        duration: seconds of audio.
+    """
+
+    audio: np.ndarray | None
+    codes: np.ndarray
+    finish_reason: str
+    seed: int
+    frames: int
+    duration: float
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Audio [samples] float32 of the request `index`, or codes [n, C] int64 of an engine without a codec."""
+
+    index: int
+    audio: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Finished:
+    index: int
+    generation: Generation
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class _Steps:
+    count: int
+
+
+_END = object()
+
+
+class Call:
+    """The chunks of a call's requests, for `for` and `async for`, from any threads; chunks that are not read are kept.
+
+    An error of one request ends the call: it is raised to the reader, and the other requests are aborted.
+
+    Attributes:
+        streaming: whether somebody listens to the chunks as they come.
+        aborted: nobody wants the rest.
+        results: by request, as they finish.
+    """
+
+    def __init__(
+        self,
+        requests: int,
+        *,
+        streaming: bool,
+        on_steps: Callable[[int], Any] | None = None,
+        on_end: Callable[[], Any] = lambda: None,
+    ):
+        """`on_steps` is told, in the reader's thread, how many decode steps have been launched; `on_end` is called at
+        the end, perhaps more than once."""
+        self.streaming, self.aborted = streaming, False
+        self.results: list[Generation | None] = [None] * requests
+        self._left, self._on_steps, self._on_end = requests, on_steps, on_end
+        self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._wakes: set[Callable[[], Any]] = set()  # of those who wait in an event loop
+
+    def emit(self, index: int, audio: np.ndarray) -> None:
+        """Called by the scheduler: a request's next chunk."""
+        self._put(Chunk(index, audio))
+
+    def finish(self, index: int, generation: Generation) -> None:
+        """Called by the scheduler: a request has ended."""
+        self._put(_Finished(index, generation))
+
+    def fail(self, error: BaseException) -> None:
+        """Called by the scheduler: a request has failed."""
+        self._put(_Failed(error))
+
+    def count_steps(self, count: int) -> None:
+        """Called by the scheduler: so many decode steps have been launched."""
+        if self._on_steps is not None:
+            self._put(_Steps(count))
+
+    def abort(self) -> None:
+        """End the call for its reader at once, and for its slots at the next launch."""
+        self.aborted = True
+        self._put(_END)
+
+    def __iter__(self) -> "Call":
+        return self
+
+    def __next__(self) -> Chunk:
+        while True:
+            item = self._opened(self._items.get())
+            if item is _END:
+                raise StopIteration
+            if item is not None:
+                return item
+
+    def __aiter__(self) -> "Call":
+        return self
+
+    async def __anext__(self) -> Chunk:
+        while True:
+            item = self._opened(await self._next())
+            if item is _END:
+                raise StopAsyncIteration
+            if item is not None:
+                return item
+
+    def _opened(self, item: Any) -> Any:
+        """A chunk, or _END, which stays in the queue for further readers; None for what is not for the reader."""
+        if self.aborted:
+            item = _END
+        if item is _END:
+            self._items.put(_END)
+            self._on_end()
+        elif isinstance(item, _Failed):
+            self.abort()
+            raise item.error
+        elif isinstance(item, _Steps):
+            if self._on_steps is not None:
+                self._on_steps(item.count)
+            return None
+        elif isinstance(item, _Finished):
+            self._note_result(item.index, item.generation)
+            if not self._left:
+                self._put(_END)
+            return None
+        return item
+
+    def _note_result(self, index: int, generation: Generation) -> None:
+        self.results[index] = generation
+        self._left -= 1
+        if generation.finish_reason == "length":
+            item = f"item {index}: " if len(self.results) > 1 else ""
+            logger.warning("%sthe audio was cut by max_tokens after %.2f s", item, generation.duration)
+
+    def _put(self, item: Any) -> None:
+        self._items.put(item)
+        for wake in tuple(self._wakes):
+            with suppress(RuntimeError):  # its event loop is closed
+                wake()
+
+    async def _next(self) -> Any:
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(arrived.set)
+
+        self._wakes.add(wake)  # before the first look into the queue: what comes after that look wakes us
+        try:
+            while True:
+                with suppress(queue.Empty):
+                    return self._items.get_nowait()
+                await arrived.wait()
+                arrived.clear()
+        finally:
+            self._wakes.discard(wake)

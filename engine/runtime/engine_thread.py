@@ -1,0 +1,170 @@
+"""The one thread that runs an engine's scheduler. It starts with the first call and sleeps while there is nothing to do.
+
+Callers only wait for their results, so Ctrl-C reaches them between two decode steps of others, what they have switched
+on in their own threads (autocast, inference mode) does not reach the model, and a CPU has one pool of OpenMP threads at
+work.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .call import Call
+from .chunking import ChunkSizes
+from .limits import Limits
+from .request import Request
+from .scheduler import Scheduler
+
+Result = TypeVar("Result")
+
+
+class EngineFull(RuntimeError):
+    """As many requests are running and waiting as the engine was told to take; see `max_waiting` of `Engine.load`."""
+
+
+@dataclass(frozen=True)
+class _Submission:
+    requests: list[Request]
+    call: Call
+    sizes: ChunkSizes
+
+
+class _Work:
+    """A function to run between two steps, and its outcome."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self.function, self.outcome = function, queue.SimpleQueue()
+
+    def run(self) -> None:
+        try:
+            self.outcome.put((self.function(), None))
+        except BaseException as error:
+            self.outcome.put((None, error))
+
+
+class EngineThread:
+    """Runs the requests of all callers of an engine."""
+
+    def __init__(
+        self,
+        make_scheduler: Callable[[], Scheduler],
+        modes: Callable[[], AbstractContextManager],
+        limits: Limits,
+    ):
+        """
+        Args:
+            make_scheduler: called here, and again in a process forked from this one.
+            modes: a context for everything that the thread computes.
+            limits: of the engine.
+        """
+        self._make_scheduler, self._modes, self._max_waiting = make_scheduler, modes, limits.max_waiting
+        self._unusable = ""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self.scheduler = self._make_scheduler()
+        self._inbox: queue.SimpleQueue[_Submission | _Work | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._submitted = 0
+        self._thread: threading.Thread | None = None
+
+    def submit(self, requests: list[Request], call: Call, sizes: ChunkSizes) -> None:
+        """Queue requests, whose prompts are codes; their results go to the call.
+
+        Raises:
+            EngineFull: more would wait than may.
+            RuntimeError: the engine is closed or unusable.
+        """
+        with self._running():
+            active = self._submitted - self.scheduler.ended
+            most = None if self._max_waiting is None else self.scheduler.runner.max_slots + self._max_waiting
+            if most is not None and active + len(requests) > most:
+                raise EngineFull(
+                    f"{active} requests are running or waiting, and {len(requests)} more would exceed "
+                    f"max_slots + max_waiting = {most}; try again later"
+                )
+            self._submitted += len(requests)
+            self._inbox.put(_Submission(requests, call, sizes))
+
+    def run(self, function: Callable[[], Result]) -> Result:
+        """Run a function in the thread, between two steps, and wait for its result or its error."""
+        work = _Work(function)
+        with self._running():
+            self._inbox.put(work)
+        result, error = work.outcome.get()
+        if error is not None:
+            raise error
+        return result
+
+    def close(self, reason: str = "this engine is closed") -> None:
+        """Fail what is running and end the thread; calls after this raise RuntimeError with the reason."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            self._unusable = self._unusable or reason
+            thread = self._thread
+            self._inbox.put(None)
+        if thread is not None and thread is not threading.current_thread():  # where a collection can come to this
+            thread.join()
+
+    def _running(self) -> threading.Lock:
+        """The lock under which the inbox is filled, once there is a thread that will empty it."""
+        if self._pid != os.getpid():  # threads do not survive a fork, and their locks may be held for ever
+            self._begin()
+        with self._lock:
+            if self._unusable:
+                raise RuntimeError(self._unusable)
+            if self._thread is None:
+                # A daemon: `close` ends it when the interpreter exits.
+                self._thread = threading.Thread(target=self._main, name="dia-engine", daemon=True)
+                self._thread.start()
+        return self._lock
+
+    def _main(self) -> None:
+        try:
+            with self._modes():
+                while self._take(self._waiting_items()):
+                    self.scheduler.step()
+            error: BaseException = RuntimeError(self._unusable)
+        except BaseException as failure:  # nothing that a request alone could be blamed for
+            error = RuntimeError(
+                f"the engine has failed and is unusable ({type(failure).__name__}: {failure}); load a new one"
+            )
+            error.__cause__ = failure
+            self._unusable = str(error)
+        self.scheduler.fail_all(error)
+        with self._lock, suppress(queue.Empty):
+            while True:
+                self._refuse(self._inbox.get_nowait(), error)
+
+    def _waiting_items(self) -> Iterable[Any]:
+        """What has come in; while there is nothing to do, waits for something."""
+        if not self.scheduler.unfinished:
+            yield self._inbox.get()
+        with suppress(queue.Empty):
+            while True:
+                yield self._inbox.get_nowait()
+
+    def _take(self, items: Iterable[Any]) -> bool:
+        """Whether to go on."""
+        for item in items:
+            if item is None:
+                return False
+            if isinstance(item, _Work):
+                item.run()
+                continue
+            for index, request in enumerate(item.requests):
+                self.scheduler.add(request, index, item.call, item.sizes)
+        return True
+
+    @staticmethod
+    def _refuse(item: Any, error: BaseException) -> None:
+        if isinstance(item, _Work):
+            item.outcome.put((None, error))
+        elif item is not None:
+            item.call.fail(error)

@@ -1,0 +1,331 @@
+"""Continuous batching: who runs when. Plain Python over a `ModelRunner` and a decoder of windows.
+
+Each `Scheduler.step` admits waiting requests to free slots, runs pieces of their prefill, launches decode steps of all
+running slots at once, hands windows of complete frames to the codec, and emits the audio that is ready. A request joins
+at the launch after its prefill, and its slot is free at the launch after its end. Its result does not depend on the
+company: every sum in the model is a slot's own, prefill is cut at fixed rows, and windows follow from its own chunk sizes.
+
+On a GPU the status of a launch is read while the next one runs:
+
+    GPU    launch 1  launch 2  launch 3  ...
+    host   | queue 1, 2 | read 1, queue 3 | read 2, queue 4 |
+
+so a slot's status can be older than the request that has the slot now: those before its first launch do not count.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Protocol
+
+import torch
+
+from ..codec.windowed import CodeWindows, HostCopy
+from .call import Call, Generation
+from .chunking import ChunkSchedule, ChunkSizes, Window, complete_frames, window_lengths
+from .request import Request
+from .runner import SlotStatus
+
+POLL_SECONDS = 1e-4
+# Audio that a stream has emitted beyond what its player has taken, from which on its next window can wait.
+AHEAD_SECONDS = 0.5
+MAX_HELD_SECONDS = 2.0  # the longest that a window waits for windows that are more urgent
+
+
+class Runner(Protocol):
+    """What the scheduler asks of a `ModelRunner`."""
+
+    max_slots: int
+    max_rows: int
+    launches: int
+    depth: int
+    prefill_budget: int
+    in_flight: int
+
+    def fits(self, slot: int) -> bool: ...
+    def prefill(self, slot: int, request: Request) -> Iterator[int]: ...
+    def decode(self, slots: int, most: int) -> int: ...
+    def status_ready(self) -> bool: ...
+    def read_status(self) -> tuple[int, list[SlotStatus]]: ...
+    def codes(self, slot: int, first: int, frames: int) -> torch.Tensor: ...
+    def release(self, slot: int) -> None: ...
+    def forget_launches(self) -> None: ...
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request on its way through the scheduler.
+
+    Attributes:
+        request: what is to be generated.
+        index: of the request in its call.
+        call: where its results go, and whether anybody still wants them.
+        schedule: the request's windows.
+        slot: -1 while it waits.
+        first_launch: the first launch that it takes part in; 0 before its prefill is done.
+        steps: decode steps that have been launched for it.
+        windows: not yet decoded, in order, each with the time at which it became complete.
+        pending: decoded windows on their way to the host.
+        first_emitted: when the first chunk was emitted, in seconds of `time.perf_counter`.
+    """
+
+    request: Request
+    index: int
+    call: Call
+    schedule: ChunkSchedule
+    slot: int = -1
+    prefill: Iterator[int] | None = None
+    first_launch: int = 0
+    steps: int = 0
+    end_row: int = 0
+    windows: deque[tuple[Window, float]] = field(default_factory=deque)
+    pending: deque[tuple[HostCopy, float]] = field(default_factory=deque)
+    codes: tuple[torch.Tensor, HostCopy] | None = None
+    emitted_seconds: float = 0.0
+    first_emitted: float = 0.0
+
+    @property
+    def prompt_frames(self) -> int:
+        return len(self.request.prompt_codes)
+
+    @property
+    def heard(self) -> bool:
+        """Whether the first chunk has been emitted or is on its way."""
+        return bool(self.first_emitted or self.pending)
+
+
+class Scheduler:
+    """Runs requests to their ends. Used by one thread; others may abort its calls."""
+
+    def __init__(self, runner: Runner, decoder: CodeWindows, *, max_delay: int, frames_per_second: float):
+        """`max_delay` is the model's."""
+        self.runner, self.decoder = runner, decoder
+        self.max_delay, self.frames_per_second = max_delay, frames_per_second
+        self.waiting: deque[Sequence] = deque()
+        self.prefilling: deque[Sequence] = deque()
+        self.running: dict[int, Sequence] = {}  # by slot
+        self.finishing: list[Sequence] = []  # without a slot, windows still on their way
+        self.ended = 0  # requests that are finished, aborted or failed
+        self._free = list(range(runner.max_slots))  # a heap
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is anything left to do."""
+        return bool(self.waiting or self.prefilling or self.running or self.finishing)
+
+    def add(self, request: Request, index: int, call: Call, sizes: ChunkSizes) -> Sequence:
+        """Put a request at the end of the queue."""
+        if call.streaming:
+            self.decoder.prepare(window_lengths(sizes, self.decoder.reach))
+        sequence = Sequence(request, index, call, ChunkSchedule(sizes, self.decoder.reach))
+        self.waiting.append(sequence)
+        return sequence
+
+    def step(self) -> None:
+        """One turn: admit, prefill, decode, hand windows over, emit."""
+        self._drop_aborted()
+        self._admit()
+        self._run_prefills()
+        if self.running:
+            self._decode()
+        while self.runner.in_flight >= self.runner.depth or (self.runner.in_flight and not self.running):
+            self._read_status()
+        self._decode_windows()
+        self._emit()
+        if not (self.running or self.prefilling) and self.finishing:
+            time.sleep(POLL_SECONDS)
+
+    def fail_all(self, error: BaseException) -> None:
+        """End every request with an error, for good: the device may have failed, nothing is asked of it any more."""
+        sequences = self._all()
+        self.ended += len(sequences)
+        self.waiting, self.prefilling, self.running, self.finishing = deque(), deque(), {}, []
+        for sequence in sequences:
+            sequence.call.fail(error)
+
+    def _all(self) -> list[Sequence]:
+        return [*self.waiting, *self.prefilling, *self.running.values(), *self.finishing]
+
+    def _drop_aborted(self) -> None:
+        for sequence in self._all():
+            if sequence.call.aborted:
+                self._remove(sequence)
+
+    def _remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, wherever it is, and free its slot."""
+        self.ended += 1
+        for queue in (self.waiting, self.prefilling, self.finishing):
+            if sequence in queue:
+                queue.remove(sequence)
+        self._free_slot(sequence)
+
+    def _free_slot(self, sequence: Sequence) -> None:
+        if sequence.slot < 0:
+            return
+        slot, sequence.slot, sequence.prefill = sequence.slot, -1, None
+        self.running.pop(slot, None)
+        heappush(self._free, slot)
+        self.runner.release(slot)
+
+    def _fail(self, sequence: Sequence, error: BaseException) -> None:
+        self._remove(sequence)
+        sequence.call.fail(error)
+
+    def _admit(self) -> None:
+        while self.waiting and self._free:
+            sequence = self.waiting[0]
+            try:
+                if not self.runner.fits(self._free[0]):
+                    return
+                self.waiting.popleft()
+                sequence.slot = heappop(self._free)  # the lowest: few slots make a small launch
+                sequence.prefill = self.runner.prefill(sequence.slot, sequence.request)
+                self.prefilling.append(sequence)
+            except Exception as error:
+                self._fail(sequence, error)
+
+    def _run_prefills(self) -> None:
+        """Prefill in the order of arrival; while requests run, no more between two launches than the budget allows."""
+        done = 0
+        while self.prefilling and not (self.running and done >= self.runner.prefill_budget):
+            sequence = self.prefilling[0]
+            try:
+                done += next(sequence.prefill)
+            except StopIteration:
+                self.prefilling.popleft()
+                sequence.prefill, sequence.first_launch = None, self.runner.launches + 1
+                self.running[sequence.slot] = sequence
+            except Exception as error:
+                self._fail(sequence, error)
+
+    def _decode(self) -> None:
+        try:
+            steps = self.runner.decode(max(self.running) + 1, max(1, self._steps_to_next_window()))
+        except Exception as error:
+            self._fail_running(error)
+            return
+        for call in {sequence.call for sequence in self.running.values()}:
+            call.count_steps(steps)
+        for sequence in self.running.values():
+            sequence.steps += steps
+
+    def _steps_to_next_window(self) -> int:
+        """Steps until the next window of a running request becomes complete: launches end there."""
+        left = (self.max_delay + sequence.schedule.wanted() - sequence.steps for sequence in self.running.values())
+        return min((steps for steps in left if steps > 0), default=1)
+
+    def _fail_running(self, error: Exception) -> None:
+        """A launch has failed: it was that of all running requests."""
+        self.runner.forget_launches()
+        for sequence in list(self.running.values()):
+            self._fail(sequence, error)
+
+    def _read_status(self) -> None:
+        while not self.runner.status_ready() and any(sequence.pending for sequence in self._all()):
+            time.sleep(POLL_SECONDS)
+            self._emit()
+        launch, statuses = self.runner.read_status()
+        for slot, sequence in list(self.running.items()):
+            if launch >= sequence.first_launch:
+                self._look_at(sequence, statuses[slot])
+
+    def _look_at(self, sequence: Sequence, status: SlotStatus) -> None:
+        """Queue the windows that are complete; a stopped slot is free from the next launch on."""
+        frames, ended = complete_frames(*status, sequence.prompt_frames, self.max_delay)
+        now = time.perf_counter()
+        while window := sequence.schedule.next(frames, ended):
+            sequence.windows.append((window, now))
+        if ended:
+            sequence.end_row = status.end_row
+            self._finish(sequence, frames)
+
+    def _finish(self, sequence: Sequence, frames: int) -> None:
+        # What is still to be decoded is read from the slot now, before another request has it.
+        try:
+            with self.decoder.on_stream():
+                codes = self.runner.codes(sequence.slot, sequence.prompt_frames, frames)
+                sequence.codes = (codes, self.decoder.to_host(codes))
+        except Exception as error:
+            self._fail(sequence, error)
+            return
+        self.finishing.append(sequence)
+        self._free_slot(sequence)
+
+    def _decode_windows(self) -> None:
+        """Hand complete windows to the codec, first those that a listener waits for. As long as a stream has not made
+        its first chunk, the windows of others that can wait give way to its decode steps."""
+        sequences = [sequence for sequence in self._all() if sequence.windows]
+        someone_waits = any(
+            sequence.call.streaming and not sequence.heard for sequence in self._all() if sequence.slot >= 0
+        )
+        for sequence in sorted(sequences, key=lambda sequence: (not sequence.call.streaming, sequence.heard)):
+            while sequence.windows and not (someone_waits and self._can_wait(sequence)):
+                window, _ = sequence.windows.popleft()
+                try:
+                    self._decode_window(sequence, window)
+                except Exception as error:
+                    self._fail(sequence, error)
+                    break
+
+    @staticmethod
+    def _can_wait(sequence: Sequence) -> bool:
+        """Whether a request's next window may give way to another stream's first chunk."""
+        now, (_, since) = time.perf_counter(), sequence.windows[0]
+        if now - since > MAX_HELD_SECONDS:
+            return False
+        if not sequence.call.streaming:
+            return True
+        return sequence.heard and sequence.emitted_seconds - (now - sequence.first_emitted) > AHEAD_SECONDS
+
+    def _decode_window(self, sequence: Sequence, window: Window) -> None:
+        start = self.decoder.widened(window.start, window.stop)
+        with self.decoder.on_stream():
+            if sequence.codes is None:
+                # Its status has been read: the rows are there, and the stream of the codec need not wait for the steps.
+                codes = self.runner.codes(sequence.slot, sequence.prompt_frames + start, window.stop - start)
+            else:
+                codes = sequence.codes[0][start : window.stop]
+            last = None if window.ends else window.last - start
+            chunk = self.decoder.decode(codes, window.first - start, last)
+        sequence.pending.append((chunk, (window.last - window.first) / self.frames_per_second))
+
+    def _emit(self) -> None:
+        """Give the callers what has arrived on the host."""
+        for sequence in [*self.running.values(), *self.finishing]:
+            try:
+                while sequence.pending and sequence.pending[0][0].ready():
+                    chunk, seconds = sequence.pending.popleft()
+                    audio = chunk.wait().numpy().copy()  # what it is a part of is larger, or pinned
+                    sequence.first_emitted = sequence.first_emitted or time.perf_counter()
+                    sequence.emitted_seconds += seconds
+                    if len(audio):  # the samples that a codec of odd strides drops can be a whole frame's
+                        sequence.call.emit(sequence.index, audio)
+                if (
+                    sequence.codes is not None
+                    and not sequence.windows
+                    and not sequence.pending
+                    and sequence.codes[1].ready()
+                ):
+                    self._complete(sequence)
+            except Exception as error:
+                self._fail(sequence, error)
+
+    def _complete(self, sequence: Sequence) -> None:
+        self.finishing.remove(sequence)
+        self.ended += 1
+        codes = sequence.codes[1].wait().numpy().copy()
+        request = sequence.request
+        rows = request.params.rows(self.runner.max_rows, sequence.prompt_frames, self.max_delay)
+        sequence.call.finish(
+            sequence.index,
+            Generation(
+                audio=None,
+                codes=codes,
+                finish_reason="length" if sequence.end_row >= rows - self.max_delay else "stop",
+                seed=request.seed,
+                frames=len(codes),
+                duration=len(codes) / self.frames_per_second,
+            ),
+        )
