@@ -32,6 +32,7 @@ setup(
             "pytest>=7",
             "pytest-benchmark>=4",
             "pytest-xdist>=3.5",
+            "hypothesis>=6",
             "transformers>=4.53",
             "bitsandbytes>=0.45",
             "accelerate>=1.0",

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from dia_engine.runtime.generation import start_requests
 
+from benchmarks.batch import start_batch
 from benchmarks.journal import Journal
 from benchmarks.roofline import copy_bandwidth, data_sheet_bandwidth, synchronize
 from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
@@ -24,7 +24,6 @@ from dia_engine.model.config import DiaConfig
 from dia_engine.model.delay import OPEN
 from dia_engine.model.dia import DiaModel
 from dia_engine.runtime.request import Request
-from dia_engine.runtime.runner import Stepper
 from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.weights.synthetic import random_weights
 
@@ -58,7 +57,7 @@ def cases() -> dict[str, Case]:
         model = DiaModel(config, random_weights(config, dtype=DTYPE, device=DEVICE))
         prompt = torch.randint(1024, (POSITION, 9))
         request = Request(torch.randint(1, 200, (TEXT,)), prompt, ResolvedSamplingParams(), seed=1)
-        state = start_requests(Stepper(model, graph=False), [request])
+        state = start_batch(model, [request])
         model.step(state)
         return _cases(model, state)
 

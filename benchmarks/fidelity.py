@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from dia_engine.runtime.generation import start_requests
 
 from dia_engine.files.hub import find_model
 from dia_engine.kernels.cpu.onednn import fastest
@@ -33,11 +32,11 @@ from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig
 from dia_engine.model.dia import DiaModel, parameter_shapes
 from dia_engine.model.tokenizer import encode_text
 from dia_engine.runtime.request import Request
-from dia_engine.runtime.runner import Stepper
 from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.weights.load import load_weights
 from dia_engine.weights.recipes import RECIPES, Recipe, chosen_formats
 
+from .batch import start_batch
 from .command import run
 from .plot import draw_divergence, require_matplotlib
 from .setting import SCRIPT
@@ -94,11 +93,11 @@ class Variant:
         """Logits [2, C, V] of `count` rows of one request, which goes on with its own draws, or with the given rows."""
         params = ResolvedSamplingParams(max_tokens=count + self.model.config.max_delay + 2)
         no_prompt = torch.zeros((0, self.model.config.decoder.num_channels), dtype=torch.int64)
-        self.state = start_requests(Stepper(self.model, graph=False), [Request(text, no_prompt, params, seed)])
+        self.state = start_batch(self.model, [Request(text, no_prompt, params, seed)])
         for _ in range(count):
             if rows is not None:
                 self.state.grid[0, : len(rows)] = rows.to(self.state.grid.device)
-                self.model.feed(self.state)
+                self.model.embed_current_tokens(self.state)
             yield self.model.logits(self.state).cpu()
             self.model.step(self.state)
 

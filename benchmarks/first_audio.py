@@ -19,14 +19,16 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
-from dia_engine.runtime.streaming import ChunkSizes, full_windows, speak
 
 from dia_engine import Engine
 from dia_engine.codec.precision import full_float32
 from dia_engine.codec.windowed import HostCopy, SoundWindows
 from dia_engine.model.tokenizer import encode_text
+from dia_engine.runtime.call import Call
+from dia_engine.runtime.chunking import ChunkSizes, full_windows
 from dia_engine.runtime.request import parse_requests
-from dia_engine.runtime.runner import Stepper
+from dia_engine.runtime.runner import ModelRunner
+from dia_engine.runtime.scheduler import Scheduler
 
 from .command import run
 from .memory import WorkingMemory
@@ -49,14 +51,14 @@ def main() -> None:
     options.peer_steps = options.peer_steps or (_steps(engine, frames) if cuda else 30)
     options.stream_frames = options.stream_frames or (frames if cuda else 80)
     trace = Trace(engine)
-    sizes = ChunkSizes().settled(trace.windows.reach)
+    sizes = ChunkSizes().with_defaults(trace.windows.reach)
     print("measuring dia-engine ...", file=sys.stderr)
     report = {**machine(engine), **_setting(options, engine, sizes, frames), **_first_audio(engine, options.runs)}
     report["split"] = _split(trace, sizes, max(3, options.runs // 4))
     report["stream"], report["timeline"] = _long_stream(trace, sizes, options.stream_frames)
     report["codec_work"] = _codec_work(engine, sizes, frames)
     report["codec_errors"] = _codec_errors(engine)
-    ours = Ours(trace.stepper, f"{options.quant or ''} whole".lstrip())
+    ours = Ours(engine.model, f"{options.quant or ''} whole".lstrip())
     codec_seconds = frames * report["codec_work"]["whole_seconds_a_frame"]
     report["whole"] = [
         _whole(runtime, options, engine, frames, codec_seconds) for runtime in (ours, *_peers(options, engine))
@@ -136,11 +138,16 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 
 class Trace:
-    """Spans [start, end] in seconds since the start of what the loop behind `Engine.stream` does."""
+    """Spans [start, end] in seconds since the start of what the scheduler behind `Engine.stream` does."""
 
     def __init__(self, engine: Engine):
-        self.on_gpu = engine.device.type == "cuda"
-        self.stepper, self.windows = Stepper(engine.model), _TracedWindows(engine.codec, self)
+        self.windows, self.runner = _TracedWindows(engine.codec, self), _TracedRunner(engine.model, self)
+        self.scheduler = Scheduler(
+            self.runner,
+            self.windows,
+            max_delay=engine.config.max_delay,
+            frames_per_second=engine.sample_rate / engine.codec.hop_length,
+        )
         self.engine = engine
         self.text, self.steps, self.codec, self.chunks = [], [], [], []  # chunks: [arrival, samples]
 
@@ -153,21 +160,55 @@ class Trace:
         sampling = {"max_tokens": _steps(self.engine, frames) + 1}
         self.text, self.steps, self.codec, self.chunks = [], [], [], []
         self.started = time.perf_counter()
-        requests = parse_requests(
+        (request,) = parse_requests(
             SCRIPT, sampling, seed=seed, config=self.engine.config, defaults={}, codec=lambda: self.engine.codec
         )
-        before = None
-        for item in speak(self.stepper, requests, self.windows, sizes):
-            if item is not None:
-                self.chunks.append([self.now(), len(item[1])])
-                yield
-            elif before is None:
-                synchronize(self.engine.device)
-                self.text.append([0.0, before := self.now()])
-            else:
-                # On a CPU the codec has had its turn since the last step; on a GPU it runs beside the steps.
-                start = before if self.on_gpu or not self.codec else max(before, self.codec[-1][1])
-                self.steps.append([start, before := self.now()])
+        call = _TracedCall(self)
+        self.scheduler.add(request, 0, call, sizes)
+        try:
+            given = 0
+            while self.scheduler.unfinished:
+                self.scheduler.step()
+                while given < len(self.chunks):
+                    given += 1
+                    yield
+        finally:
+            call.abort()
+            self.scheduler.step()
+
+
+class _TracedCall(Call):
+    def __init__(self, trace: Trace):
+        super().__init__(1, streaming=True)
+        self.trace = trace
+
+    def emit(self, index, audio):
+        self.trace.chunks.append([self.trace.now(), len(audio)])
+
+
+class _TracedRunner(ModelRunner):
+    def __init__(self, model, trace: Trace):
+        super().__init__(model, max_slots=1)
+        self.trace, self.started = trace, []
+
+    def prefill(self, slot, request):
+        yield from super().prefill(slot, request)
+        synchronize(self.model.device)
+        self.trace.text.append([0.0, self.trace.now()])
+
+    def decode(self, slots, most):
+        self.started.append(self.trace.now())
+        return super().decode(slots, most)
+
+    def read_status(self):
+        status = super().read_status()
+        before = self.trace.steps[-1][1] if self.trace.steps else 0.0
+        self.trace.steps.append([max(self.started.pop(0), before), self.trace.now()])
+        return status
+
+    def forget_launches(self):
+        super().forget_launches()
+        self.started.clear()
 
 
 class _TracedWindows(SoundWindows):

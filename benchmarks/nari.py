@@ -11,8 +11,12 @@ import torch
 from dia_engine.model.config import DiaConfig
 from dia_engine.weights.layouts import NARI, tensor_table
 
-from .peers import PARAMS, EnoughError, Timing, timing_of
+from .peers import PARAMS, Timing, timing_of
 from .roofline import synchronize
+
+
+class EnoughError(Exception):
+    """Ends the reference's loop from inside."""
 
 
 class Nari:

@@ -2,26 +2,21 @@
 weights in memory."""
 
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from dia_engine.runtime.generation import start_requests
 
 from dia_engine.model.config import DiaConfig
+from dia_engine.model.dia import DiaModel
 from dia_engine.runtime.request import Request
-from dia_engine.runtime.runner import Stepper
+from dia_engine.runtime.runner import STEPS_PER_LAUNCH, ModelRunner
 from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.weights.save import transformers_tensors
 
 from .roofline import synchronize
 
 PARAMS = ResolvedSamplingParams()
-
-
-class EnoughError(Exception):
-    """Ends a runtime's loop from inside."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +30,10 @@ class Timing:
 class Ours:
     """This engine. Where steps are captured in a graph, a time stamp follows each launch of several steps."""
 
-    def __init__(self, stepper: Stepper, quant: str = ""):
-        self.stepper, self.device = stepper, stepper.model.device
+    def __init__(self, model: DiaModel, quant: str = ""):
+        self.model, self.device = model, model.device
         self.name = self.title(quant)
+        self._runner: ModelRunner | None = None
 
     @staticmethod
     def title(quant: str = "") -> str:
@@ -47,23 +43,27 @@ class Ours:
     @torch.no_grad()
     def run(self, text: torch.Tensor, batch: int, steps: int) -> Timing:
         """Time `batch` requests for the ids `text` [S] over 1 + `steps` steps."""
-        config = self.stepper.model.config
-        no_prompt = torch.zeros((0, config.decoder.num_channels), dtype=torch.int64)
-        requests = [Request(text, no_prompt, PARAMS, seed) for seed in range(batch)]
+        if self._runner is None or self._runner.max_slots != batch:
+            self._runner = None  # before the new memory is asked for
+            self._runner = ModelRunner(self.model, max_slots=batch)
+            self._runner.prepare(batch)
+        runner = self._runner
+        no_prompt = torch.zeros((0, self.model.config.decoder.num_channels), dtype=torch.int64)
         stamps, made = [time.perf_counter()], []
-
-        def stamp(count: int) -> None:
-            if not made:
+        for slot in range(batch):
+            for _ in runner.prefill(slot, Request(text, no_prompt, PARAMS, seed=slot)):
+                pass
+        while sum(made) <= steps:
+            made.append(runner.decode(batch, STEPS_PER_LAUNCH[0]))
+            if len(made) == 1:
                 synchronize(self.device)  # later launches are waited for one behind, which leaves their spans right
+            elif runner.in_flight > runner.depth:
+                runner.read_status()
             stamps.append(time.perf_counter())
-            made.append(count)
-            if sum(made) > steps:
-                raise EnoughError
-
-        state = start_requests(self.stepper, requests)
-        with suppress(EnoughError):
-            self.stepper.run(state, stamp)
         synchronize(self.device)
+        runner.forget_launches()
+        for slot in range(batch):
+            runner.release(slot)
         spans = timing_of(stamps)
         return Timing(spans.first, [span / count for span, count in zip(spans.steps, made[1:], strict=True)][:steps])
 

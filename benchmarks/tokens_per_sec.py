@@ -20,7 +20,6 @@ import torch
 
 from dia_engine import Engine
 from dia_engine.model.tokenizer import encode_text
-from dia_engine.runtime.runner import Stepper
 
 from .command import run
 from .journal import Journal
@@ -125,7 +124,7 @@ Prepared = Callable[[], tuple[Ours | Transformers | Nari, Engine]]
 
 def _runners(options: argparse.Namespace, engine: Engine) -> Iterator[tuple[str, Prepared]]:
     """Names of what is timed, ourselves first; each with a function for it and the engine whose weights it reads."""
-    yield Ours.title(), lambda: (Ours(Stepper(engine.model)), engine)
+    yield Ours.title(), lambda: (Ours(engine.model), engine)
     for quant in options.quant:
         yield Ours.title(quant), partial(_quantized, options, engine, quant)
     for peer in peers(options, engine):
@@ -134,7 +133,7 @@ def _runners(options: argparse.Namespace, engine: Engine) -> Iterator[tuple[str,
 
 def _quantized(options: argparse.Namespace, engine: Engine, quant: str) -> tuple[Ours, Engine]:
     quantized = Engine.load(options.model, quant=quant, dtype=engine.dtype, device=engine.device, load_dac=False)
-    return Ours(Stepper(quantized.model), quant), quantized
+    return Ours(quantized.model, quant), quantized
 
 
 def _result(

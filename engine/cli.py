@@ -3,6 +3,7 @@
 import argparse
 import codecs
 import functools
+import logging
 import os
 import signal
 import sys
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from .codec import Codec
     from .engine import Engine
+    from .runtime.chunking import ChunkSizes
     from .runtime.request import Request
-    from .runtime.streaming import ChunkSizes
 
 # Imports of this package stand inside the functions: --help must not wait for torch, nor Ctrl-C meet its import.
 
@@ -234,7 +235,10 @@ def _say(options: argparse.Namespace) -> None:
     report = None if options.quiet else sys.stderr if options.stream else sys.stdout  # which the sound may have
     _note_replaced(options, report)
     from .engine import Engine
+    from .runtime.call import logger as cut_logger
 
+    if options.quiet:
+        cut_logger.setLevel(logging.ERROR)
     started = time.perf_counter()
     engine = Engine.load(
         options.model,
@@ -274,7 +278,7 @@ def _check_outputs(options: argparse.Namespace) -> "ChunkSizes":
     """Check, before a model is fetched or loaded, which takes long, where the sound goes, and in what chunks."""
     from .files.audio import check_writable
     from .files.spectrogram import check_spectrogram_path
-    from .runtime.streaming import ChunkSizes
+    from .runtime.chunking import ChunkSizes
 
     check_spectrogram_path(options.spectrogram)
     sizes = ChunkSizes(options.chunk_frames, options.first_chunk_frames)
@@ -350,7 +354,8 @@ def _check_streaming(options: argparse.Namespace) -> None:
 def _generate(engine: "Engine", request: "Request", verbose: bool, options: argparse.Namespace) -> str:
     """Make the sound, then its file -> what to say of it."""
     started = time.perf_counter()
-    (audio,) = engine.run_requests([request], verbose)
+    (generation,) = engine.run_requests([request], verbose)
+    audio = generation.audio
     spent = time.perf_counter() - started
     _check_said(len(audio), request.seed)
     engine.save_audio(options.output, audio)

@@ -53,7 +53,7 @@ class Engine:
 
     Attributes:
         config: sizes and special ids of the model.
-        model, codec: what computes; codec is None after `load_dac=False`.
+        model, codec, windows: what computes; codec is None after `load_dac=False`.
         device, dtype: where and in what the model computes.
         defaults: the model's own defaults for `generate`, by name; what is not in it is the reference's.
     """
@@ -81,9 +81,10 @@ class Engine:
         self.device, self.dtype = self.model.device, self.model.dtype
         self.defaults = dict(defaults or {})
         self._name = name
-        self._thread = EngineThread(
-            partial(_make_scheduler, self.model, self.codec, limits, graph), partial(computing, self.device), limits
-        )
+        self.windows = CodeWindows(self.device) if codec is None else SoundWindows(codec)
+        # None of these knows the engine, or it would never be collected.
+        scheduler = partial(_make_scheduler, self.model, self.windows, limits, graph, self._frames_per_second)
+        self._thread = EngineThread(scheduler, partial(computing, self.device), limits)
         self._closed = weakref.finalize(self, self._thread.close)
 
     @classmethod
@@ -407,6 +408,11 @@ class Engine:
         return f"<Engine {self._name or 'own weights'}: {dtype} on {self.device}, {self.max_slots} slots>"
 
     @property
+    def active_requests(self) -> int:
+        """Requests that run or wait. One that was given up counts until the launch in progress has ended."""
+        return self._thread.active
+
+    @property
     def max_slots(self) -> int:
         """Requests that run at the same time."""
         return self._thread.scheduler.runner.max_slots
@@ -450,7 +456,7 @@ class Engine:
 
     @property
     def _frames_per_second(self) -> float:
-        return _frames_per_second(self.codec)
+        return self.codec.sample_rate / self.codec.hop_length if self.codec else 44100 / 512
 
     def _require_codec(self) -> Codec:
         if self.codec is None:
@@ -458,15 +464,11 @@ class Engine:
         return self.codec
 
 
-def _make_scheduler(model: DiaModel, codec: Codec | None, limits: Limits, graph: bool) -> Scheduler:
+def _make_scheduler(
+    model: DiaModel, windows: CodeWindows, limits: Limits, graph: bool, frames_per_second: float
+) -> Scheduler:
     runner = ModelRunner(model, graph=graph, max_slots=limits.max_slots, max_rows=limits.rows(model.config))
-    windows = CodeWindows(model.device) if codec is None else SoundWindows(codec)
-    frames_per_second = _frames_per_second(codec)
     return Scheduler(runner, windows, max_delay=model.config.max_delay, frames_per_second=frames_per_second)
-
-
-def _frames_per_second(codec: Codec | None) -> float:
-    return codec.sample_rate / codec.hop_length if codec else 44100 / 512
 
 
 def _joined(chunks: list[np.ndarray]) -> np.ndarray:

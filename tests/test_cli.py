@@ -258,7 +258,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         "from dia_engine.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", limited, "say", TEXT, *QUICK, "--seed", "1", "-o", target],
+        [sys.executable, "-c", limited, "say", TEXT, *QUICK, "-q", "--seed", "1", "-o", target],
         capture_output=True,
         timeout=300,
     )
@@ -310,15 +310,15 @@ def test_streams_to_a_file_and_to_a_pipe_are_what_say_writes(tmp_path, capsys):
 TELLS_STEPS = """
 import os, sys
 from dia_engine.cli import main
-from dia_engine.runtime.runner import Stepper
+from dia_engine.runtime.runner import ModelRunner
 
-make_steps = Stepper._steps
+make_steps = ModelRunner._steps
 
 def told(*args):
     make_steps(*args)
     os.write(1, b"step\\n")
 
-Stepper._steps = told
+ModelRunner._steps = told
 sys.exit(main(sys.argv[1:]))
 """
 

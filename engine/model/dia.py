@@ -12,8 +12,8 @@ from .config import DecoderConfig, DiaConfig, EncoderConfig
 from .layers import DecoderLayer, EncoderLayer, Norm
 from .state import DecodeState
 
-# Rows of a prompt that one piece of a prefill runs: on a CPU, elsewhere. A piece must not hold decode steps up for long;
-# a larger one reads the weights less often.
+# Rows of a prompt that one piece of a prefill runs: on a CPU, elsewhere. A piece must not hold up decode steps for long, a
+# larger one reads the weights less often.
 PREFILL_ROWS = (64, 512)
 
 
@@ -144,26 +144,27 @@ class DiaModel:
             length: rows of the prompt, the slot's position.
 
         Yields:
-            the multiplications of each piece.
+            the multiplications of each piece, before it is run.
         """
         encoder, decoder = self.config.encoder, self.config.decoder
-        encoded = None
-        for encoded in self.encoder.pieces(text):
+        encoder_pieces = self.encoder.pieces(text)
+        for _ in self.encoder.layers:
             yield text.shape[0] * _block_weights(encoder)
+            encoded = next(encoder_pieces)
         text_caches = []
         for index, layer in enumerate(self.layers):
+            yield text.shape[0] * _text_projection_weights(decoder)
             text_caches.append(layer.cross_attn.project_text(encoded))
             for cache, new in zip(state.cross_cache.layer(index), text_caches[-1], strict=True):
                 cache[slot, :, : text.shape[0]] = new.transpose(0, 1)
-            yield text.shape[0] * _text_projection_weights(decoder)
         for start in range(0, length, self.prefill_rows):
             stop = min(start + self.prefill_rows, length)
             x = embed(state.grid[slot, start:stop], self.embedding).expand(2, -1, -1)
             rope = tuple(table[start:stop] for table in self.rope)
             for index, layer in enumerate(self.layers):
+                yield 2 * (stop - start) * _block_weights(decoder)
                 self_cache = [cache[2 * slot : 2 * slot + 2] for cache in state.self_cache.layer(index)]
                 x = layer.prefill(x, rope, self_cache, text_caches[index], start)
-                yield 2 * (stop - start) * _block_weights(decoder)
         residual = state.residual.rows(slice(2 * slot, 2 * slot + 2))
         first_row = embed(state.grid[slot, length : length + 1], self.embedding)
         residual.write(first_row, self.layers[0].self_norm.weight)

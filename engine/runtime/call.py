@@ -5,7 +5,7 @@ import logging
 import queue
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ class Generation:
         duration: seconds of audio.
     """
 
-    audio: np.ndarray | None
-    codes: np.ndarray
+    audio: np.ndarray | None = field(repr=False)
+    codes: np.ndarray = field(repr=False)
     finish_reason: str
     seed: int
     frames: int

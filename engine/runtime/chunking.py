@@ -1,8 +1,9 @@
 """When which frames of a request can be decoded to audio: chunk sizes, windows, complete frames.
 
 A frame is complete when the row of its most delayed channel is written: frame t after P prompt frames in row
-P + 1 + t + max(delay). Its audio is final when the frames in the codec's receptive field are complete too, or the end has
-come. So each chunk is decoded in a window: its frames and the receptive field on both sides, as far as there are frames.
+P + 1 + t + max(delay). Its audio is final when the frames in the codec's receptive field are complete too, or the end
+has come. So each chunk is decoded in a window: its frames and the receptive field on both sides, as far as there are
+frames.
 
     frames     0 1 2 3 4 5 6 7 8 9 ...
     chunk 1    [first][ after ]              what is in brackets is emitted, the rest is context

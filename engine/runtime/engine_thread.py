@@ -1,4 +1,4 @@
-"""The one thread that runs an engine's scheduler. It starts with the first call and sleeps while there is nothing to do.
+"""The one thread that runs an engine's scheduler. It starts with the first call and sleeps while there is no work.
 
 Callers only wait for their results, so Ctrl-C reaches them between two decode steps of others, what they have switched
 on in their own threads (autocast, inference mode) does not reach the model, and a CPU has one pool of OpenMP threads at
@@ -73,6 +73,11 @@ class EngineThread:
         self._submitted = 0
         self._thread: threading.Thread | None = None
 
+    @property
+    def active(self) -> int:
+        """Requests that run or wait."""
+        return self._submitted - self.scheduler.ended
+
     def submit(self, requests: list[Request], call: Call, sizes: ChunkSizes) -> None:
         """Queue requests, whose prompts are codes; their results go to the call.
 
@@ -81,7 +86,7 @@ class EngineThread:
             RuntimeError: the engine is closed or unusable.
         """
         with self._running():
-            active = self._submitted - self.scheduler.ended
+            active = self.active
             most = None if self._max_waiting is None else self.scheduler.runner.max_slots + self._max_waiting
             if most is not None and active + len(requests) > most:
                 raise EngineFull(

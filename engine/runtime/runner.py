@@ -8,6 +8,7 @@ are in use, a graph of fewer slots runs on the first part of the same tensors.
 import logging
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -59,7 +60,8 @@ class ModelRunner:
         """On a GPU memory for slots is allocated as it is used, at most half of what is free now unless `max_slots`
         says otherwise; `graph=False` launches the kernels of each step one by one."""
         self.model = model
-        self.captures = graph and model.device.type == "cuda"
+        self.on_gpu = model.device.type == "cuda"
+        self.captures = graph and self.on_gpu
         self.max_rows = max_rows or model.config.decoder.max_position_embeddings
         self.max_slots = max_slots or self._default_slots()
         self.launches = 0
@@ -67,15 +69,15 @@ class ModelRunner:
         self._parts: dict[int, DecodeState] = {}  # the first slots of the state, by their number
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # by slots and steps
         self._pool = self._stream = None  # of the graphs
-        self._snapshots: deque[_Snapshot] = deque()  # of launches whose status has not been read, in their order
-        self._spare_snapshots: list[_Snapshot] = []
+        self._snapshots: deque[Snapshot] = deque()  # of launches whose status has not been read, in their order
+        self._spare_snapshots: list[Snapshot] = []
         self._reads: dict[int, torch.cuda.Event] = {}  # by slot: when its codes have been gathered
         self._fits: int | None = None  # slots, once more of them have been refused for memory
 
     @property
     def depth(self) -> int:
         """Launches in flight: on a GPU one is queued behind the one whose end is awaited, so that it never waits."""
-        return 2 if self.model.device.type == "cuda" else 1
+        return 2 if self.on_gpu else 1
 
     @property
     def prefill_budget(self) -> int:
@@ -120,7 +122,7 @@ class ModelRunner:
         """Start a request in a free slot; see `DiaModel.prefill_pieces`. It runs from the launch after the last piece.
 
         Yields:
-            the multiplications of each piece.
+            the multiplications of each piece, before it is run.
         """
         state, model = self._state, self.model
         if slot in self._reads:  # the grid is still read for the request that had the slot before
@@ -140,7 +142,7 @@ class ModelRunner:
         if self.captures:
             self._ensure_captured(count)
         steps = next(size for size in self._launch_sizes if size <= most)
-        snapshot = self._spare_snapshots.pop() if self._spare_snapshots else _Snapshot(self._state)
+        snapshot = self._spare_snapshots.pop() if self._spare_snapshots else Snapshot(self._state)
         self._launch(count, steps)
         self.launches += 1
         snapshot.take(self.launches)
@@ -160,7 +162,8 @@ class ModelRunner:
         """Wait for the oldest launch in flight -> its number, and the status of every slot after it."""
         snapshot = self._snapshots.popleft()
         rows = snapshot.read()
-        self._spare_snapshots.append(snapshot)
+        if snapshot.state is self._state:  # not of slots that have grown since
+            self._spare_snapshots.append(snapshot)
         return snapshot.launch, [SlotStatus(*fields) for fields in zip(*rows, strict=True)]
 
     def codes(self, slot: int, first: int, frames: int) -> torch.Tensor:
@@ -195,14 +198,14 @@ class ModelRunner:
         return 0 if self._state is None else self._state.slots
 
     def _default_slots(self) -> int:
-        if self.model.device.type != "cuda":
+        if not self.on_gpu:
             return DEFAULT_CPU_SLOTS
         fitting = self._free_bytes() // 2 // self.slot_bytes()
         return max(1, min(SLOT_COUNTS[-1], fitting))
 
     def _count_for(self, slots: int) -> int:
         """Slots to allocate or to capture for so many."""
-        if self.model.device.type != "cuda":
+        if not self.on_gpu:
             return self.max_slots  # memory that is not written takes none
         return min((count for count in (*SLOT_COUNTS, self.max_slots) if count >= slots), default=slots)
 
@@ -212,7 +215,7 @@ class ModelRunner:
         Raises:
             torch.OutOfMemoryError: it does not fit; what is there is kept.
         """
-        room = self._free_bytes() if self.model.device.type == "cuda" else None
+        room = self._free_bytes() if self.on_gpu else None
         if room is not None and slots * self.slot_bytes() > room:
             raise self._out_of_memory(slots, room)
         config, model = self.model.config, self.model
@@ -281,12 +284,12 @@ class ModelRunner:
         part = self._first(slots)
         try:
             for steps in self._launch_sizes:
-                self._graphs[slots, steps] = captured(lambda: self._steps(part, steps), self._pool, self._stream)
+                self._graphs[slots, steps] = captured(partial(self._steps, part, steps), self._pool, self._stream)
         finally:
             self._state.countdown.copy_(countdown)
 
 
-class _Snapshot:
+class Snapshot:
     """The status of all slots behind a launch, copied to the host's memory without a wait for the GPU.
 
     One copy of the fields of all slots that the memory holds: those of fewer slots do not lie together.
@@ -294,15 +297,14 @@ class _Snapshot:
 
     def __init__(self, state: DecodeState):
         on_gpu = state.grid.is_cuda
-        self.launch = 0
-        self._status, self._slots = state.status, state.slots
+        self.state, self.launch = state, 0
         self._copy = torch.empty(state.status.shape, dtype=torch.int64, device="cpu", pin_memory=on_gpu)
         self._done = torch.cuda.Event(blocking=True) if on_gpu else None  # a wait does not spin
 
     def take(self, launch: int) -> None:
         """Copy, behind the work so far on the current stream."""
         self.launch = launch
-        self._copy.copy_(self._status, non_blocking=True)
+        self._copy.copy_(self.state.status, non_blocking=True)
         if self._done is not None:
             self._done.record()
 
@@ -313,4 +315,4 @@ class _Snapshot:
         """Wait for the copy -> its rows."""
         if self._done is not None:
             self._done.synchronize()
-        return self._copy[:, : self._slots].tolist()
+        return self._copy[:, : self.state.slots].tolist()

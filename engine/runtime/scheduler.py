@@ -2,8 +2,8 @@
 
 Each `Scheduler.step` admits waiting requests to free slots, runs pieces of their prefill, launches decode steps of all
 running slots at once, hands windows of complete frames to the codec, and emits the audio that is ready. A request joins
-at the launch after its prefill, and its slot is free at the launch after its end. Its result does not depend on the
-company: every sum in the model is a slot's own, prefill is cut at fixed rows, and windows follow from its own chunk sizes.
+at the launch after its prefill, and its slot is free at the launch after its end. Its result does not depend on other
+requests: every sum in the model is a slot's own, prefill is cut at fixed rows, windows follow from its own chunk sizes.
 
 On a GPU the status of a launch is read while the next one runs:
 

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from dia_engine.runtime.generation import start_requests
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.batch import start_batch
 from dia_engine.kernels.advance import RUNNING, advance
 from dia_engine.model.dia import DiaModel
 from dia_engine.runtime.request import Request
-from dia_engine.runtime.runner import Stepper
 from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.weights.synthetic import random_weights, synthetic_config
 
@@ -39,8 +38,8 @@ def threads(request):
 @pytest.mark.parametrize("batch", [2, 3, 7])
 def test_a_row_has_the_same_bits_in_any_batch(model, batch, threads):
     requests = [make_request(index % 4, max_tokens=80) for index in range(batch)]
-    together = start_requests(Stepper(model), requests)
-    alone = [start_requests(Stepper(model), [request]) for request in requests]
+    together = start_batch(model, requests)
+    alone = [start_batch(model, [request]) for request in requests]
     for _ in range(12):
         logits = model.logits(together)
         for slot, state in enumerate(alone):
@@ -52,7 +51,7 @@ def test_a_row_has_the_same_bits_in_any_batch(model, batch, threads):
 
 
 def test_what_lies_beyond_the_valid_rows_is_not_read(model):
-    clean, poisoned = (start_requests(Stepper(model), [make_request(1, max_tokens=40)]) for _ in range(2))
+    clean, poisoned = (start_batch(model, [make_request(1, max_tokens=40)]) for _ in range(2))
     valid, text = int(poisoned.position[0]) + 1, int(poisoned.last_text[0]) + 1
     for cache, length in ((poisoned.self_cache, valid), (poisoned.cross_cache, text)):
         cache.keys[:, :, :, length:] = float("nan")
@@ -85,7 +84,7 @@ class Watch(TorchDispatchMode):
 
 
 def test_a_step_allocates_alike_at_every_position_and_never_waits(model):
-    state = start_requests(Stepper(model), [make_request(0, max_tokens=400)])
+    state = start_batch(model, [make_request(0, max_tokens=400)])
     allocated = []
     for _ in range(300):
         with Watch() as watch:

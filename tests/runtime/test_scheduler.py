@@ -1,0 +1,369 @@
+"""The scheduler: who runs when, over a runner that is only arithmetic; and the main promise over the real one, that a
+request gives the same codes alone and in any company."""
+
+import functools
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dia_engine import Engine
+from dia_engine.codec.windowed import CodeWindows
+from dia_engine.kernels.advance import RUNNING
+from dia_engine.runtime.call import Call
+from dia_engine.runtime.chunking import ChunkSizes
+from dia_engine.runtime.request import Request
+from dia_engine.runtime.runner import ModelRunner, SlotStatus
+from dia_engine.runtime.scheduler import Scheduler
+from dia_engine.sampling_params import ResolvedSamplingParams
+
+MAX_DELAY = 3
+SIZES = ChunkSizes(4, 2)
+
+
+def request(frames: int, seed: int = 0) -> Request:
+    """A request that ends after so many frames."""
+    params = ResolvedSamplingParams(max_tokens=frames + 1 + MAX_DELAY)
+    return Request(torch.zeros(1, dtype=torch.int64), torch.zeros((0, 2), dtype=torch.int64), params, seed)
+
+
+class ArithmeticRunner:
+    """A runner whose slots count their rows. `depth` 2 is that of a GPU: a status is read one launch late."""
+
+    max_rows = 1000
+    prefill_budget = 10
+
+    def __init__(self, max_slots: int = 2, depth: int = 1, sizes=(1,)):
+        self.max_slots, self.depth, self.sizes = max_slots, depth, sizes
+        self.launches, self.log = 0, []
+        self.slots = [SlotStatus(0, 0, 0)] * max_slots
+        self.ends, self.seeds = [0] * max_slots, [0] * max_slots
+        self.flight = deque()
+
+    def fits(self, slot):
+        return True
+
+    def prefill(self, slot, request):
+        for _ in range(3):
+            yield 4
+        self.slots[slot] = SlotStatus(0, RUNNING, 0)
+        self.ends[slot], self.seeds[slot] = request.params.max_tokens - 1 - MAX_DELAY, request.seed
+        self.log.append(("start", slot))
+
+    def decode(self, slots, most):
+        steps = next(size for size in self.sizes if size <= most)
+        for _ in range(steps):
+            self.slots = [self._next(status, end) for status, end in zip(self.slots, self.ends, strict=True)]
+        self.launches += 1
+        self.log.append(("launch", slots, steps))
+        self.flight.append((self.launches, list(self.slots)))
+        return steps
+
+    @staticmethod
+    def _next(status, end):
+        if status.countdown == 0:
+            return status
+        row = status.position + 1
+        if status.countdown == RUNNING and row > end:
+            status = SlotStatus(status.position, MAX_DELAY + 1, row)
+        countdown = status.countdown - (status.countdown > 0)
+        return SlotStatus(status.position + (countdown != 0), countdown, status.end_row)
+
+    @property
+    def in_flight(self):
+        return len(self.flight)
+
+    def status_ready(self):
+        return True
+
+    def read_status(self):
+        return self.flight.popleft()
+
+    def codes(self, slot, first, frames):
+        return torch.arange(first, first + frames)[:, None] + 1000 * self.seeds[slot]
+
+    def release(self, slot):
+        self.slots[slot] = SlotStatus(0, 0, 0)
+        self.log.append(("release", slot))
+
+    def forget_launches(self):
+        self.flight.clear()
+
+
+def scheduler_over(runner) -> Scheduler:
+    return Scheduler(runner, CodeWindows(torch.device("cpu")), max_delay=MAX_DELAY, frames_per_second=86)
+
+
+def run(scheduler: Scheduler) -> None:
+    for _ in range(10_000):
+        if not scheduler.unfinished:
+            return
+        scheduler.step()
+    pytest.fail("it does not end")
+
+
+def chunks_of(call: Call, index: int = 0) -> np.ndarray:
+    return np.concatenate([chunk.audio[:, 0] for chunk in call if chunk.index == index])
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("sizes", [(1,), (8, 4, 2, 1)])
+def test_every_request_gets_its_own_frames(depth, sizes):
+    scheduler = scheduler_over(ArithmeticRunner(3, depth, sizes))
+    calls = [Call(1, streaming=index % 2 == 0) for index in range(9)]
+    for index, call in enumerate(calls):
+        scheduler.add(request(frames=1 + 5 * index % 23, seed=index), 0, call, SIZES)
+        scheduler.step()
+    run(scheduler)
+    for index, call in enumerate(calls):
+        frames = 1 + 5 * index % 23
+        assert chunks_of(call).tolist() == [1000 * index + frame for frame in range(frames)]
+        (result,) = call.results
+        assert (result.frames, result.finish_reason, result.seed) == (frames, "length", index)
+        assert result.codes[:, 0].tolist() == [1000 * index + frame for frame in range(frames)]
+    assert scheduler.ended == 9 and scheduler.runner.slots == [SlotStatus(0, 0, 0)] * 3
+
+
+def test_first_come_first_served_and_the_lowest_slot_first():
+    runner = ArithmeticRunner(max_slots=2)
+    scheduler = scheduler_over(runner)
+    order = []
+    for index, frames in enumerate((9, 3, 5)):
+        call = Call(1, streaming=True)
+        call.finish = lambda _, generation: order.append(generation.seed)
+        scheduler.add(request(frames, seed=index), 0, call, SIZES)
+    run(scheduler)
+    starts = [slot for kind, slot, *_ in runner.log if kind == "start"]
+    assert starts == [0, 1, 1] and order == [1, 0, 2]
+    assert max(launch[1] for launch in runner.log if launch[0] == "launch") == 2
+
+
+def test_a_request_joins_at_the_next_launch_and_its_slot_is_free_at_the_launch_after_its_end():
+    runner = ArithmeticRunner(max_slots=1)
+    scheduler = scheduler_over(runner)
+    for frames in (2, 2):
+        scheduler.add(request(frames), 0, Call(1, streaming=True), SIZES)
+    run(scheduler)
+    kinds = [entry[0] for entry in runner.log]
+    rows = 2 + 1 + MAX_DELAY
+    assert kinds == ["start", *["launch"] * rows, "release"] * 2
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_aborted_call_costs_no_further_launch(depth):
+    runner = ArithmeticRunner(max_slots=2, depth=depth)
+    scheduler = scheduler_over(runner)
+    calls = [Call(1, streaming=True) for _ in range(3)]
+    for call in calls:
+        scheduler.add(request(frames=50), 0, call, SIZES)
+    for _ in range(10):
+        scheduler.step()
+    calls[0].abort()
+    calls[2].abort()  # while it waits
+    launches = runner.launches
+    scheduler.step()
+    assert ("release", 0) in runner.log and runner.launches == launches + 1 and scheduler.ended == 2
+    assert list(calls[0]) == [] and calls[0].results == [None]
+    run(scheduler)
+    assert chunks_of(calls[1]).tolist() == list(range(50))
+
+
+def test_prefill_of_a_new_request_stays_within_its_budget_between_two_launches():
+    runner = ArithmeticRunner(max_slots=4)
+    scheduler = scheduler_over(runner)
+    for _ in range(4):
+        scheduler.add(request(frames=60), 0, Call(1, streaming=True), SIZES)
+    run(scheduler)
+    first_launch = runner.log.index(("launch", 1, 1))
+    assert runner.log[:first_launch] == [("start", 0)], "nobody runs yet: at once"
+    starts = [index for index, entry in enumerate(runner.log) if entry[0] == "start"]
+    launches = [sum(entry[0] == "launch" for entry in runner.log[:index]) for index in starts]
+    assert launches == [0, 1, 2, 3], "a prefill of three pieces of 4 has a budget of 10"
+
+
+class Broken:
+    """What a request's codec makes of its windows: an error for one seed."""
+
+    def __init__(self, windows, seed):
+        self.windows, self.seed = windows, seed
+
+    def __getattr__(self, name):
+        return getattr(self.windows, name)
+
+    def decode(self, codes, first, last):
+        if int(codes[0, 0]) // 1000 == self.seed:
+            raise ValueError("its codec fails")
+        return self.windows.decode(codes, first, last)
+
+
+def test_a_request_whose_window_fails_fails_alone():
+    scheduler = scheduler_over(ArithmeticRunner())
+    scheduler.decoder = Broken(scheduler.decoder, seed=1)
+    calls = [Call(1, streaming=True) for _ in range(3)]
+    for seed, call in enumerate(calls):
+        scheduler.add(request(9, seed), 0, call, SIZES)
+    run(scheduler)
+    with pytest.raises(ValueError, match="its codec fails"):
+        list(calls[1])
+    assert len(chunks_of(calls[0])) == len(chunks_of(calls[2])) == 9
+
+
+def test_a_request_whose_prefill_fails_fails_alone(monkeypatch):
+    runner = ArithmeticRunner()
+    scheduler, prefill = scheduler_over(runner), runner.prefill
+
+    def failing(slot, request):
+        yield 1
+        if request.seed == 0:
+            raise ValueError("its prefill fails")
+        yield from prefill(slot, request)
+
+    runner.prefill = failing
+    calls = [Call(1, streaming=True) for _ in range(2)]
+    for seed, call in enumerate(calls):
+        scheduler.add(request(9, seed), 0, call, SIZES)
+    run(scheduler)
+    with pytest.raises(ValueError, match="its prefill fails"):
+        list(calls[0])
+    assert len(chunks_of(calls[1])) == 9
+
+
+def test_a_launch_that_fails_fails_all_that_run_and_none_that_waits(monkeypatch):
+    runner = ArithmeticRunner(max_slots=2)
+    scheduler, decode = scheduler_over(runner), runner.decode
+    calls = [Call(1, streaming=True) for _ in range(3)]
+    for call in calls:
+        scheduler.add(request(9), 0, call, SIZES)
+    runner.decode = lambda *_: 1 / 0
+    while len(scheduler.running) < 2 and scheduler.ended < 2:
+        scheduler.step()
+    runner.decode = decode
+    run(scheduler)
+    with pytest.raises(ZeroDivisionError):
+        list(calls[0])
+    assert len(chunks_of(calls[2])) == 9
+
+
+def test_windows_of_streams_ahead_of_their_players_give_way_to_a_first_chunk():
+    scheduler = scheduler_over(ArithmeticRunner(max_slots=2))
+    order = []
+    decode = scheduler.decoder.decode
+    scheduler.decoder.decode = lambda codes, *part: (order.append(int(codes[0, 0]) // 1000), decode(codes, *part))[1]
+    ahead, new, bulk = Call(1, streaming=True), Call(1, streaming=True), Call(1, streaming=False)
+    scheduler.add(request(400, seed=0), 0, ahead, ChunkSizes(60, 60))
+    while not order:
+        scheduler.step()
+    scheduler.add(request(70, seed=1), 0, new, ChunkSizes(60, 60))
+    while 1 not in order:
+        scheduler.step()
+    assert order == [0, 1], "0.7 s of audio are ahead: its second window waits"
+    new.abort()
+    scheduler.add(request(9, seed=2), 0, bulk, SIZES)
+    run(scheduler)
+    assert chunks_of(ahead).tolist() == list(range(400)) and len(chunks_of(bulk)) == 9
+
+
+# The main promise
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request that comes at a turn of the scheduler, and perhaps leaves at a later one."""
+
+    turn: int
+    kind: int
+    leaves_after: int | None
+    streaming: bool
+
+
+KINDS = 6
+arrivals = st.lists(
+    st.builds(
+        Arrival,
+        turn=st.integers(0, 40),
+        kind=st.integers(0, KINDS - 1),
+        leaves_after=st.one_of(st.none(), st.integers(0, 30)),
+        streaming=st.booleans(),
+    ),
+    min_size=2,
+    max_size=8,
+)
+FORMATS = [("float32", None), ("bfloat16", None), ("float16", None), ("float32", "int8"), ("bfloat16", "int8"),
+           ("float32", "nf4"), ("bfloat16", "nf4")]  # fmt: skip
+
+
+@functools.cache
+def tiny(dtype: str, quant: str | None) -> Engine:
+    return Engine.load("synthetic:tiny", dtype=dtype, quant=quant, device="cpu", load_dac=False)
+
+
+@functools.cache
+def kind_of_request(kind: int) -> Request:
+    """Requests of different texts, prompts, lengths and parameters."""
+    generator = torch.Generator().manual_seed(kind)
+    text = torch.randint(1, 250, (3 + 17 * kind,), generator=generator)
+    prompt = torch.randint(1024, (30 * (kind % 3), 9), generator=generator)
+    params = ResolvedSamplingParams(
+        max_tokens=20 + 7 * kind + len(prompt),
+        temperature=[0.0, 1.2, 0.7][kind % 3],
+        cfg_filter_top_k=[45, None][kind % 2],
+    )
+    return Request(text, prompt, params, seed=kind)
+
+
+def codes_in_company(engine: Engine, schedule: list[Arrival], max_slots: int) -> dict[int, np.ndarray]:
+    """Codes by the arrival's number, of those that stay to their end."""
+    scheduler = Scheduler(
+        ModelRunner(engine.model, max_slots=max_slots), CodeWindows(engine.device), max_delay=15, frames_per_second=86
+    )
+    calls: dict[int, Call] = {}
+    turn = 0
+    while scheduler.unfinished or len(calls) < len(schedule):
+        for number, arrival in enumerate(schedule):
+            if arrival.turn == turn:
+                calls[number] = Call(1, streaming=arrival.streaming)
+                scheduler.add(kind_of_request(arrival.kind), 0, calls[number], ChunkSizes(9, 4))
+            elif arrival.leaves_after is not None and turn == arrival.turn + arrival.leaves_after:
+                calls[number].abort()
+        scheduler.step()
+        turn += 1
+    found = {}
+    for number, call in calls.items():
+        chunks = [chunk.audio for chunk in call]
+        (result,) = call.results
+        if result is not None:
+            assert np.array_equal(np.concatenate(chunks), result.codes)
+            found[number] = result.codes
+    return found
+
+
+@functools.cache
+def codes_alone(dtype: str, quant: str | None, kind: int) -> np.ndarray:
+    return codes_in_company(tiny(dtype, quant), [Arrival(0, kind, None, True)], max_slots=1)[0]
+
+
+def check_any_company(dtype: str, quant: str | None, schedule: list[Arrival], max_slots: int) -> None:
+    for number, codes in codes_in_company(tiny(dtype, quant), schedule, max_slots).items():
+        assert np.array_equal(codes, codes_alone(dtype, quant, schedule[number].kind))
+
+
+relaxed = functools.partial(settings, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+
+@pytest.mark.parametrize(("dtype", "quant"), FORMATS)
+@relaxed(max_examples=3)
+@given(schedule=arrivals, max_slots=st.integers(1, 5))
+def test_the_same_codes_in_any_company(dtype, quant, schedule, max_slots):
+    check_any_company(dtype, quant, schedule, max_slots)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "quant"), FORMATS)
+@relaxed(max_examples=100)
+@given(schedule=arrivals, max_slots=st.integers(1, 8))
+def test_the_same_codes_in_any_of_many_companies(dtype, quant, schedule, max_slots):
+    check_any_company(dtype, quant, schedule, max_slots)
