@@ -5,7 +5,7 @@
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -26,7 +26,7 @@ if __name__ == "engine":
     __path__ = []
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # On first use: the command line answers --help and Ctrl-C without waiting for torch.
     if name in _HOMES:
         module, attribute = _HOMES[name]

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from .cpu.features import has_amx
 from .cpu.matmul import is_compiled, multiply, multiply_sequence
-from .cpu.onednn import PackedInt8Weight
+from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .dequantize import dequantize
 from .dispatch import uses_triton
-from .quantized import Weight, is_quantized, linear_by_parts, plain
+from .quantized import is_quantized, linear_by_parts, plain
 
 # Rows of one product in a step. Within these a CPU gives a row the same bits for every even number of rows, measured
 # with torch 2.13, MKL and oneDNN on x86 over sizes from 24 to 16384: float32 changes its bits at 4 rows or at 64,
@@ -26,7 +26,7 @@ STEADY_ROWS_HALF = 32
 READ_BACK = 2**25
 
 
-def sequence_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Tensor:
+def sequence_linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
     """Project the rows of one sequence, x [..., K], weight [N, K] -> [..., N] in the weight's dtype.
 
     A quantized weight is read back for the product, unless it is packed for this CPU. On a GPU that takes one launch,
@@ -41,7 +41,7 @@ def sequence_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch
     return F.linear(x.to(weight.dtype), plain(weight))
 
 
-def step_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Tensor:
+def step_linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
     """Project one row of each of many requests.
 
     Args:

@@ -12,6 +12,7 @@ from .advance import RUNNING, advance
 from .dispatch import begin, launch, require_contiguous, tl, triton, uses_triton
 from .norm import headroom
 from .sample import sample_tokens
+from .step_state import StepState
 
 
 def embed(tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -21,7 +22,7 @@ def embed(tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return table[tokens + offset].float().sum(dim=-2)
 
 
-def next_row_ref(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
+def next_row_ref(logits: torch.Tensor, state: StepState, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
     config = state.config
     tokens = sample_tokens(
         logits,
@@ -50,12 +51,12 @@ def next_row_ref(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: 
     state.residual.write(x.repeat_interleave(2, dim=0), norm_weight)
 
 
-def next_row(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
+def next_row(logits: torch.Tensor, state: StepState, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
     """Draw, write and embed the next row of every slot.
 
     Args:
         logits: [2B, C, V] float32; rows 2i, 2i + 1 are (unconditional, conditional) of slot i.
-        state: an `engine.state.DecodeState` of B slots. Of a slot that runs, grid, position, countdown and end_row move
+        state: a `DecodeState` of B slots. Of a slot that runs, grid, position, countdown and end_row move
             on one row; the residual becomes that of the row at the slot's position.
         table: [C V, D], the channels' embeddings.
         norm_weight: [D] float32, of the first layer's norm.

@@ -44,20 +44,35 @@ def synthetic_config(model: str, revision: str | None = None) -> DiaConfig:
     return CONFIGS[name]
 
 
-def random_weights(config: DiaConfig, *, dtype: torch.dtype, device, seed: int = 0) -> dict[str, torch.Tensor]:
+def random_weights(
+    config: DiaConfig, *, dtype: torch.dtype, device: torch.device | str, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Weights named as in `parameter_shapes`: the same values for the same seed, rounded to `dtype`."""
-    return dict(stream_random_weights(config, dtype=dtype, device=device, seed=seed))
+    return {name: _in_dtype(name, values, dtype) for name, values in _random_values(config, device, seed)}
 
 
 def stream_random_weights(
-    config: DiaConfig, *, dtype: torch.dtype, device, seed: int = 0, recipe: Recipe | None = None
+    config: DiaConfig, *, dtype: torch.dtype, device: torch.device | str, seed: int = 0, recipe: Recipe | None = None
 ) -> Iterator[tuple[str, Weight]]:
-    """The items of `random_weights` one by one, those that the recipe names quantized.
+    """The items of `random_weights` one by one, those that the recipe names quantized."""
+    formats = chosen_formats(recipe, config) if recipe else {}
+    for name, values in _random_values(config, device, seed):
+        yield (
+            name,
+            FORMATS[formats[name]].quantize(values, dtype) if name in formats else _in_dtype(name, values, dtype),
+        )
+
+
+def _in_dtype(name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return values if name.endswith("norm.weight") else values.to(dtype)
+
+
+def _random_values(config: DiaConfig, device: torch.device | str, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and float32 values of each weight.
 
     Uniform, with the deviation 1/sqrt(fan in) that keeps the residual stream of unit size, and queries and keys so
     small that attention (which Dia does not scale) has logits of unit deviation.
     """
-    formats = chosen_formats(recipe, config) if recipe else {}
     for index, (name, shape) in enumerate(parameter_shapes(config).items()):
         if name.endswith("norm.weight"):
             yield name, torch.ones(shape, dtype=torch.float32, device=device)
@@ -65,8 +80,7 @@ def stream_random_weights(
         generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + index)
         bound = math.sqrt(3.0) * _deviation(name, shape, config)
         values = torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound, generator=generator)
-        values = values.to(device)
-        yield name, FORMATS[formats[name]].quantize(values, dtype) if name in formats else values.to(dtype)
+        yield name, values.to(device)
 
 
 def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
@@ -81,7 +95,9 @@ def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
     return deviation
 
 
-def synthetic_codec(config: DiaConfig, model: str, device, dtype: torch.dtype = torch.float32) -> Codec:
+def synthetic_codec(
+    config: DiaConfig, model: str, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> Codec:
     """A codec of random weights for a synthetic model: the true codec's sizes for `full`, narrow ones for `tiny`."""
     channels = config.decoder.num_channels
     sizes = CodecConfig(n_codebooks=channels, codebook_size=config.eos_token_id)

@@ -72,7 +72,10 @@ class PackedInt8Weight:
         )
 
 
-def fastest(weight: Weight) -> Weight | PackedInt8Weight:
+LinearWeight = Weight | PackedInt8Weight  # what a projection is given
+
+
+def fastest(weight: Weight) -> LinearWeight:
     """The weight in the form that its device multiplies fastest."""
     if isinstance(weight, torch.Tensor) or weight.device.type != "cpu" or is_compiled(weight):
         return weight
