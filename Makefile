@@ -5,12 +5,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 READY := $(VENV)/.ready
+LINT_READY := $(if $(READY),$(VENV)/.lint-ready)
+# The fast part of the tests, for `make quick`.
+QUICK := 
 
-.PHONY: demo test test-slow test-install hear gpu clean
+.PHONY: demo lint quick test test-slow test-install hear gpu clean
 
 demo: $(READY)
 	@$(PY) -m dia_engine say --model talker --seed 1 -o demo.wav --spectrogram demo.png \
 		"[S1] Hello, my little robot. Can you sing? [S2] No, I can count very well."
+
+# Style, likely mistakes and types; pyproject.toml has the rules.
+lint: $(LINT_READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# Between two edits: under a minute.
+quick: lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not slow" $(QUICK)
 
 # Two processes, and one thread of torch in each: half of the time on two cores.
 test: $(READY)
@@ -43,5 +56,9 @@ $(READY): setup.py pyproject.toml constraints.txt
 	PYTHONWARNINGS="ignore:Editable installation" $(PY) -m pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
 	@touch $@
 
+$(VENV)/.lint-ready: $(READY)
+	PYTHONWARNINGS="ignore:Editable installation" $(PY) -m pip install -q -c constraints.txt --no-build-isolation -e ".[lint]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo.wav demo.png .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info demo.wav demo.png .pytest_cache .mypy_cache .ruff_cache

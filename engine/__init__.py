@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .sampling_params import SamplingParams
 
 __all__ = ["Dia", "Engine", "SamplingParams"]
+__version__ = "0.1.0"  # setup.py reads it here, without an import
 
 _HOMES = {
     "Dia": ("engine", "Engine"),

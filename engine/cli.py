@@ -152,9 +152,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from . import __version__
     from .sampling_params import ResolvedSamplingParams
 
     parser = _Parser(prog="dia-engine", description="Run Dia, the open text-to-dialogue model.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     say = commands.add_parser("say", help="turn a script into a sound file", description="Turn a script into sound.")
