@@ -55,7 +55,7 @@ setup(
         "codec": ["descript-audio-codec>=1.0"],
         "lint": ["mypy>=2.4", "ruff>=0.17.6"],
         "test": [
-            "pytest>=7",
+            "pytest>=7.4",
             "pytest-benchmark>=4",
             "pytest-xdist>=3.5",
             "transformers>=4.53",
