@@ -44,9 +44,10 @@ def main() -> int:
         print("make gpu: torch finds no CUDA device here", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `timeout` sends it: take the running command along
-    options.results.mkdir(parents=True, exist_ok=True)
+    results = options.results.resolve()  # commands run in the repository's root
+    results.mkdir(parents=True, exist_ok=True)
     described = setting()
-    journal = Journal(journal_path(options.results, described))
+    journal = Journal(journal_path(results, described))
     journal.append("setting", "setting", "measured", **described)
     parts = [part for part in PARTS if part in options.parts]  # in their order, each once
     left = run_parts(parts, journal, options.reference)

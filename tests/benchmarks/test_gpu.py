@@ -1,12 +1,14 @@
 """`benchmarks.gpu` without a GPU: what it plans, how it divides its time, and that a cut run goes on where it was."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,6 +198,40 @@ def test_a_result_that_does_not_fit_is_a_line_and_the_next_is_measured(tmp_path)
     options.journal = None
     with pytest.raises(torch.OutOfMemoryError):
         tokens_per_sec.Record(options).out_of_memory("dia-engine", torch.OutOfMemoryError("x"))
+
+
+def test_nvidia_smi_is_asked_for_the_gpu_that_torch_uses(monkeypatch):
+    """CUDA_VISIBLE_DEVICES=3 is torch's number 0, and nvidia-smi's number 3."""
+    asked = []
+
+    def run(command, **options):
+        asked.append(command[command.index("-i") + 1])
+        return SimpleNamespace(stdout="1980 MHz, 2619 MHz, 41, 120.00 W\n")
+
+    monkeypatch.setattr(gpu_report.subprocess, "run", run)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="12ab-34"))
+    assert gpu_report.current_clocks()["sm"] == "1980 MHz"
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())
+    gpu_report.current_clocks()
+    assert asked == ["GPU-12ab-34", "0"]
+
+
+def test_the_journal_of_a_relative_folder_is_found_by_commands_in_another(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--parts", "kernels", "--results", "here"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "setting", lambda: {"gpu": "H100", "date": "2026-01-02"})
+    monkeypatch.setattr(gpu, "current_clocks", lambda: {})
+    commands = []
+    monkeypatch.setattr(gpu, "run_command", lambda measurement, seconds: commands.append(measurement) or "passed")
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert gpu.main() == 0
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert commands[0].command[-1] == str(tmp_path / "here" / "h100-2026-01-02.jsonl")
 
 
 def test_other_code_or_another_driver_gets_a_file_of_its_own(tmp_path):
