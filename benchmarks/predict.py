@@ -17,6 +17,8 @@ others published for small language models.
 """
 
 import argparse
+import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -105,16 +107,17 @@ def executed(launch: Launch, architecture: int) -> float:
     return _counts[key]
 
 
+@functools.cache
 def step_work(
     architecture: int, quant: str | None, batch: int, position: int, text: int, counted: Counted = executed
-) -> list[Work]:
+) -> tuple[Work, ...]:
     """Every launch of a step of `batch` requests at a decoder row, over `text` bytes each.
 
     Args:
         counted: instructions that a warp of a launch executes on an architecture.
     """
     launches = step_launches(CONFIG, batch, DTYPE, architecture, quant)
-    return [_work(launch, architecture, position, text, counted) for launch in launches]
+    return tuple(_work(launch, architecture, position, text, counted) for launch in launches)
 
 
 def _work(launch: Launch, architecture: int, position: int, text: int, counted: Counted) -> Work:
@@ -159,6 +162,8 @@ def main(arguments: list[str] | None = None, counted: Counted = executed) -> int
     parser.add_argument("--text", type=int, default=200, help="bytes of text (%(default)s)")
     parser.add_argument("--kernels", action="store_true", help="each kernel as well")
     options = parser.parse_args(arguments)
+    if counted is executed and os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 leaves nothing to compile")
     for name, most in (("position", CONFIG.decoder.max_position_embeddings), ("text", 1024), ("batch", 1024)):
         if not 1 <= getattr(options, name) <= most:
             parser.error(f"--{name} must be from 1 to {most}, got {getattr(options, name)}")
@@ -199,7 +204,7 @@ def _print_kernels(quant: str | None, sizes: tuple[int, int, int], counted: Coun
         )
 
 
-def _kinds(step: list[Work]) -> list[tuple[Work, int]]:
+def _kinds(step: tuple[Work, ...]) -> list[tuple[Work, int]]:
     """Each kind of launch once, and how often it is in a step."""
     kinds: dict[tuple, list[Work]] = {}
     for work in step:

@@ -85,6 +85,13 @@ def test_a_position_that_there_is_not(capsys):
     assert "--position must be from 1 to 3072, got 3073" in capsys.readouterr().err
 
 
+def test_the_interpreter_compiles_nothing(monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit):
+        main([])
+    assert "TRITON_INTERPRET=1 leaves nothing to compile" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_compiled_kernels_decode_nf4_slower_than_an_h100_reads_it():
     result = run_python("-m", "benchmarks.predict", "--kernels")
