@@ -4,9 +4,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from helpers import run_python  # noqa: E402
-
-from benchmarks.predict import CARDS, main, predicted_seconds, roofline_seconds, step_work  # noqa: E402
+from benchmarks.predict import CARDS, main, predicted_seconds, roofline_seconds, step_work
+from tests.helpers import run_python
 
 # A layer's matrices in millions of weights: qkv 6.29, o 4.19, cross q and o 4.19 each, MLP 50.33; then the head.
 WEIGHTS = 18 * (6.291 + 3 * 4.194 + 50.332) * 1e6 + 18.948e6
