@@ -63,7 +63,7 @@ class Build:
         constants = launch.constants
         if not self.products or "K" not in constants:
             return None
-        # Of a warp: its slice of the columns, all weight rows and all input rows of the program, 16 x 8 of them at once.
+        # Of a warp: its slice of the columns, all weight rows and all input rows of the program, 16 x 8 at once.
         columns = -(-constants["K"] // (constants["SLICES"] * constants["UNIT"])) * constants["UNIT"]
         depth = int(re.search(r"168(\d+)", self.tensor_core)[1])
         needed = constants["TILE"] // 16 * (constants["BLOCK_M"] // 8) * (columns // depth)

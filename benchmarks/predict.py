@@ -193,10 +193,10 @@ def _print_kernels(quant: str | None, sizes: tuple[int, int, int], counted: Coun
     """Predicted microseconds of each kernel, and the share of the issue slots that it needs while its bytes arrive."""
     print(f"\n{quant or 'bf16':36}{'a step':>7}{'MB':>7}" + "".join(f"{card.name:>19}" for card in CARDS))
     columns = [_kinds(step_work(card.architecture, quant, *sizes, counted)) for card in CARDS]
-    for works in zip(*columns):
+    for works in zip(*columns, strict=True):
         work, count = works[0]
         cells = []
-        for card, (each, _) in zip(CARDS, works):
+        for card, (each, _) in zip(CARDS, works, strict=True):
             share = f"{each.issue_share(card):4.0%}" if each.instructions else ""
             cells.append(f"{1e6 * each.seconds(card):.1f} us {share:>4}")
         print(

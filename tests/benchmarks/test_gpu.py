@@ -16,6 +16,7 @@ import torch
 from benchmarks import gpu, gpu_plan, gpu_report, tokens_per_sec
 from benchmarks.gpu_plan import PARTS, Measurement, plan
 from benchmarks.journal import Journal
+from benchmarks.setting import check_steps
 
 
 class Clock:
@@ -73,6 +74,23 @@ def test_switches_are_tried_both_ways_next_to_each_other(tmp_path):
 def test_every_test_for_a_gpu_is_in_a_file_that_is_run(request):
     marked = {item.path for item in request.session.items if "gpu" in item.keywords}
     assert marked <= set(gpu_plan.gpu_test_files()) and len(gpu_plan.gpu_test_files()) > 3
+
+
+def test_kernels_are_tested_in_float32_as_well(tmp_path):
+    commands = {measurement.name: measurement.command for measurement in plan("correctness", tmp_path / "j.jsonl")}
+    assert "gpu" not in commands["test_kernels"] and "gpu" not in commands["test_quant_kernels"]
+    assert commands["test_runner"][-3:-1] == ["-m", "gpu"]
+
+
+def test_so_few_steps_that_none_is_timed_are_refused():
+    """Eight of them are one launch, and the first launch is not timed."""
+    gpu_device, cpu = torch.device("cuda", 0), torch.device("cpu")
+    check_steps("--steps", 8, gpu_device)
+    check_steps("--peer-steps", 2, cpu, untimed=1)
+    with pytest.raises(ValueError, match="--steps must be at least 8 on this device, got 7"):
+        check_steps("--steps", 7, gpu_device)
+    with pytest.raises(ValueError, match="--peer-steps must be at least 9 on this device, got 8"):
+        check_steps("--peer-steps", 8, gpu_device, untimed=1)
 
 
 @pytest.mark.parametrize("part", ["speed", "tuning", "audio"])
@@ -223,7 +241,7 @@ def test_the_journal_of_a_relative_folder_is_found_by_commands_in_another(tmp_pa
     monkeypatch.setattr(sys, "argv", ["gpu", "--parts", "kernels", "--results", "here"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu, "setting", lambda: {"gpu": "H100", "date": "2026-01-02"})
-    monkeypatch.setattr(gpu, "current_clocks", lambda: {})
+    monkeypatch.setattr(gpu, "current_clocks", dict)
     commands = []
     monkeypatch.setattr(gpu, "run_command", lambda measurement, seconds: commands.append(measurement) or "passed")
     handler = signal.getsignal(signal.SIGTERM)
