@@ -42,7 +42,7 @@ class FakeGPU:
         self.clock.now += min(self.seconds, seconds)
         if measurement.json:
             measurement.json.write_text(json.dumps({"timeline": [], "name": measurement.name}))
-        return "passed" if self.seconds <= seconds else "timed out"
+        return gpu.Outcome("passed" if self.seconds <= seconds else "timed out")
 
 
 def names(part, journal):
@@ -168,15 +168,28 @@ def test_a_command_ends_with_its_children():
         time.sleep(0.01)
 
 
-def test_how_a_command_ends_is_its_status():
-    def python(code, **environment):
-        return Measurement("tuning", "x", [sys.executable, "-c", code], environment)
+def python(code, **environment):
+    return Measurement("tuning", "x", [sys.executable, "-c", code], environment)
 
-    assert gpu.run_command(python("import time; time.sleep(600)"), 0.2) == "timed out"
-    assert gpu.run_command(python("1 / 0"), 60) == "failed"
+
+def test_how_a_command_ends_is_its_status():
+    assert gpu.run_command(python("import time; time.sleep(600)"), 0.2).status == "timed out"
+    assert gpu.run_command(python("1 / 0"), 60).status == "failed"
     code = "import os; assert os.environ.get('DIA_PDL') == '0'"
-    assert gpu.run_command(python(code), 60) == "failed"
-    assert gpu.run_command(python(code, DIA_PDL="0"), 60) == "passed"
+    assert gpu.run_command(python(code), 60).status == "failed"
+    assert gpu.run_command(python(code, DIA_PDL="0"), 60).status == "passed"
+
+
+def test_what_a_command_printed_last_is_shown_and_kept_if_it_failed(tmp_path, monkeypatch, capfd):
+    code = "for number in range(100): print('line', number)\n1 / 0"
+    monkeypatch.setattr(gpu, "plan", lambda part, journal, reference: [python(code), Measurement("tuning", "y", [])])
+    outcomes = [gpu.run_command(python(code), 60), gpu.Outcome("passed", "not kept")]
+    journal = Journal(tmp_path / "j.jsonl")
+    gpu.run_parts(["tuning"], journal, run=lambda measurement, seconds: outcomes.pop(0))
+    failed, passed = journal.entries("tuning")
+    assert failed["output"].endswith("ZeroDivisionError: division by zero\n") and "line 99" in failed["output"]
+    assert "line 9\n" not in failed["output"], "the last lines, not all"
+    assert "output" not in passed and "line 0\nline 1\n" in capfd.readouterr().out
 
 
 def test_a_benchmark_goes_on_after_the_results_it_has(tmp_path, monkeypatch, capsys):
@@ -243,7 +256,9 @@ def test_the_journal_of_a_relative_folder_is_found_by_commands_in_another(tmp_pa
     monkeypatch.setattr(gpu, "setting", lambda: {"gpu": "H100", "date": "2026-01-02"})
     monkeypatch.setattr(gpu, "current_clocks", dict)
     commands = []
-    monkeypatch.setattr(gpu, "run_command", lambda measurement, seconds: commands.append(measurement) or "passed")
+    monkeypatch.setattr(
+        gpu, "run_command", lambda measurement, _: commands.append(measurement) or gpu.Outcome("passed")
+    )
     handler = signal.getsignal(signal.SIGTERM)
     try:
         assert gpu.main() == 0
