@@ -189,6 +189,7 @@ def test_what_a_command_printed_last_is_shown_and_kept_if_it_failed(tmp_path, mo
     failed, passed = journal.entries("tuning")
     assert failed["output"].endswith("ZeroDivisionError: division by zero\n") and "line 99" in failed["output"]
     assert "line 9\n" not in failed["output"], "the last lines, not all"
+    assert gpu._without_folders(f"File {gpu_plan.ROOT}/a.py") == "File ./a.py"
     assert "output" not in passed and "line 0\nline 1\n" in capfd.readouterr().out
 
 
