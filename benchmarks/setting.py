@@ -7,6 +7,7 @@ from datetime import date
 import torch
 
 from dia_engine import Engine
+from dia_engine.runtime.runner import STEPS_PER_GRAPH
 
 from .nari import Nari, load_nari
 from .peers import Transformers, transformers_model
@@ -44,6 +45,19 @@ def peers(options: argparse.Namespace, engine: Engine) -> list[Transformers | Na
         runtimes += [Nari(reference, compiled=False)] if "nari" in options.against else []
         runtimes += [Nari(reference, compiled=True)] if "nari-compiled" in options.against else []
     return runtimes
+
+
+def check_steps(option: str, steps: int, device: torch.device, untimed: int = 0) -> None:
+    """
+    Args:
+        untimed: how many of the steps are not timed whatever the device.
+
+    Raises:
+        ValueError: none would be timed: with graphs a time is that of a launch of several steps, from the second on.
+    """
+    least = untimed + (STEPS_PER_GRAPH if device.type == "cuda" else 1)
+    if steps < least:
+        raise ValueError(f"{option} must be at least {least} on this device, got {steps}")
 
 
 def machine(engine: Engine) -> dict:

@@ -2,8 +2,12 @@
 measure it at Dia's true size. They make noise, not speech."""
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +18,9 @@ from ..model.dia import parameter_shapes
 from .recipes import Recipe, chosen_formats
 
 PREFIX = "synthetic:"
+MOST_THREADS = 8
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 CONFIGS = {
     "tiny": DiaConfig(
         encoder=EncoderConfig(
@@ -73,14 +80,32 @@ def _random_values(config: DiaConfig, device: torch.device | str, seed: int) -> 
     Uniform, with the deviation 1/sqrt(fan in) that keeps the residual stream of unit size, and queries and keys so
     small that attention (which Dia does not scale) has logits of unit deviation.
     """
-    for index, (name, shape) in enumerate(parameter_shapes(config).items()):
+
+    def made(numbered: tuple[int, tuple[str, tuple[int, ...]]]) -> tuple[str, torch.Tensor]:
+        index, (name, shape) = numbered
+        values = torch.empty(shape, dtype=torch.float32, device="cpu")
         if name.endswith("norm.weight"):
-            yield name, torch.ones(shape, dtype=torch.float32, device=device)
-            continue
+            return name, values.fill_(1.0)
         generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + index)
         bound = math.sqrt(3.0) * _deviation(name, shape, config)
-        values = torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound, generator=generator)
+        return name, values.uniform_(-bound, bound, generator=generator)
+
+    # One thread of torch makes random numbers: the full size takes ten seconds.
+    threads = min(MOST_THREADS, torch.get_num_threads())
+    for name, values in _ahead(made, enumerate(parameter_shapes(config).items()), threads):
         yield name, values.to(device)
+
+
+def _ahead(function: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
+    """What `function` makes of each item, in their order; the next `threads` are made meanwhile."""
+    left = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        coming = deque(pool.submit(function, item) for item in islice(left, threads))
+        while coming:
+            result = coming.popleft().result()
+            coming.extend(pool.submit(function, item) for item in islice(left, 1))
+            yield result
+>>>>>>> verify
 
 
 def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
