@@ -1,13 +1,13 @@
 """y = x W^T over an int8 or NF4 weight in plain torch, for a CPU without compiled code.
 
-The weight is read back part by part, and each part is multiplied while the cache has it. A part is as large as keeps the
-few torch operations on it worth starting, and as small as a cache.
+The weight is read back part by part, and each part is multiplied while the cache has it.
 
     int8   integers up to 127 are exact in every dtype: they are multiplied as they are, and the sums scaled
     NF4    a byte's two weights are looked up at once, in a table of 256 pairs, and scaled in float32 before they are
            rounded, as `NF4Weight.dequantize` does. They come out in the order of the bytes, into which x is brought.
 """
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -47,16 +47,38 @@ def multiply(x: torch.Tensor, weight: QuantWeight, product: Product) -> torch.Te
 
 
 def _integers(weight: Int8Weight) -> torch.Tensor:
-    return weight.values.to(weight.dtype)
+    return _room.take(weight.shape, weight.dtype).copy_(weight.values)
 
 
 def read_nf4(weight: NF4Weight) -> torch.Tensor:
-    """`weight.dequantize()`, bit for bit but for the order of columns: weights k and k + 32 of a block side by side."""
+    """`weight.dequantize()`, bit for bit but for the order of columns: weights k and k + 32 of a block side by side.
+
+    The matrix lies in memory that the next call in this thread uses again.
+    """
     rows, columns = weight.shape
-    pairs = torch.gather(_PAIRS.expand(rows, -1), 1, weight.packed.long())
-    values = pairs.view(torch.float32).view(rows, columns // BLOCK, BLOCK)
-    return values.mul_(weight.absmax[:, :, None]).view(rows, columns).to(weight.dtype)
+    index = _room.take(weight.packed.shape, torch.int64).copy_(weight.packed)
+    values = _room.take(weight.shape, torch.float32)
+    torch.gather(_PAIRS.expand(rows, -1), 1, index, out=values.view(torch.int64))
+    values.view(rows, columns // BLOCK, BLOCK).mul_(weight.absmax[:, :, None])
+    return values if weight.dtype == torch.float32 else _room.take(weight.shape, weight.dtype).copy_(values)
 
 
 def _in_order_of_bytes(x: torch.Tensor) -> torch.Tensor:
     return x.unflatten(-1, (-1, 2, BLOCK // 2)).transpose(-1, -2).flatten(-3)
+
+
+class _Room(threading.local):
+    """Memory for one tensor of each dtype, kept per thread: new memory for each part would cost a third of the time."""
+
+    def __init__(self):
+        self._held: dict[torch.dtype, torch.Tensor] = {}
+
+    def take(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        held = self._held.get(dtype)
+        if held is None or held.numel() < shape.numel():
+            with torch.inference_mode(False):  # else it could not be written outside of that mode
+                held = self._held[dtype] = torch.empty(shape.numel(), dtype=dtype, device="cpu")
+        return held[: shape.numel()].view(shape)
+
+
+_room = _Room()

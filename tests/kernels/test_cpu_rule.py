@@ -61,3 +61,10 @@ def test_nf4_read_back_has_the_bits_of_its_definition(dtype):
     weight = NF4Weight.quantize(torch.randn(33, 320), dtype)
     in_place = read_back.read_nf4(weight).unflatten(1, (-1, BLOCK // 2, 2)).transpose(2, 3).flatten(1)
     assert torch.equal(in_place, weight.dequantize())
+
+
+def test_read_back_in_inference_mode_and_outside():
+    weight = NF4Weight.quantize(torch.randn(2000, 1024), torch.bfloat16)
+    with torch.inference_mode():
+        first = read_back.read_nf4(weight).clone()
+    assert torch.equal(first, read_back.read_nf4(weight))
