@@ -23,7 +23,9 @@ from .setting import cpu_setting
 
 SCRIPT = "[S1] Hello, my little robot. Can you sing? [S2] No, I can count very well."
 SPINNING = "print(flush=True)\nwhile True: pass"
-COMPUTING = "import torch\nx = torch.randn(512, 512)\nx @ x\nprint(flush=True)\nwhile True: x @ x"  # torch's own threads
+COMPUTING = (
+    "import torch\nx = torch.randn(512, 512)\nx @ x\nprint(flush=True)\nwhile True: x @ x"  # torch's own threads
+)
 NEIGHBORS = {
     "alone": [],
     "1 spinning": [SPINNING],
