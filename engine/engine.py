@@ -27,8 +27,8 @@ from .runtime.request import Request, parse_requests
 from .runtime.runner import Stepper
 from .runtime.stream import Stream, each_step_in
 from .runtime.streaming import ChunkSizes, speak, window_lengths
-from .runtime.threads import is_small, one_thread
 from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams, require_integer
+from .threads import is_small, one_thread
 from .weights.load import default_dtype
 from .weights.recipes import checked_recipe
 from .weights.source import ModelSource, resolve_files, resolve_model
