@@ -45,7 +45,9 @@ def test_a_wrong_rule_is_told():
 def test_products_command(tmp_path):
     command = [sys.executable, "-m", "benchmarks.cpu_products", "--model", "synthetic:tiny", "--rows", "2"]
     file = tmp_path / "x.json"
-    done = subprocess.run([*command, "--kinds", "bfloat16", "--rounds", "1", "--json", file], capture_output=True)
+    done = subprocess.run(
+        [*command, "--kinds", "bfloat16", "--rounds", "1", "--json", file], capture_output=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(file.read_text())
     assert {result["kind"] for result in report["results"]} == {"bfloat16"} and report["cores"] >= 1
