@@ -22,7 +22,8 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
     """Let torch compute in this thread alone, until the end of the context; nothing if not `wanted`.
 
     torch counts the threads per calling thread, and a new thread starts with the count that any thread set last: a
-    program's own threads, also those that begin meanwhile, compute with as many as before.
+    program's own threads, also those that begin meanwhile, compute with as many as before. To see to that takes about
+    50 microseconds: enter this around a loop and not around each of its steps.
     """
     before = torch.get_num_threads()
     if not wanted or before == 1:
