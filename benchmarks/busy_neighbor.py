@@ -22,10 +22,23 @@ from .command import run
 from .setting import cpu_setting
 
 SCRIPT = "[S1] Hello, my little robot. Can you sing? [S2] No, I can count very well."
-SPINNING = "print(flush=True)\nwhile True: pass"
-COMPUTING = (
-    "import torch\nx = torch.randn(512, 512)\nx @ x\nprint(flush=True)\nwhile True: x @ x"  # torch's own threads
-)
+# They end with the process that began them, also if that is killed.
+SPINNING = """
+import os
+parent = os.getppid()
+print(flush=True)
+while os.getppid() == parent:
+    for _ in range(1_000_000):
+        pass
+"""
+COMPUTING = """
+import os, torch
+parent, x = os.getppid(), torch.randn(512, 512)
+x @ x
+print(flush=True)
+while os.getppid() == parent:
+    x @ x
+"""
 NEIGHBORS = {
     "alone": [],
     "1 spinning": [SPINNING],

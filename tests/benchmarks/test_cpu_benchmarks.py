@@ -67,6 +67,17 @@ def test_ratios_are_those_of_medians():
     assert "2 spinning                 5.50 s  2.50x   3.00 s  2.50x" in busy_neighbor.table(report)
 
 
+@pytest.mark.parametrize("program", [busy_neighbor.SPINNING, busy_neighbor.COMPUTING])
+def test_neighbors_end_with_the_process_that_began_them(program):
+    """Also if it is killed, which leaves it no time to end them."""
+    begin = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
+    parent = subprocess.Popen([sys.executable, "-c", begin, program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "\n"  # the neighbor runs
+    parent.kill()
+    assert parent.stdout.read() == ""  # the end of the pipe, which the neighbor holds too
+    parent.wait()
+
+
 def test_neighbors_run_and_end():
     with busy_neighbor.running([busy_neighbor.SPINNING]):
         pass
