@@ -1,6 +1,7 @@
 """What the speed benchmarks share: the script that is read, the runtimes beside ours, and the machine."""
 
 import argparse
+import os
 import platform
 from datetime import date
 
@@ -62,9 +63,23 @@ def check_steps(option: str, steps: int, device: torch.device, untimed: int = 0)
 
 def machine(engine: Engine) -> dict:
     cuda = engine.device.type == "cuda"
+    return _setting(torch.cuda.get_device_name(engine.device) if cuda else _processor())
+
+
+def cpu_setting() -> dict:
+    """What a report of this machine's CPU begins with."""
+    return {**_setting(_processor()), "cores": cores(), "capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _setting(device: str) -> dict:
     return {
         "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name(engine.device) if cuda else _processor(),
+        "device": device,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

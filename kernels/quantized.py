@@ -12,7 +12,7 @@ Quantizing needs torch only: the arithmetic is that of bitsandbytes on a CPU, wh
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +97,7 @@ class Int8Weight:
         matrix = torch.empty(self.shape, dtype=dtype or self.dtype, device=self.device)
         for rows in _chunks(*self.shape):
             # In this order, in which bitsandbytes rounds.
-            matrix[rows] = self.values[rows] * self.absmax[rows, None] * PER_ABSMAX
+            matrix[rows] = self.values[rows].float().mul_(self.absmax[rows, None]).mul_(PER_ABSMAX)
         return matrix
 
     def split(self, rows: list[int]) -> list["Int8Weight"]:
@@ -223,7 +223,11 @@ def is_quantized(weight: object) -> TypeGuard[QuantWeight]:
 
 
 def linear_by_parts(
-    x: torch.Tensor, weight: QuantWeight, most: int, read: Callable[[QuantWeight], torch.Tensor]
+    x: torch.Tensor,
+    weight: QuantWeight,
+    most: int,
+    read: Callable[[Any], torch.Tensor],
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.linear,
 ) -> torch.Tensor:
     """y = x W^T with W read back in parts of whole rows, each multiplied before the next is read.
 
@@ -232,6 +236,7 @@ def linear_by_parts(
         weight: [N, K].
         most: weights of a part, at most; a row if that is more.
         read: gives a part as a matrix in the weight's dtype.
+        product: multiplies x with that.
 
     Returns:
         [..., N] in the weight's dtype.
@@ -239,9 +244,9 @@ def linear_by_parts(
     rows, columns = weight.shape
     step = max(1, most // columns)
     if rows <= step:
-        return F.linear(x, read(weight))
+        return product(x, read(weight))
     parts = weight.split([min(step, rows - start) for start in range(0, rows, step)])
-    return torch.cat([F.linear(x, read(part)) for part in parts], dim=-1)
+    return torch.cat([product(x, read(part)) for part in parts], dim=-1)
 
 
 def plain(weight: Weight) -> torch.Tensor:

@@ -105,7 +105,6 @@ def _ahead(function: Callable[[Item], Made], items: Iterable[Item], threads: int
             result = coming.popleft().result()
             coming.extend(pool.submit(function, item) for item in islice(left, 1))
             yield result
->>>>>>> verify
 
 
 def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
