@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 # Imports of this package stand inside the functions: --help must not wait for torch, nor Ctrl-C meet its import.
 
-USER_ERRORS = (ValueError, TypeError, OSError)  # FileNotFoundError and PermissionError are OSErrors
+# FileNotFoundError and PermissionError are OSErrors, torch.OutOfMemoryError is a RuntimeError.
+USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143

@@ -309,7 +309,7 @@ def assert_same_step(config, state, logits):
     next_row.next_row_ref(logits, expected, table, norm_weight)
     with kernels():
         next_row.next_row(logits, state, table, norm_weight)
-    for name in ("grid", "position", "countdown", "end_row"):
+    for name in ("grid", *STATUS):
         assert torch.equal(getattr(state, name), getattr(expected, name)), name
     torch.testing.assert_close(state.residual.x, expected.residual.x)
     torch.testing.assert_close(state.residual.z, expected.residual.z)
@@ -391,6 +391,33 @@ def test_next_row_rules():
     row = assert_same_step(config, state, logits)
     assert row[:, 0].tolist() == [eos, eos, 0, 0, 7]
     assert not (row[:, 1:] >= eos).any() and (row[2:4] == 0).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", [0, 1], ids=["unconditional", "conditional"])
+def test_next_row_stops_a_slot_of_broken_logits(value, side):
+    """At the first and the last token of the first and the last channel; -infinity forbids a token and breaks nothing.
+    The other slots go on, and one that has stopped before is not flagged."""
+    config = small_config(vocab=40, channels=3)
+    state = running_state(config, 6, rows=40)
+    state.position.fill_(15)
+    state.grid.fill_(-1)
+    state.grid[:, 15] = 3
+    state.temperature.copy_(torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0, 1.0]))
+    state.countdown.copy_(torch.tensor([-1, -1, 1, 0, -1, -1]))
+    logits = randn(12, 3, 40)
+    pairs = logits.view(6, 2, 3, 40)
+    pairs[0, side, 0, 0] = pairs[1, side, 2, 39] = pairs[2, side, 1, 7] = pairs[3, side, 0, 0] = value
+    pairs[4, side, 1, 1] = -torch.inf
+    row = assert_same_step(config, state, logits)
+    assert state.broken.tolist() == [1, 1, 1, 0, 0, 0]
+    assert state.countdown.tolist() == [0, 0, 0, 0, -1, -1]
+    assert state.position.tolist() == [15, 15, 15, 15, 16, 16] and (row[:4] == 3).all() and (row[4:] >= 0).all()
+    assert (state.grid[:4, 16] == -1).all() and state.residual.x.isfinite().all()
+    assert_same_step(config, state, randn(12, 3, 40))
+    assert state.broken.tolist() == [1, 1, 1, 0, 0, 0], "the flag stays until the slot is started anew"
+    state.start(1, 3, torch.zeros((2, 3), dtype=torch.int64), ResolvedSamplingParams(max_tokens=40), seed=1)
+    assert not state.broken[1]
 
 
 def test_next_row_runs_out_as_the_reference_does():
@@ -613,7 +640,7 @@ def test_a_slot_in_a_batch_has_the_bits_it_has_alone(batch, dtype):
 
 def copy_slot(source, slot, target):
     """Make the only slot of `target` a copy of one of `source`'s."""
-    flags = ("grid", "position", "countdown", "end_row", "last_text")
+    flags = ("grid", *STATUS, "last_text")
     for name in (*flags, "max_tokens", "cfg_scale", "temperature", "top_p", "top_k", "seed"):
         getattr(target, name)[0] = getattr(source, name)[slot]
     pair = slice(2 * slot, 2 * slot + 2)
