@@ -3,10 +3,10 @@
     pytest benchmarks --benchmark-only
 
 On a GPU both run, captured in a graph of many calls over rotating copies of the weights, so that neither the launch
-nor the L2 cache is what is measured; a kernel is compared with its reference before it is timed. On a CPU the reference is
-all there is. The table's times are those of a round of CALLS calls; microseconds per call, GB/s and percent of the roofline
-are in `extra_info` of the JSON (`--benchmark-json FILE`); `--journal FILE` appends a line for each kernel there, and
-leaves out what it has already.
+nor the L2 cache is what is measured; a kernel is compared with its reference before it is timed. On a CPU the reference
+is all there is. The table's times are those of a round of CALLS calls; microseconds per call, GB/s and percent of the
+roofline are in `extra_info` of the JSON (`--benchmark-json FILE`); `--journal FILE` appends a line for each kernel
+there, and leaves out what it has already.
 """
 
 from collections.abc import Callable

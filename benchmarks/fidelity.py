@@ -138,7 +138,7 @@ def measure(config: DiaConfig, weights: dict[str, torch.Tensor], variants: dict[
     for name, (dtype, recipe) in variants.items():
         print(f"measuring {name} ...", file=sys.stderr)
         variant = Variant(config, weights, dtype, recipe)
-        pairs = zip(truths, variant.logits(text, drawn, rows, 1))
+        pairs = zip(truths, variant.logits(text, drawn, rows, 1), strict=True)
         found = [compare(truth, logits, params, config) for truth, logits in pairs]
         channels = {key: torch.stack([row[key] for row in found]).mean(dim=0).tolist() for key in MEASURES}
         means = {key: statistics.fmean(values) for key, values in channels.items()}

@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
@@ -210,7 +210,7 @@ def _split(trace: Trace, sizes: ChunkSizes, runs: int) -> dict:
         made = sum(1 for _, end in trace.steps if end <= decoding[0])
         parts.append([text, decoding[0] - text, arrival - decoding[0], made])
         chunks.close()
-    text, steps, codec, launches = (statistics.median(column) for column in zip(*parts[1:]))
+    text, steps, codec, launches = (statistics.median(column) for column in zip(*parts[1:], strict=True))
     return {"text_seconds": text, "steps_seconds": steps, "codec_seconds": codec, "launches": int(launches)}
 
 
@@ -242,7 +242,7 @@ def _played(chunks: list[list[float]], sample_rate: int) -> list[list[float]]:
 
 
 def _underruns(played: list[list[float]]) -> dict:
-    gaps = [after[0] - before[1] for before, after in zip(played, played[1:])]
+    gaps = [after[0] - before[1] for before, after in pairwise(played)]
     return {"chunks": len(played), "underruns": sum(gap > 0 for gap in gaps), "silence_seconds": sum(gaps)}
 
 

@@ -54,7 +54,7 @@ def _nvidia_smi(queries: dict[str, str]) -> dict:
         output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    return dict(zip(queries, (value.strip() for value in output.strip().split(","))))
+    return dict(zip(queries, (value.strip() for value in output.strip().split(",")), strict=False))
 
 
 def _version(package: str) -> str | None:

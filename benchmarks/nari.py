@@ -84,7 +84,7 @@ def load_nari(checkout: str, config: DiaConfig, weights: dict[str, torch.Tensor]
 def _nari_tensors(config: DiaConfig, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     tensors = {}
     for name, pieces in tensor_table(config, NARI).items():
-        for piece, part in zip(pieces, weights[name].split([piece.rows for piece in pieces])):
+        for piece, part in zip(pieces, weights[name].split([piece.rows for piece in pieces]), strict=True):
             tensors[piece.name] = (part.T if piece.inputs_first else part).reshape(piece.shape).contiguous()
     return tensors
 

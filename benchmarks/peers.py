@@ -4,6 +4,7 @@ weights in memory."""
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -64,7 +65,7 @@ class Ours:
             self.stepper.run(state, stamp)
         synchronize(self.device)
         spans = timing_of(stamps)
-        return Timing(spans.first, [span / count for span, count in zip(spans.steps, made[1:])][:steps])
+        return Timing(spans.first, [span / count for span, count in zip(spans.steps, made[1:], strict=True)][:steps])
 
 
 class Transformers:
@@ -153,5 +154,5 @@ def transformers_model(config: DiaConfig, weights: dict[str, torch.Tensor]):
 
 def timing_of(stamps: list[float]) -> Timing:
     """From the start and the end of each step."""
-    spans = [end - start for start, end in zip(stamps, stamps[1:])]
+    spans = [end - start for start, end in pairwise(stamps)]
     return Timing(spans[0], spans[1:])

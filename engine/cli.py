@@ -92,9 +92,8 @@ def _show(text: str, stream: TextIO | None) -> None:
 
 def import_all() -> None:
     """Import what every command needs, which takes seconds."""
-    import dia_engine.engine  # noqa: F401
-    import dia_engine.info  # noqa: F401
-    import dia_engine.weights.save  # noqa: F401
+    from . import engine, info  # noqa: F401
+    from .weights import save  # noqa: F401
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Which tensors go to a Triton kernel and which to its torch reference, and how a kernel is launched.
 
 A kernel wrapper asks `uses_triton`, runs the reference if not, and otherwise calls `launch`, which makes a `Launch` and
-runs it. Inside `launches_to(handler, ...)` every wrapper launches, whatever the device, and the handler gets the `Launch`
-instead: to run it in Triton's interpreter on CPU tensors (TRITON_INTERPRET=1), to count it, or to compile it for a GPU
-that is not there.
+runs it. Inside `launches_to(handler, ...)` every wrapper launches, whatever the device, and the handler gets the
+`Launch` instead: to run it in Triton's interpreter on CPU tensors (TRITON_INTERPRET=1), to count it, or to compile it
+for a GPU that is not there.
 """
 
 import functools

@@ -129,7 +129,7 @@ class Tiling:
         A program of 64 input rows, or of 32 and NF4, has so many registers that no other fits beside it anyway.
         """
         quantized = type(weight) in KINDS
-        alone = self.block_m == 64 or self.block_m == 32 and isinstance(weight, NF4Weight)
+        alone = self.block_m == 64 or (self.block_m == 32 and isinstance(weight, NF4Weight))
         # NF4's blocks share a scale. Of others, 16 columns are one tensor-core product, and 32 bytes one sector.
         least = BLOCK if isinstance(weight, NF4Weight) else 32 if quantized else 16
         for bound in (limit,) if alone else (half, limit):
@@ -190,7 +190,7 @@ def _tiles(weight: Weight, tile: int, rows: int, architecture: int | str) -> lis
         return [(tile, 16), (tile, 8)]
     # Triton uses none for float32 nor before the Ampere generation; 32 x 16 would spill.
     without_tensor_cores = weight.dtype.itemsize == 4 or architecture < 80
-    if rows <= 8 or without_tensor_cores and tile > 16:
+    if rows <= 8 or (without_tensor_cores and tile > 16):
         return [(tile, 8)]
     if rows <= 16 or without_tensor_cores:
         return [(tile, 16), (tile, 8)]

@@ -100,7 +100,7 @@ class Int8Weight:
 
     def split(self, rows: list[int]) -> list["Int8Weight"]:
         """Views of consecutive rows."""
-        parts = zip(self.values.split(rows), self.absmax.split(rows))
+        parts = zip(self.values.split(rows), self.absmax.split(rows), strict=True)
         return [Int8Weight(values, absmax, self.dtype) for values, absmax in parts]
 
     @classmethod
@@ -198,7 +198,7 @@ class NF4Weight:
 
     def split(self, rows: list[int]) -> list["NF4Weight"]:
         """Views of consecutive rows."""
-        parts = zip(self.packed.split(rows), self.absmax.split(rows))
+        parts = zip(self.packed.split(rows), self.absmax.split(rows), strict=True)
         return [NF4Weight(packed, absmax, self.dtype) for packed, absmax in parts]
 
     @classmethod
@@ -269,6 +269,6 @@ def _unpack(packed: torch.Tensor) -> torch.Tensor:
 
 def _joined(parts: list[torch.Tensor], device) -> torch.Tensor:
     joined = parts[0].new_empty((sum(len(part) for part in parts), *parts[0].shape[1:]), device=device)
-    for part, rows in zip(parts, joined.split([len(part) for part in parts])):
+    for part, rows in zip(parts, joined.split([len(part) for part in parts]), strict=True):
         rows.copy_(part)
     return joined

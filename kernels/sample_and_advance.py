@@ -146,7 +146,7 @@ def _edge(key, mass, bound):
     edge = tl.full((), 0, tl.uint32)
     step = tl.full((), 1 << 30, tl.uint32)
     candidate = tl.arange(0, 4).to(tl.uint32)
-    for _ in range(0, 16):  # two bits a turn: their three candidates share one pass through shared memory
+    for _ in range(16):  # two bits a turn: their three candidates share one pass through shared memory
         above = tl.sum(tl.where(key[:, None] >= (edge + step * candidate)[None, :], mass[:, None], 0.0), axis=0)
         edge += step * tl.sum(((above > bound) & (candidate > 0)).to(tl.int32), axis=0).to(tl.uint32)
         step = step >> 2

@@ -3,6 +3,9 @@ import os
 import pytest
 import torch
 
+# A failed assertion of a helper shows its values, as one of a test does.
+pytest.register_assert_rewrite("tests.kernels.helpers", "tests.weights.helpers")
+
 
 def mend_interpreter():
     """Let the interpreter of Triton 3.5 and 3.6 loop over `range` with numpy 2.4, which does not convert arrays of
@@ -52,7 +55,7 @@ def repeatable():
 
 
 @pytest.fixture(scope="module")
-def speaker():
+def engine():
     """An engine of random weights."""
     from dia_engine import Engine
 
@@ -60,7 +63,7 @@ def speaker():
 
 
 @pytest.fixture(scope="module")
-def mute():
+def engine_without_codec():
     """The same without a codec."""
     from dia_engine import Engine
 

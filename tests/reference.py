@@ -14,7 +14,7 @@ def random_reference(seed: int) -> DiaForConditionalGeneration:
     chance = random.Random(seed)
     channels = chance.randint(1, 9)
     codes = chance.choice([17, 30, 64, 100])
-    delay = [0] + sorted(chance.randint(0, 6) for _ in range(channels - 1))
+    delay = [0, *sorted(chance.randint(0, 6) for _ in range(channels - 1))]
     if chance.random() < 0.3:
         delay = delay[:1] + chance.sample(delay[1:], channels - 1)
     encoder_width, cross_groups = chance.choice([24, 37, 48]), chance.choice([1, 2, 3])

@@ -4,7 +4,8 @@ import ast
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+
+from tests.helpers import ROOT
 
 PACKAGE = ROOT / "engine"
 # Package -> the packages that it may import from, beside its own. "" is what lies beside them: small modules that any
@@ -46,3 +47,15 @@ def test_imports_go_one_way(package):
 def test_a_folder_can_be_read_at_a_glance(package):
     modules = [path.name for path in (PACKAGE / package).glob("*.py") if path.name != "__init__.py"]
     assert 0 < len(modules) <= MOST_MODULES, modules
+
+
+def test_no_test_imports_another():
+    """What several test modules use is in `helpers.py` of their folder: a test module is free to change."""
+    tests = list((ROOT / "tests").rglob("*.py"))
+    modules = {path.stem for path in tests if path.name.startswith("test_")} | {"conftest"}
+    for path in tests:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {part for alias in node.names for part in alias.name.split(".")}
+                names |= set((getattr(node, "module", None) or "").split("."))
+                assert not names & modules, f"{path} imports {', '.join(names & modules)}"

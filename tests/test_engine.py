@@ -49,85 +49,87 @@ def test_signature_is_the_references():
     assert inspect.signature(Engine.load).parameters["model"].default == DEFAULT_MODEL
 
 
-def test_sound_and_codes(speaker, mute):
-    sound = speaker.generate(TEXT, seed=1, **SHORT)
+def test_sound_and_codes(engine, engine_without_codec):
+    sound = engine.generate(TEXT, seed=1, **SHORT)
     assert sound.dtype == np.float32 and sound.ndim == 1
-    codes = mute.generate(TEXT, seed=1, **SHORT)
+    codes = engine_without_codec.generate(TEXT, seed=1, **SHORT)
     assert codes.dtype == np.int64 and codes.shape == (40 - 15 - 1, 9)
     assert codes.min() >= 0 and codes.max() < 1024
-    assert len(sound) == len(codes) * speaker.codec.hop_length
-    assert np.array_equal(sound, speaker.codec.decode(torch.from_numpy(codes)).numpy())
+    assert len(sound) == len(codes) * engine.codec.hop_length
+    assert np.array_equal(sound, engine.codec.decode(torch.from_numpy(codes)).numpy())
 
 
-def test_a_list_gives_a_list_and_each_item_equals_itself_alone(mute):
+def test_a_list_gives_a_list_and_each_item_equals_itself_alone(engine_without_codec):
     texts = [TEXT, "[S2] A longer second script, so that lengths differ.", "[S1] x"]
     prompts = [None, torch.randint(1024, (7, 9)), torch.randint(1024, (2, 9))]
-    together = mute.generate(texts, audio_prompt=prompts, seed=5, **SHORT)
-    for text, prompt, codes in zip(texts, prompts, together):
-        assert np.array_equal(codes, mute.generate(text, audio_prompt=prompt, seed=5, **SHORT))
-    assert isinstance(mute.generate([TEXT], **SHORT), list)
+    together = engine_without_codec.generate(texts, audio_prompt=prompts, seed=5, **SHORT)
+    for text, prompt, codes in zip(texts, prompts, together, strict=True):
+        assert np.array_equal(codes, engine_without_codec.generate(text, audio_prompt=prompt, seed=5, **SHORT))
+    assert isinstance(engine_without_codec.generate([TEXT], **SHORT), list)
 
 
-def test_seed(mute):
-    first = mute.generate(TEXT, seed=5, **SHORT)
-    assert np.array_equal(first, mute.generate(TEXT, seed=5, **SHORT))
-    assert not np.array_equal(first, mute.generate(TEXT, seed=6, **SHORT))
-    both = mute.generate([TEXT, TEXT], seed=[6, 5], **SHORT)
+def test_seed(engine_without_codec):
+    first = engine_without_codec.generate(TEXT, seed=5, **SHORT)
+    assert np.array_equal(first, engine_without_codec.generate(TEXT, seed=5, **SHORT))
+    assert not np.array_equal(first, engine_without_codec.generate(TEXT, seed=6, **SHORT))
+    both = engine_without_codec.generate([TEXT, TEXT], seed=[6, 5], **SHORT)
     assert np.array_equal(first, both[1]) and not np.array_equal(both[0], both[1])
 
     torch.manual_seed(3)
-    drawn = [mute.generate(TEXT, **SHORT) for _ in range(2)]
+    drawn = [engine_without_codec.generate(TEXT, **SHORT) for _ in range(2)]
     torch.manual_seed(3)
-    again = [mute.generate(TEXT, **SHORT) for _ in range(2)]
+    again = [engine_without_codec.generate(TEXT, **SHORT) for _ in range(2)]
     assert np.array_equal(drawn, again) and not np.array_equal(drawn[0], drawn[1])
 
 
-def test_prompt_in_every_form(speaker, tmp_path):
-    rate = speaker.sample_rate
+def test_prompt_in_every_form(engine, tmp_path):
+    rate = engine.sample_rate
     tone = (0.3 * np.sin(np.arange(rate // 5) * 0.05)).astype(np.float32)
     soundfile.write(tmp_path / "tone.wav", tone, rate, subtype="FLOAT")
     soundfile.write(tmp_path / "stereo.flac", np.stack([tone, tone], axis=1), rate, subtype="PCM_24")
-    codes = speaker.codec.encode(tone, rate)
+    codes = engine.codec.encode(tone, rate)
     knobs = {"seed": 2, "temperature": 0, "max_tokens": 60}
-    wanted = speaker.generate(TEXT, audio_prompt=codes, **knobs)
-    assert torch.equal(speaker.load_audio(tmp_path / "tone.wav"), codes)
+    wanted = engine.generate(TEXT, audio_prompt=codes, **knobs)
+    assert torch.equal(engine.load_audio(tmp_path / "tone.wav"), codes)
     forms = [str(tmp_path / "tone.wav"), tmp_path / "tone.wav", (tone, rate), (np.stack([tone, tone]), rate)]
     for prompt in (*forms, (torch.from_numpy(tone), rate), codes.to(torch.int32), codes.numpy()):
-        assert np.array_equal(speaker.generate(TEXT, audio_prompt=prompt, **knobs), wanted)
-    assert np.array_equal(speaker.generate(TEXT, audio_prompt_path=forms[0], **knobs), wanted)
+        assert np.array_equal(engine.generate(TEXT, audio_prompt=prompt, **knobs), wanted)
+    assert np.array_equal(engine.generate(TEXT, audio_prompt_path=forms[0], **knobs), wanted)
     frames = 60 - 15 - 1 - len(codes)
-    assert len(wanted) == frames * speaker.codec.hop_length, "the prompt is not part of the sound"
-    assert len(speaker.generate(TEXT, audio_prompt=str(tmp_path / "stereo.flac"), **knobs))
-    assert len(speaker.generate(TEXT, audio_prompt=(tone, 22_050), **knobs)), "any rate"
+    assert len(wanted) == frames * engine.codec.hop_length, "the prompt is not part of the sound"
+    assert len(engine.generate(TEXT, audio_prompt=str(tmp_path / "stereo.flac"), **knobs))
+    assert len(engine.generate(TEXT, audio_prompt=(tone, 22_050), **knobs)), "any rate"
 
 
-def test_transcript_goes_before_the_text(mute):
+def test_transcript_goes_before_the_text(engine_without_codec):
     prompt = torch.randint(1024, (4, 9))
     knobs = {"audio_prompt": prompt, "seed": 1, **SHORT}
-    joined = mute.generate("[S1] What was said. [S2] More.", **knobs)
-    assert np.array_equal(mute.generate("[S2] More.", audio_prompt_text="[S1] What was said.", **knobs), joined)
-    assert not np.array_equal(mute.generate("[S2] More.", **knobs), joined)
+    joined = engine_without_codec.generate("[S1] What was said. [S2] More.", **knobs)
+    assert np.array_equal(
+        engine_without_codec.generate("[S2] More.", audio_prompt_text="[S1] What was said.", **knobs), joined
+    )
+    assert not np.array_equal(engine_without_codec.generate("[S2] More.", **knobs), joined)
 
 
-def test_verbose_shows_speed_on_standard_error(mute, capsys):
-    mute.generate(TEXT, verbose=True, **SHORT)
+def test_verbose_shows_speed_on_standard_error(engine_without_codec, capsys):
+    engine_without_codec.generate(TEXT, verbose=True, **SHORT)
     shown = capsys.readouterr()
     assert "steps/s" in shown.err and "x real time" in shown.err and not shown.out
 
 
-def test_names_of_the_reference_that_do_nothing_here(mute, caplog):
+def test_names_of_the_reference_that_do_nothing_here(engine_without_codec, caplog):
     with caplog.at_level(logging.INFO):
-        mute.generate(TEXT, use_torch_compile=True, use_cfg_filter=True, **SHORT)
+        engine_without_codec.generate(TEXT, use_torch_compile=True, use_cfg_filter=True, **SHORT)
     assert "use_torch_compile has no effect" in caplog.text and "use_cfg_filter has no effect" in caplog.text
 
 
-def test_load_from_a_folder_and_from_files(mute, speaker, tmp_path):
+def test_load_from_a_folder_and_from_files(engine_without_codec, engine, tmp_path):
     folder = tmp_path / "model"
     from dia_engine.weights.synthetic import random_weights, synthetic_config
 
     config = synthetic_config("synthetic:tiny")
     save_weights(random_weights(config, dtype=torch.float32, device="cpu"), config, folder)
-    wanted = mute.generate(TEXT, seed=1, **SHORT)
+    wanted = engine_without_codec.generate(TEXT, seed=1, **SHORT)
     loaders = [
         lambda: Engine.load(folder, load_dac=False),
         lambda: Engine.from_pretrained(str(folder), "float32", device=torch.device("cpu"), load_dac=False),
@@ -137,8 +139,8 @@ def test_load_from_a_folder_and_from_files(mute, speaker, tmp_path):
     ]
     for load in loaders:
         assert np.array_equal(load().generate(TEXT, seed=1, **SHORT), wanted)
-    loaded = Engine.load(folder, codec=speaker.codec)
-    assert np.array_equal(loaded.generate(TEXT, seed=1, **SHORT), speaker.generate(TEXT, seed=1, **SHORT))
+    loaded = Engine.load(folder, codec=engine.codec)
+    assert np.array_equal(loaded.generate(TEXT, seed=1, **SHORT), engine.generate(TEXT, seed=1, **SHORT))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.bfloat16])
@@ -148,10 +150,10 @@ def test_dtypes(dtype):
     assert engine.generate(TEXT, seed=1, **SHORT).shape == (24, 9)
 
 
-def test_save(speaker, tmp_path):
-    sound = speaker.generate(TEXT, seed=1, **SHORT)
+def test_save(engine, tmp_path):
+    sound = engine.generate(TEXT, seed=1, **SHORT)
     for extension in ("wav", "flac", "ogg", "mp3"):
-        speaker.save_audio(str(tmp_path / f"out.{extension}"), sound)
+        engine.save_audio(str(tmp_path / f"out.{extension}"), sound)
         written = soundfile.info(tmp_path / f"out.{extension}")
         assert written.samplerate == 44100 and written.channels == 1
         assert abs(written.frames - len(sound)) < 3000
@@ -190,10 +192,10 @@ def test_save(speaker, tmp_path):
         ({"no_such_knob": 1}, TypeError, "no_such_knob"),
     ],
 )
-def test_mistakes_are_named(speaker, arguments, error, message):
+def test_mistakes_are_named(engine, arguments, error, message):
     arguments = {"text": TEXT, **SHORT, **arguments}
     with pytest.raises(error, match=message):
-        speaker.generate(**arguments)
+        engine.generate(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -212,20 +214,20 @@ def test_load_mistakes_are_named(arguments, message):
         Engine.load(**{"model": "synthetic:tiny", **arguments})
 
 
-def test_without_a_codec_sound_is_refused(mute, tmp_path):
+def test_without_a_codec_sound_is_refused(engine_without_codec, tmp_path):
     for use in (
-        lambda: mute.sample_rate,
-        lambda: mute.save_audio(tmp_path / "x.wav", np.zeros(9, np.float32)),
-        lambda: mute.generate(TEXT, audio_prompt=(np.zeros(900, np.float32), 44100), **SHORT),
+        lambda: engine_without_codec.sample_rate,
+        lambda: engine_without_codec.save_audio(tmp_path / "x.wav", np.zeros(9, np.float32)),
+        lambda: engine_without_codec.generate(TEXT, audio_prompt=(np.zeros(900, np.float32), 44100), **SHORT),
     ):
         with pytest.raises(ValueError, match="load_dac=True"):
             use()
 
 
-def test_a_codec_that_does_not_fit_is_refused(speaker):
+def test_a_codec_that_does_not_fit_is_refused(engine):
     from dataclasses import replace
 
-    other = Codec.from_config(replace(speaker.codec.config, n_codebooks=4))
+    other = Codec.from_config(replace(engine.codec.config, n_codebooks=4))
     with pytest.raises(ValueError, match="4 codebooks of 1024, the model speaks 9 channels"):
         Engine.load("synthetic:tiny", codec=other)
 
@@ -276,15 +278,15 @@ def test_a_callers_modes_change_nothing(mode):
 @pytest.mark.parametrize(
     "attempt", [copy.copy, copy.deepcopy, pickle.dumps, lambda engine: pickle.dumps(functools.partial(engine.generate))]
 )
-def test_an_engine_is_not_copied(mute, attempt):
+def test_an_engine_is_not_copied(engine_without_codec, attempt):
     with pytest.raises(TypeError, match="an Engine cannot be copied or pickled.*load one in each process"):
-        attempt(mute)
+        attempt(engine_without_codec)
     with pytest.raises(TypeError, match="a stream cannot be copied or pickled"):
-        copy.copy(mute.stream(TEXT))
+        copy.copy(engine_without_codec.stream(TEXT))
 
 
-def test_a_codec_takes_what_a_prompt_may_be(speaker):
+def test_a_codec_takes_what_a_prompt_may_be(engine):
     tone = (0.3 * np.sin(np.arange(4000) * 0.05)).astype(np.float32)
     for waveform, error in ((tone * 32767, ValueError), (torch.zeros(4000, device="meta"), TypeError)):
         with pytest.raises(error, match=r"in \[-1, 1\], its peak is 9830|dense tensor, got a meta one"):
-            speaker.codec.encode(waveform, 44100)
+            engine.codec.encode(waveform, 44100)

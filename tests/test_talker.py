@@ -151,7 +151,7 @@ def test_a_spectrogram_shows_a_tone_where_it_is(tmp_path):
     rate = 16000
     draw_spectrogram(tmp_path / "tone.png", np.sin(2 * np.pi * 2000 * np.arange(rate) / rate), rate)
     data = (tmp_path / "tone.png").read_bytes()
-    width, height = struct.unpack(">II", data[16:24])
+    _, height = struct.unpack(">II", data[16:24])
     at = data.index(b"IDAT")
     rows = np.frombuffer(zlib.decompress(data[at + 4 : at + 4 + struct.unpack(">I", data[at - 4 : at])[0]]), np.uint8)
     brightness = rows.reshape(height, -1)[:, 1:].astype(int).sum(1)

@@ -46,7 +46,7 @@ class GrowingWav:
             OSError: it cannot be written.
         """
         self._path, self._sample_rate, self._data_bytes = user_path(path), sample_rate, 0
-        self._file = open(self._path, "wb", buffering=0)
+        self._file = open(self._path, "wb", buffering=0)  # noqa: SIM115 (`close` closes it)
         self._write_header()
 
     def write(self, waveform: np.ndarray) -> None:

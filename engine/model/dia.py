@@ -90,7 +90,7 @@ class DiaModel:
         self.rope = rope_table(decoder.max_position_embeddings, decoder.head_dim, decoder.rope_theta, self.device)
         no_text = self.encoder(torch.zeros(1, dtype=torch.int64, device=self.device))
         next_norms = [layer.self_norm for layer in self.layers[1:]] + [self.norm]
-        for layer, next_norm in zip(self.layers, next_norms):
+        for layer, next_norm in zip(self.layers, next_norms, strict=True):
             layer.without_text = layer.cross_attn.without_text(no_text)
             layer.next_norm = next_norm
 
@@ -110,7 +110,7 @@ class DiaModel:
         rope = tuple(table[:length] for table in self.rope)
         for index, layer in enumerate(self.layers):
             text_cache = layer.cross_attn.project_text(encoded)
-            for cache, new in zip(state.cross_cache.layer(index), text_cache):
+            for cache, new in zip(state.cross_cache.layer(index), text_cache, strict=True):
                 cache[slot, :, : text.shape[0]] = new.transpose(0, 1)
             if length:
                 self_cache = [cache[2 * slot : 2 * slot + 2] for cache in state.self_cache.layer(index)]

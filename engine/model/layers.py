@@ -131,7 +131,7 @@ class DecoderLayer:
         mixed = []
         for row in range(rows):
             query, key, value = self.self_attn.project(normed[row], rope)
-            for cache, new in zip(self_cache, (key, value)):
+            for cache, new in zip(self_cache, (key, value), strict=True):
                 cache[row, :, :length] = new.transpose(0, 1)
             mixed.append(self.self_attn.over_sequence(query, key, value, causal=True))
         x = x + torch.stack(mixed)

@@ -118,7 +118,7 @@ class DecodeState:
         return cls(
             config=config,
             status=status,
-            **dict(zip(STATUS, status[:, :slots])),
+            **dict(zip(STATUS, status[:, :slots], strict=True)),
             grid=torch.zeros((slots, rows + 1, channels), dtype=torch.int64, device=device),
             max_tokens=per_slot(rows, torch.int64),
             cfg_scale=per_slot(0.0, torch.float32),

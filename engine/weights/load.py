@@ -230,7 +230,7 @@ def _matching_layout(checkpoint: StoredWeights, config: DiaConfig) -> tuple[Layo
 
 def _prefixes(names: list[str]) -> list[str]:
     """What may stand before a model's own names: nothing, or the first words that all names share."""
-    words = os.path.commonprefix(names).split(".")[:-1][:3]
+    words = os.path.commonprefix(names).split(".")[:-1][:3]  # noqa: RUF071 (letters are meant)
     return ["".join(f"{word}." for word in words[:count]) for count in range(len(words) + 1)]
 
 

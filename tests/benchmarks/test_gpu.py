@@ -61,7 +61,7 @@ def test_the_parts_are_in_order_and_every_name_is_its_own(tmp_path):
 def test_switches_are_tried_both_ways_next_to_each_other(tmp_path):
     planned = plan("tuning", tmp_path / "j.jsonl")
     assert {"DIA_PDL"} <= {name for measurement in planned for name in measurement.environment}
-    for one, other in zip(planned[::2], planned[1::2]):
+    for one, other in zip(planned[::2], planned[1::2], strict=True):
         assert one.environment.keys() == other.environment.keys() and one.environment != other.environment
         assert one.command[one.command.index("--batch") + 1] == other.command[other.command.index("--batch") + 1]
     absent = gpu_plan.Switch("DIA_NO_SUCH_SWITCH", ("0", "1"), (1,))

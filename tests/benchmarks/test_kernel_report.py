@@ -7,10 +7,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from helpers import run_python  # noqa: E402
-
-from benchmarks.machine_code import Build, read_amd, read_nvidia  # noqa: E402
-from dia_engine.kernels.dispatch import Launch  # noqa: E402
+from benchmarks.machine_code import Build, read_amd, read_nvidia
+from dia_engine.kernels.dispatch import Launch
+from tests.helpers import run_python
 
 USAGE = "Function _k:\n  REG:40 STACK:8 SHARED:0 LOCAL:0 CONSTANT[0]:400\n"
 SASS = """

@@ -1,6 +1,6 @@
 """Compile projections of the 1.6B model and compare the shared memory that they need with what an architecture has.
 
-    python tests/kernels/compiled_tilings.py sample|all
+    python -m tests.kernels.compiled_tilings sample|all
 
 `sample`: float32 with quantized weights, whose operands pass through shared memory, and the widest tiles, of the
 largest and the longest matrix. `all`: every dtype, weight format, slot count and NVIDIA architecture. Prints what does
@@ -9,17 +9,14 @@ not fit and then the number of builds; exit status 1 if something does not fit.
 
 import itertools
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
 
-import torch  # noqa: E402
-import triton  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-
-from benchmarks.kernel_report import distinct, source, step_launches, title  # noqa: E402
-from dia_engine.kernels.architectures import SHARED_MEMORY_LIMIT  # noqa: E402
-from dia_engine.model.config import DiaConfig  # noqa: E402
+from benchmarks.kernel_report import distinct, source, step_launches, title
+from dia_engine.kernels.architectures import SHARED_MEMORY_LIMIT
+from dia_engine.model.config import DiaConfig
 
 SAMPLE = [
     (86, "float32", "int8", 1),

@@ -5,12 +5,15 @@ import torch
 
 pytest.importorskip("triton")
 
-from test_kernels import DEVICE, kernels, matrix  # noqa: E402
-
-from dia_engine.kernels.dequantize import dequantize  # noqa: E402
-from dia_engine.kernels.dispatch import launches_to  # noqa: E402
-from dia_engine.kernels.linear import READ_BACK, sequence_linear  # noqa: E402
-from dia_engine.kernels.quantized import Int8Weight, NF4Weight  # noqa: E402
+from dia_engine.kernels.dequantize import dequantize
+from dia_engine.kernels.dispatch import launches_to
+from dia_engine.kernels.linear import READ_BACK, sequence_linear
+from dia_engine.kernels.quantized import Int8Weight, NF4Weight
+from tests.kernels.helpers import (
+    DEVICE,
+    kernels,
+    matrix,
+)
 
 INT8, NF4 = [(1, 1), (7, 33), (9, 513), (70, 1030)], [(1, 64), (7, 192), (45, 1024), (3, 8256)]
 CASES = [(Int8Weight, shape) for shape in INT8] + [(NF4Weight, shape) for shape in NF4]

@@ -6,76 +6,42 @@ what only a GPU can show.
 
 import contextlib
 import dataclasses
-import os
+from itertools import pairwise
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear  # noqa: E402
-from dia_engine.kernels import sample_and_advance as next_row  # noqa: E402
-from dia_engine.kernels.attention import AttentionScratch  # noqa: E402
-from dia_engine.kernels.dispatch import HOPPER, Launch, dependent_launches, launches_to, tl  # noqa: E402
-from dia_engine.kernels.norm import Residual, headroom  # noqa: E402
-from dia_engine.kernels.philox import philox  # noqa: E402
-from dia_engine.kernels.rope import rope_table  # noqa: E402
-from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig  # noqa: E402
-from dia_engine.model.dia import DiaModel, parameter_shapes  # noqa: E402
-from dia_engine.model.state import STATUS, DecodeState  # noqa: E402
-from dia_engine.sampling_params import ResolvedSamplingParams  # noqa: E402
+import triton
 
-EMULATED = int(os.environ.get("EMULATED_ARCHITECTURE", "0"))  # see conftest.py; 0 is the interpreter
-if EMULATED:
-    from tools.ptx_emulator.driver import emulate as run_launch
-else:
-    run_launch = Launch.run
-ON_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if ON_GPU else "cpu"
-EPS = 1e-5
-dtypes = pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.bfloat16, id="bf16", marks=pytest.mark.gpu),
-        pytest.param(torch.float16, id="fp16", marks=pytest.mark.gpu),
-    ],
+from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
+from dia_engine.kernels import sample_and_advance as next_row
+from dia_engine.kernels.attention import AttentionScratch
+from dia_engine.kernels.dispatch import HOPPER, dependent_launches, launches_to, tl
+from dia_engine.kernels.norm import Residual
+from dia_engine.kernels.philox import philox
+from dia_engine.kernels.rope import rope_table
+from dia_engine.model.dia import DiaModel, parameter_shapes
+from dia_engine.model.state import DecodeState
+from dia_engine.sampling_params import ResolvedSamplingParams
+from tests.kernels.helpers import (
+    DEVICE,
+    EPS,
+    REQUESTS,
+    check,
+    clone,
+    dtypes,
+    kernels,
+    matrix,
+    randn,
+    random_residual,
+    random_weights,
+    scaling,
+    small_config,
+    started,
 )
-
-
-def kernels():
-    """Where the wrappers launch: on a GPU everywhere, on a CPU in here, interpreted or emulated."""
-    return contextlib.nullcontext() if ON_GPU else launches_to(run_launch, EMULATED)
-
-
-def randn(*shape, dtype=torch.float32, scale=1.0):
-    return (torch.randn(shape) * scale).to(dtype).to(DEVICE)
-
-
-def matrix(outputs, inputs, dtype=torch.float32):
-    return randn(outputs, inputs, dtype=dtype, scale=inputs**-0.5)
-
-
-def random_residual(rows, width, dtype=torch.float32):
-    residual = Residual.allocate(rows, width, dtype, DEVICE)
-    residual.write(randn(rows, width, scale=3.0), 1 + randn(width, scale=0.1))
-    return residual
-
-
-def clone(value):
-    """A deep copy of tensors in dataclasses."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if dataclasses.is_dataclass(value) and not isinstance(value, DiaConfig):
-        fields = dataclasses.fields(value)
-        copies = {field.name: clone(getattr(value, field.name)) for field in fields}
-        if "with_text" in copies:
-            copies["with_text"] = copies["residual"].rows(slice(1, None, 2))
-        if "status" in copies:
-            copies |= dict(zip(STATUS, copies["status"][:, : value.slots]))
-        return type(value)(**copies)
-    return value
 
 
 def to_float(value):
@@ -83,19 +49,6 @@ def to_float(value):
     if dataclasses.is_dataclass(value):
         return type(value)(*(to_float(getattr(value, field.name)) for field in dataclasses.fields(value)))
     return value.float()
-
-
-def check(kernel, reference, truth):
-    """The kernel may be wrong by twice what rounding makes of the reference, and by a few last bits.
-
-    Args:
-        kernel, reference: in the dtype under test.
-        truth: the reference in float32 on the same inputs.
-    """
-    assert kernel.dtype == reference.dtype and kernel.shape == reference.shape
-    error, allowed = ((result.float() - truth).abs().max().item() for result in (kernel, reference))
-    floor = 1e-5 if kernel.dtype == torch.float32 else torch.finfo(kernel.dtype).eps / 8
-    assert error <= 2 * allowed + floor * truth.abs().max().item(), (error, allowed)
 
 
 # Large enough for several programs and loop turns, and odd in every size.
@@ -110,11 +63,6 @@ def test_norm_linear(rows, width, outputs, dtype):
         norm_linear.norm_linear(residual, weight, EPS, out)
     reference = norm_linear.norm_linear_ref(residual, weight, EPS)
     check(out, reference, norm_linear.norm_linear_ref(to_float(residual), weight.float(), EPS) / scaling(residual))
-
-
-def scaling(residual):
-    """Of a float16 residual read as float32: the headroom, which float32 does not have."""
-    return headroom(residual.z.dtype)
 
 
 @dtypes
@@ -207,7 +155,7 @@ def test_project_qkv(slots, heads, groups, head_dim, width, dtype):
         results = run(qkv.project_qkv, residual, weight, dtype)
     references = run(qkv.project_qkv_ref, residual, weight, dtype)
     truths = run(qkv.project_qkv_ref, exact, weight.float(), torch.float32)
-    for result, reference, truth in zip(results, references, truths):
+    for result, reference, truth in zip(results, references, truths, strict=True):
         check(result, reference, truth)
         assert torch.equal(result == 0, reference == 0)  # nothing is written elsewhere in the cache
 
@@ -255,40 +203,6 @@ def test_the_number_of_spans_can_be_chosen(programs, groups, expected, monkeypat
     monkeypatch.setenv("DIA_ATTENTION_PROGRAMS", "100")
     with pytest.raises(ValueError, match="DIA_ATTENTION_PROGRAMS must be a power of two from 16 to 256, got '100'"):
         AttentionScratch.allocate(2, groups, 16, 128, "cpu")
-
-
-def small_config(channels=9, vocab=40, layers=2, width=32, heads=4, groups=2, head_dim=8, cross=(2, 2, 12), inner=48):
-    delay = (0, 8, 9, 10, 11, 12, 13, 14, 15, 15)[:channels] if channels > 2 else (0, 3)[:channels]
-    return DiaConfig(
-        encoder=EncoderConfig(
-            num_hidden_layers=1,
-            hidden_size=24,
-            intermediate_size=32,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=12,
-            max_position_embeddings=64,
-        ),  # fmt: skip
-        decoder=DecoderConfig(
-            num_hidden_layers=layers,
-            hidden_size=width,
-            intermediate_size=inner,
-            num_attention_heads=heads,
-            num_key_value_heads=groups,
-            head_dim=head_dim,
-            cross_num_attention_heads=cross[0],
-            cross_num_key_value_heads=cross[1],
-            cross_head_dim=cross[2],
-            cross_hidden_size=24,
-            num_channels=channels,
-            vocab_size=vocab,
-            max_position_embeddings=256,
-        ),  # fmt: skip
-        delay_pattern=delay,
-        bos_token_id=vocab - 2,
-        eos_token_id=vocab - 4,
-        pad_token_id=vocab - 3,
-    )
 
 
 def running_state(config, slots, rows=60, dtype=torch.float32):
@@ -452,36 +366,6 @@ def test_philox_is_tritons():
         assert torch.equal(out, torch.stack(philox(key, (counter, *fixed))))
 
 
-def random_weights(config, dtype=torch.float32):
-    weights = {}
-    for name, shape in parameter_shapes(config).items():
-        is_norm = name.endswith("norm.weight")
-        weights[name] = 1 + randn(*shape, scale=0.1) if is_norm else matrix(*shape, dtype=dtype)
-    return weights
-
-
-def started(model, requests, rows=40):
-    """A state with a slot for each (text length, prompt frames, options)."""
-    state = DecodeState.allocate(model.config, len(requests), rows, 16, model.dtype, model.device)
-    generator = torch.Generator().manual_seed(1)
-    for slot, (length, frames, options) in enumerate(requests):
-        text = torch.randint(1, 255, (length,), generator=generator).to(model.device)
-        shape = (frames, model.config.decoder.num_channels)
-        prompt = torch.randint(0, model.config.eos_token_id, shape, generator=generator)
-        state.start(slot, length, prompt, options, seed=11 + slot)
-        model.prefill(state, slot, text)
-    return state
-
-
-GREEDY = ResolvedSamplingParams(max_tokens=40, temperature=0.0)
-DRAWN = ResolvedSamplingParams(max_tokens=33, top_p=0.9, cfg_filter_top_k=20)
-REQUESTS = [
-    (3, 0, GREEDY),
-    (13, 7, DRAWN),
-    (16, 2, ResolvedSamplingParams(max_tokens=40, cfg_filter_top_k=None, cfg_scale=1.0)),
-]
-
-
 def assert_same_run(config, steps):
     """Three ragged slots by kernels and by references: the same grid after `steps` rows."""
     weights = random_weights(config)
@@ -559,7 +443,7 @@ def test_no_dependent_launch_before_hopper():
 def test_what_a_launch_reads_before_it_waits_is_not_written_by_its_predecessor():
     read_only = {"_project_qkv_kernel": {"position_ptr"}}
     launches, _ = recorded(small_config(layers=3), slots=2)
-    early = [(before, launch) for before, launch in zip(launches, launches[1:]) if launch.early]
+    early = [(before, launch) for before, launch in pairwise(launches) if launch.early]
     assert len(early) == 2 * 3, "self-attention and cross-attention of each layer"
     assert not launches[0].early
     for before, launch in early:
@@ -634,7 +518,7 @@ def test_a_slot_in_a_batch_has_the_bits_it_has_alone(batch, dtype):
         alone = started(model, requests[: slot + 1])  # `started` draws texts and prompts in the order of slots
         lone = DecodeState.allocate(model.config, 1, 40, 16, model.dtype, model.device)
         copy_slot(alone, slot, lone)
-        for batched, single in zip(together, bits_of_steps(model, lone, 6)):
+        for batched, single in zip(together, bits_of_steps(model, lone, 6), strict=True):
             assert torch.equal(batched[2 * slot : 2 * slot + 2], single)
 
 
@@ -657,7 +541,7 @@ def test_dependent_launches_change_no_bit(dtype):
     model = sizeable_model(dtype)
     overlapped = bits_of_steps(model, started(model, REQUESTS), 25)
     plain = bits_of_steps(model, started(model, REQUESTS), 25, lambda: dependent_launches(False))
-    assert all(torch.equal(*pair) for pair in zip(overlapped, plain))
+    assert all(torch.equal(*pair) for pair in zip(overlapped, plain, strict=True))
 
 
 @pytest.mark.gpu

@@ -6,9 +6,18 @@ import re
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-from test_kernels import (  # noqa: E402
+import triton
+
+from dia_engine.kernels import gated_linear, nf4, norm_linear, qkv, residual_linear
+from dia_engine.kernels.dispatch import tl
+from dia_engine.kernels.norm import Residual
+from dia_engine.kernels.quantized import FORMATS, LEVELS, Int8Weight, NF4Weight
+from dia_engine.kernels.rope import rope_table
+from dia_engine.model.dia import DiaModel
+from dia_engine.weights.recipes import RECIPES, chosen_formats
+from tests.kernels.helpers import (
     DEVICE,
     EPS,
     ON_GPU,
@@ -24,15 +33,7 @@ from test_kernels import (  # noqa: E402
     scaling,
     small_config,
     started,
-)  # fmt: skip
-
-from dia_engine.kernels import gated_linear, nf4, norm_linear, qkv, residual_linear  # noqa: E402
-from dia_engine.kernels.dispatch import tl  # noqa: E402
-from dia_engine.kernels.norm import Residual  # noqa: E402
-from dia_engine.kernels.quantized import FORMATS, LEVELS, Int8Weight, NF4Weight  # noqa: E402
-from dia_engine.kernels.rope import rope_table  # noqa: E402
-from dia_engine.model.dia import DiaModel  # noqa: E402
-from dia_engine.weights.recipes import RECIPES, chosen_formats  # noqa: E402
+)
 
 formats = pytest.mark.parametrize("kind", [Int8Weight, NF4Weight], ids=["int8", "nf4"])
 # Widths of one block, of a few, of more than one turn of all slices, and (int8 only) odd ones.
@@ -118,7 +119,7 @@ def test_project_qkv(kind, slots, heads, groups, head_dim, width, dtype):
         results = run(qkv.project_qkv, residual, weight, dtype)
     references = run(qkv.project_qkv_ref, residual, weight, dtype)
     truths = run(qkv.project_qkv_ref, exact_input(residual), exact(weight), torch.float32)
-    for result, reference, truth in zip(results, references, truths):
+    for result, reference, truth in zip(results, references, truths, strict=True):
         check(result, reference, truth)
 
 
@@ -154,7 +155,7 @@ def test_the_assembly_gives_the_rounded_levels(dtype):
         packed = word.to_bytes(4, "little")
         nibbles = [[byte & 15 for byte in packed], [byte >> 4 for byte in packed]]
         found = run_assembly(text, word)
-        for half, chosen in zip((found[:2], found[2:]), nibbles):
+        for half, chosen in zip((found[:2], found[2:]), nibbles, strict=True):
             assert half == [codes[chosen[0]] | codes[chosen[1]] << 16, codes[chosen[2]] | codes[chosen[3]] << 16]
 
 

@@ -80,7 +80,7 @@ def test_rows_split_and_joined_are_the_rows_quantized_apart(kind, columns):
     source = matrix(12, columns)
     whole = kind.quantize(source, torch.bfloat16)
     parts = whole.split([5, 3, 4])
-    for part, rows in zip(parts, source.split([5, 3, 4])):
+    for part, rows in zip(parts, source.split([5, 3, 4]), strict=True):
         assert torch.equal(part.dequantize(), kind.quantize(rows, torch.bfloat16).dequantize())
     joined = kind.join(parts, "cpu")
     assert torch.equal(joined.dequantize(), whole.dequantize()) and joined.dtype == torch.bfloat16

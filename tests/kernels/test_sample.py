@@ -37,7 +37,7 @@ def test_recorded_probabilities(case):
 def rules_in_a_loop(uncond, cond, cfg_scale, temperature, top_p, top_k, eos):
     """The rules of kernels/sample.py for one channel-major pair of logits [C, V], one id at a time."""
     result = torch.zeros_like(cond)
-    for channel, (u, c) in enumerate(zip(uncond.double(), cond.double())):
+    for channel, (u, c) in enumerate(zip(uncond.double(), cond.double(), strict=True)):
         guided = c + cfg_scale * (c - u)
         chosen = sorted(range(len(c)), key=lambda i: (-guided[i].item(), i))[:top_k]
         left = [i for i in chosen if i < eos or (i == eos and channel == 0)]
@@ -80,7 +80,7 @@ def test_rules_on_random_logits(seed):
 def test_each_slot_has_its_own_knobs():
     logits = torch.randn(8, 3, 21)
     slots = [(3.0, 1.2, 0.95, 5), (0.0, 0.0, 1.0, 21), (1.0, 0.5, 0.4, 1), (2.0, 2.0, 1.0, 9)]
-    together = filter_probabilities(logits, *(torch.tensor(column) for column in zip(*slots)), eos=18)
+    together = filter_probabilities(logits, *(torch.tensor(column) for column in zip(*slots, strict=True)), eos=18)
     for slot, knobs in enumerate(slots):
         alone = filter_probabilities(logits[2 * slot : 2 * slot + 2], *parameters(*knobs), eos=18)
         assert torch.equal(together[slot], alone[0])

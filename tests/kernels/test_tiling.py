@@ -9,14 +9,20 @@ import torch
 
 pytest.importorskip("triton")
 
-from helpers import run_python  # noqa: E402
-from test_kernels import DEVICE, EPS, kernels, matrix, randn, random_residual  # noqa: E402
-
-from dia_engine.kernels import gated_linear, matmul, norm_linear, qkv, residual_linear  # noqa: E402
-from dia_engine.kernels.architectures import SHARED_MEMORY_LIMIT  # noqa: E402
-from dia_engine.kernels.matmul import Tiling, Tuning  # noqa: E402
-from dia_engine.kernels.quantized import FORMATS  # noqa: E402
-from dia_engine.kernels.rope import rope_table  # noqa: E402
+from dia_engine.kernels import gated_linear, matmul, norm_linear, qkv, residual_linear
+from dia_engine.kernels.architectures import SHARED_MEMORY_LIMIT
+from dia_engine.kernels.matmul import Tiling, Tuning
+from dia_engine.kernels.quantized import FORMATS
+from dia_engine.kernels.rope import rope_table
+from tests.helpers import run_python
+from tests.kernels.helpers import (
+    DEVICE,
+    EPS,
+    kernels,
+    matrix,
+    randn,
+    random_residual,
+)
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 FIXED = ("unit", "slices", "interleaved")  # what decides the order of sums
@@ -36,7 +42,7 @@ def test_the_number_of_rows_leaves_the_order_of_sums_alone(architecture, kind, d
         weight = empty(kind, 4096, width, dtype)
         tilings = [Tiling.choose(weight, tile, rows, architecture) for rows in range(1, 140)]
         assert len({tuple(getattr(tiling, name) for name in FIXED) for tiling in tilings}) == 1
-        for rows, tiling in enumerate(tilings, start=1):
+        for tiling in tilings:
             assert tiling.unit % tiling.block_k == 0 and tiling.tile % tile == 0
             assert tiling.stages == 2 if isinstance(architecture, str) else tiling.stages >= 3
 
@@ -86,14 +92,14 @@ def test_distinct_kernels_over_all_slot_counts():
 
 
 def test_projections_fit_into_shared_memory():
-    result = run_python("tests/kernels/compiled_tilings.py", "sample")
+    result = run_python("-m", "tests.kernels.compiled_tilings", "sample")
     assert result.returncode == 0, result.stdout + result.stderr
     assert int(result.stdout.split()[-2]) == 16, result.stdout
 
 
 @pytest.mark.slow
 def test_all_projections_fit_into_shared_memory():
-    result = run_python("tests/kernels/compiled_tilings.py", "all")
+    result = run_python("-m", "tests.kernels.compiled_tilings", "all")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -152,7 +158,7 @@ def test_every_tiling_gives_the_same_results(monkeypatch, name, kind, width):
 
     monkeypatch.setattr(Tiling, "choose", forced)
     torch.manual_seed(1)
-    for ours, theirs in zip(all_projections(weights, inputs, residual, rows), expected):
+    for ours, theirs in zip(all_projections(weights, inputs, residual, rows), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 

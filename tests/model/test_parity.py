@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from reference import random_reference, reference_codes, reference_logits
 
 from dia_engine import Engine
 from dia_engine.model.state import DecodeState
 from dia_engine.model.tokenizer import encode_text
 from dia_engine.sampling_params import ResolvedSamplingParams
+from tests.reference import random_reference, reference_codes, reference_logits
 
 REQUESTS = [
     # text, prompt frames, max_tokens, cfg_scale, top_k
@@ -49,7 +49,7 @@ def test_greedy_codes_alone_and_in_a_batch(seed, tmp_path):
     same_knobs = {"max_tokens": 40, "temperature": 0, "cfg_scale": 3.0, "cfg_filter_top_k": 5}
     texts = [text for text, *_ in REQUESTS]
     together = engine.generate(texts, audio_prompt=prompts, **same_knobs)
-    for text, prompt, codes in zip(texts, prompts, together):
+    for text, prompt, codes in zip(texts, prompts, together, strict=True):
         prompt = random_prompt(engine, 0) if prompt is None else prompt
         alone = reference_codes(reference, encode_text(text, limit), prompt, 40, 3.0, 5)
         assert torch.equal(torch.from_numpy(codes), alone)

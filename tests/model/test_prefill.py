@@ -9,12 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from dia_engine.kernels.dispatch import launches_to  # noqa: E402
-from dia_engine.kernels.quantized import FORMATS  # noqa: E402
-from dia_engine.model.config import DiaConfig  # noqa: E402
-from dia_engine.model.dia import DiaModel, parameter_shapes  # noqa: E402
-from dia_engine.model.state import DecodeState  # noqa: E402
-from dia_engine.weights.recipes import RECIPES, chosen_formats  # noqa: E402
+from dia_engine.kernels.dispatch import launches_to
+from dia_engine.kernels.quantized import FORMATS
+from dia_engine.model.config import DiaConfig
+from dia_engine.model.dia import DiaModel, parameter_shapes
+from dia_engine.model.state import DecodeState
+from dia_engine.weights.recipes import RECIPES, chosen_formats
 
 
 class Counter(TorchDispatchMode):
@@ -57,4 +57,4 @@ def counted(quant: str | None, prompt: int, monkeypatch) -> tuple[int, int]:
 @pytest.mark.parametrize("quant", ["int8", "nf4"])
 def test_quantized_weights_cost_few_more_kernels(quant, prompt, monkeypatch):
     plain, quantized = (counted(kind, prompt, monkeypatch) for kind in (None, quant))
-    assert all(more <= 1.6 * few for more, few in zip(quantized, plain)), (plain, quantized)
+    assert all(more <= 1.6 * few for more, few in zip(quantized, plain, strict=True)), (plain, quantized)

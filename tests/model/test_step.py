@@ -66,7 +66,7 @@ def test_what_lies_beyond_the_valid_rows_is_not_read(model):
 class Watch(TorchDispatchMode):
     """Adds up the bytes that operations allocate, and collects those that wait for a tensor's value."""
 
-    WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique"}
+    WAITS = frozenset({"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique"})
 
     def __init__(self):
         super().__init__()

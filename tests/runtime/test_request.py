@@ -40,7 +40,7 @@ def test_each_text_may_have_its_own_parameters():
     assert params[1] == ResolvedSamplingParams() and params[2].cfg_filter_top_k is None
 
 
-def test_a_batch_of_different_parameters_is_what_each_is_alone(mute):
+def test_a_batch_of_different_parameters_is_what_each_is_alone(engine_without_codec):
     knobs = {
         "max_tokens": [40, 25, 60],
         "temperature": [0.0, 1.3, 0.8],
@@ -49,16 +49,18 @@ def test_a_batch_of_different_parameters_is_what_each_is_alone(mute):
         "cfg_filter_top_k": [None, 5, MODEL_DEFAULT],
         "seed": [4, 5, 6],
     }
-    together = mute.generate([TEXT, LONG, TEXT], **knobs)
+    together = engine_without_codec.generate([TEXT, LONG, TEXT], **knobs)
     assert [len(codes) for codes in together] == [24, 9, 44]
     streamed = [[], [], []]
-    for index, codes in mute.stream([TEXT, LONG, TEXT], **knobs):
+    for index, codes in engine_without_codec.stream([TEXT, LONG, TEXT], **knobs):
         streamed[index].append(codes)
     for index, text in enumerate([TEXT, LONG, TEXT]):
         own = {name: values[index] for name, values in knobs.items()}
-        alone = mute.generate(text, **own)
+        alone = engine_without_codec.generate(text, **own)
         seed = own.pop("seed")
-        assert np.array_equal(mute.generate(text, seed=seed, sampling_params=SamplingParams(**own)), alone)
+        assert np.array_equal(
+            engine_without_codec.generate(text, seed=seed, sampling_params=SamplingParams(**own)), alone
+        )
         assert np.array_equal(together[index], alone) and np.array_equal(np.concatenate(streamed[index]), alone)
 
 
@@ -153,30 +155,30 @@ def test_prompts_that_cannot_be(prompt, error, message):
         parse(TEXT, audio_prompt=prompt)
 
 
-def test_waveforms_of_any_layout(speaker):
+def test_waveforms_of_any_layout(engine):
     forms = [TONE, TONE[::-1].copy()[::-1], TONE.astype(">f4"), TONE.astype(np.longdouble), torch.from_numpy(TONE)]
     forms += [np.stack([TONE, TONE]), np.stack([TONE, TONE], axis=1), TONE * (1.2 / 0.3)]
     for waveform in forms:
-        assert len(speaker.generate(TEXT, audio_prompt=(waveform, RATE), max_tokens=40, seed=1))
+        assert len(engine.generate(TEXT, audio_prompt=(waveform, RATE), max_tokens=40, seed=1))
 
 
 @pytest.mark.parametrize(
     ("gains", "warns"),
     [((1, -1), True), ((1, -0.95), True), ((1, 1, -2), True), ((1, 1), False), ((1, 0), False), ((0, 0), False)],
 )
-def test_channels_that_cancel_each_other(speaker, caplog, gains, warns):
+def test_channels_that_cancel_each_other(engine, caplog, gains, warns):
     channels = np.stack([gain * TONE for gain in gains], axis=1)
-    speaker.generate(TEXT, audio_prompt=(channels, RATE), max_tokens=40, seed=1)
+    engine.generate(TEXT, audio_prompt=(channels, RATE), max_tokens=40, seed=1)
     assert ("cancel each other" in caplog.text) == warns
 
 
-def test_a_request_with_a_waveform_is_not_taken_for_one_without_a_prompt(speaker):
+def test_a_request_with_a_waveform_is_not_taken_for_one_without_a_prompt(engine):
     (request,) = parse_requests(
-        TEXT, {}, audio_prompt=(TONE, RATE), config=speaker.config, defaults={}, codec=lambda: speaker.codec
+        TEXT, {}, audio_prompt=(TONE, RATE), config=engine.config, defaults={}, codec=lambda: engine.codec
     )
     with pytest.raises(RuntimeError, match="not been encoded"):
         request.prompt_codes  # noqa: B018
-    assert request.encode_prompt(speaker.codec).prompt_codes.shape == (8, 9)
+    assert request.encode_prompt(engine.codec).prompt_codes.shape == (8, 9)
 
 
 # Scripts

@@ -210,8 +210,8 @@ def test_default_chunk_sizes_follow_the_reach():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_stream_is_the_whole(speaker, seed, monkeypatch):
-    monkeypatch.setattr(speaker, "_runs_ahead", seed % 3 == 0)
+def test_a_stream_is_the_whole(engine, seed, monkeypatch):
+    monkeypatch.setattr(engine, "_runs_ahead", seed % 3 == 0)
     chance = random.Random(seed)
     steady = chance.choice([1, 3, 16, 48, 100])
     chunks = {"chunk_frames": steady, "first_chunk_frames": chance.choice([None, 1, steady])}
@@ -219,27 +219,27 @@ def test_a_stream_is_the_whole(speaker, seed, monkeypatch):
     frames = chance.choice([1, 2, 9, 20, 60])
     knobs = {"seed": seed, "audio_prompt": prompt, "temperature": chance.choice([0.0, 1.2])}
     knobs["max_tokens"] = frames + 16 + (0 if prompt is None else len(prompt))
-    whole, pieces = speaker.generate(TEXT, **knobs), list(speaker.stream(TEXT, **knobs, **chunks))
+    whole, pieces = engine.generate(TEXT, **knobs), list(engine.stream(TEXT, **knobs, **chunks))
     assert difference(pieces, whole) < TOLERANCE
     assert all(0 < len(piece) <= steady * 512 for piece in pieces)
 
 
-def test_a_batch_streams_each_of_its_texts(speaker, mute):
+def test_a_batch_streams_each_of_its_texts(engine, engine_without_codec):
     texts = [TEXT, "[S2] A longer second script, so that lengths differ.", "[S1] x"]
     knobs = {"audio_prompt": [None, torch.randint(1024, (7, 9)), None], "seed": [3, 4, 5], "max_tokens": 40}
-    for engine in (speaker, mute):
+    for each in (engine, engine_without_codec):
         pieces = [[], [], []]
-        for index, piece in engine.stream(texts, chunk_frames=10, **knobs):
+        for index, piece in each.stream(texts, chunk_frames=10, **knobs):
             pieces[index].append(piece)
-        for found, whole in zip(pieces, engine.generate(texts, **knobs)):
+        for found, whole in zip(pieces, each.generate(texts, **knobs)):
             assert difference(found, whole) < TOLERANCE
-    assert [index for index, _ in mute.stream([TEXT], max_tokens=20)] == [0], "a list of one is a list"
+    assert [index for index, _ in engine_without_codec.stream([TEXT], max_tokens=20)] == [0], "a list of one is a list"
 
 
-def test_without_a_codec_a_stream_is_of_codes(mute):
-    pieces = list(mute.stream(TEXT, seed=1, max_tokens=60))
+def test_without_a_codec_a_stream_is_of_codes(engine_without_codec):
+    pieces = list(engine_without_codec.stream(TEXT, seed=1, max_tokens=60))
     assert [piece.shape for piece in pieces] == [(8, 9), (16, 9), (20, 9)] and pieces[0].dtype == np.int64
-    assert np.array_equal(np.concatenate(pieces), mute.generate(TEXT, seed=1, max_tokens=60))
+    assert np.array_equal(np.concatenate(pieces), engine_without_codec.generate(TEXT, seed=1, max_tokens=60))
 
 
 def scripted_engine(chance: random.Random, end_row: int | None = None, rows: int = 200, **codec_sizes) -> Engine:
@@ -304,39 +304,39 @@ class SlowCopy:
         return self.copy.wait()
 
 
-def test_the_loop_around_a_gpu(speaker, monkeypatch):
+def test_the_loop_around_a_gpu(engine, monkeypatch):
     """Launches of eight steps and of one, looks and copies that are not ready at once: all of it but the GPU."""
     chance = random.Random(0)
-    stepper, launches = speaker._stepper, []
+    stepper, launches = engine._stepper, []
     monkeypatch.setattr(stepper, "_launch_sizes", (STEPS_PER_GRAPH, 1))
     monkeypatch.setattr(stepper, "_launch", lambda state, steps: (launches.append(steps), stepper._steps(state, steps)))
     monkeypatch.setattr(Look, "ready", lambda look: chance.random() < 0.3)
-    decode = speaker._windows.decode
-    monkeypatch.setattr(speaker._windows, "decode", lambda *part: SlowCopy(decode(*part), chance.randint(0, 6)))
-    monkeypatch.setattr(speaker._windows, "widened", lambda start, stop: widened(start, stop, {18, 34, 52, 68}))
+    decode = engine._windows.decode
+    monkeypatch.setattr(engine._windows, "decode", lambda *part: SlowCopy(decode(*part), chance.randint(0, 6)))
+    monkeypatch.setattr(engine._windows, "widened", lambda start, stop: widened(start, stop, {18, 34, 52, 68}))
     knobs = {"text": [TEXT, "[S2] x"], "seed": 2, "max_tokens": 100}
     pieces = [[], []]
-    for index, piece in speaker.stream(**knobs):
+    for index, piece in engine.stream(**knobs):
         pieces[index].append(piece)
     assert launches[:7] == [8, 8, 8, 8, 1, 8, 8], "the first window is ready after 33 steps, the second after 49"
     monkeypatch.undo()
-    for found, whole in zip(pieces, speaker.generate(**knobs)):
+    for found, whole in zip(pieces, engine.generate(**knobs)):
         assert difference(found, whole) < TOLERANCE
 
 
-def test_first_sound_after_the_fewest_steps(speaker):
+def test_first_sound_after_the_fewest_steps(engine):
     made = []
-    step, speaker.model.step = speaker.model.step, lambda state: (made.append(1), step(state))
+    step, engine.model.step = engine.model.step, lambda state: (made.append(1), step(state))
     try:
-        with speaker.stream(TEXT, **LONG) as stream:
+        with engine.stream(TEXT, **LONG) as stream:
             # The thread does not wait for its reader: what matters is where the first window starts.
-            original, seen = speaker._windows.decode, []
-            speaker._windows.decode = lambda *window: (seen.append(len(made)), original(*window))[1]
+            original, seen = engine._windows.decode, []
+            engine._windows.decode = lambda *window: (seen.append(len(made)), original(*window))[1]
             next(stream)
     finally:
-        speaker.model.step = step
-        del speaker._windows.decode
-    around = speaker._windows.reach
+        engine.model.step = step
+        del engine._windows.decode
+    around = engine._windows.reach
     assert seen[0] == 15 + 8 + around.after, "the delay, the frames of the chunk, and those it hears"
 
 
@@ -347,19 +347,19 @@ def test_steady_windows_decode_less_than_1_6_times_the_whole(frames):
 
 
 @pytest.mark.parametrize("chunks", [(0, None), (2.5, None), (3, 4)])
-def test_mistakes_are_named_at_the_call(speaker, chunks):
+def test_mistakes_are_named_at_the_call(engine, chunks):
     with pytest.raises((ValueError, TypeError), match="chunk_frames"):
-        speaker.stream(TEXT, chunk_frames=chunks[0], first_chunk_frames=chunks[1])
+        engine.stream(TEXT, chunk_frames=chunks[0], first_chunk_frames=chunks[1])
     for arguments in ({"text": ""}, {"seed": -1}, {"max_tokens": 16}, {"audio_prompt": "absent.wav"}):
         with pytest.raises((ValueError, FileNotFoundError)):
-            speaker.stream(**{"text": TEXT, **arguments, **{"chunk_frames": 5}})
+            engine.stream(**{"text": TEXT, **arguments, **{"chunk_frames": 5}})
 
 
 @pytest.fixture(params=[False, True], ids=["in the reader's thread", "in a thread ahead of the reader"])
-def ahead(request, speaker, mute, monkeypatch):
+def ahead(request, engine, engine_without_codec, monkeypatch):
     """Both ways to run a stream: as on a CPU, and as on a GPU and in an event loop."""
-    for engine in (speaker, mute):
-        monkeypatch.setattr(engine, "_runs_ahead", request.param)
+    for each in (engine, engine_without_codec):
+        monkeypatch.setattr(each, "_runs_ahead", request.param)
     return request.param
 
 
@@ -411,66 +411,66 @@ def leave_before_the_start(engine):
     "leave",
     [leave_by_close, leave_by_with, leave_by_error, leave_by_ctrl_c, leave_by_collection, leave_before_the_start],
 )
-def test_whoever_leaves_frees_the_engine_at_once(speaker, leave, ahead):
-    wanted = speaker.generate(TEXT, seed=5, max_tokens=30)
-    leave(speaker)
-    assert not speaker._stepper.lock.locked()
-    assert np.array_equal(speaker.generate(TEXT, seed=5, max_tokens=30), wanted)
+def test_whoever_leaves_frees_the_engine_at_once(engine, leave, ahead):
+    wanted = engine.generate(TEXT, seed=5, max_tokens=30)
+    leave(engine)
+    assert not engine._stepper.lock.locked()
+    assert np.array_equal(engine.generate(TEXT, seed=5, max_tokens=30), wanted)
 
 
-def test_an_error_in_the_work_reaches_the_reader_and_frees_the_engine(speaker, ahead):
-    wanted = speaker.generate(TEXT, seed=5, max_tokens=30)
-    step, speaker.model.step = speaker.model.step, lambda state: 1 / 0
-    stream = speaker.stream(TEXT)
+def test_an_error_in_the_work_reaches_the_reader_and_frees_the_engine(engine, ahead):
+    wanted = engine.generate(TEXT, seed=5, max_tokens=30)
+    step, engine.model.step = engine.model.step, lambda state: 1 / 0
+    stream = engine.stream(TEXT)
     with pytest.raises(ZeroDivisionError):
         next(stream)
-    speaker.model.step = step
-    assert next(stream, None) is None and not speaker._stepper.lock.locked()
-    assert np.array_equal(speaker.generate(TEXT, seed=5, max_tokens=30), wanted)
+    engine.model.step = step
+    assert next(stream, None) is None and not engine._stepper.lock.locked()
+    assert np.array_equal(engine.generate(TEXT, seed=5, max_tokens=30), wanted)
 
 
-def test_two_streams_and_a_generation_at_once_are_all_right(mute, ahead):
+def test_two_streams_and_a_generation_at_once_are_all_right(engine_without_codec, ahead):
     texts = [TEXT, "[S2] Another script.", "[S1] And one more."]
     knobs = {"seed": 1, "max_tokens": 50}
-    wanted, found = [mute.generate(text, **knobs) for text in texts], {}
+    wanted, found = [engine_without_codec.generate(text, **knobs) for text in texts], {}
 
     def read(index):
-        found[index] = np.concatenate(list(mute.stream(texts[index], chunk_frames=4, **knobs)))
+        found[index] = np.concatenate(list(engine_without_codec.stream(texts[index], chunk_frames=4, **knobs)))
 
     threads = [threading.Thread(target=read, args=(index,)) for index in (0, 1)]
     for thread in threads:
         thread.start()
-    found[2] = mute.generate(texts[2], **knobs)
+    found[2] = engine_without_codec.generate(texts[2], **knobs)
     for thread in threads:
         thread.join()
     assert all(np.array_equal(found[index], whole) for index, whole in enumerate(wanted))
 
 
-def test_one_thread_and_two_streams(mute, ahead):
+def test_one_thread_and_two_streams(engine_without_codec, ahead):
     knobs = {"seed": 1, "max_tokens": 50, "chunk_frames": 4}
     texts = [TEXT, "[S2] Two."]
-    first, second = (mute.stream(text, **knobs) for text in texts)
+    first, second = (engine_without_codec.stream(text, **knobs) for text in texts)
     pieces = [[next(first)], []]
     if ahead:  # the first is made to its end, whether it is read or not
-        assert len(mute.generate("[S1] Three.", max_tokens=30)) == 14
+        assert len(engine_without_codec.generate("[S1] Three.", max_tokens=30)) == 14
     else:  # who would wait would wait for itself
         with pytest.raises(RuntimeError, match="in the middle of a stream of this engine"):
-            mute.generate("[S1] Three.", max_tokens=30)
+            engine_without_codec.generate("[S1] Three.", max_tokens=30)
         with pytest.raises(RuntimeError, match="in the middle of a stream of this engine"):
             next(second)
         pieces[0] += first
-        second = mute.stream(texts[1], **knobs)
+        second = engine_without_codec.stream(texts[1], **knobs)
     pieces[1] += second
     pieces[0] += first
     del knobs["chunk_frames"]
     for found, text in zip(pieces, texts):
-        assert np.array_equal(np.concatenate(found), mute.generate(text, **knobs))
+        assert np.array_equal(np.concatenate(found), engine_without_codec.generate(text, **knobs))
 
 
-def test_a_stream_that_waits_for_its_turn_can_be_closed(mute, ahead, monkeypatch):
-    first, second = mute.stream(TEXT, **LONG), mute.stream(TEXT, **LONG)
+def test_a_stream_that_waits_for_its_turn_can_be_closed(engine_without_codec, ahead, monkeypatch):
+    first, second = engine_without_codec.stream(TEXT, **LONG), engine_without_codec.stream(TEXT, **LONG)
     next(first)
-    acquire, waits = mute._stepper.lock.acquire, threading.Event()
+    acquire, waits = engine_without_codec._stepper.lock.acquire, threading.Event()
 
     def traced(*args, **kwargs):
         acquired = acquire(*args, **kwargs)
@@ -478,7 +478,7 @@ def test_a_stream_that_waits_for_its_turn_can_be_closed(mute, ahead, monkeypatch
             waits.set()
         return acquired
 
-    monkeypatch.setattr(mute._stepper.lock, "acquire", traced)
+    monkeypatch.setattr(engine_without_codec._stepper.lock, "acquire", traced)
     reader = threading.Thread(target=lambda: next(second, None))
     reader.start()
     assert waits.wait(HANGS)
@@ -488,9 +488,9 @@ def test_a_stream_that_waits_for_its_turn_can_be_closed(mute, ahead, monkeypatch
     first.close()
 
 
-def test_async_streams(speaker, monkeypatch):
+def test_async_streams(engine, monkeypatch):
     knobs = {"seed": 1, "max_tokens": 60}
-    steps, stepping, goes_on = speaker._stepper._steps, threading.Event(), threading.Event()
+    steps, stepping, goes_on = engine._stepper._steps, threading.Event(), threading.Event()
 
     def gated(*args):
         stepping.set()
@@ -498,7 +498,7 @@ def test_async_streams(speaker, monkeypatch):
         steps(*args)
 
     async def read(text):
-        return [piece async for piece in speaker.astream(text, chunk_frames=7, **knobs)]
+        return [piece async for piece in engine.astream(text, chunk_frames=7, **knobs)]
 
     async def let_it_step():
         while not stepping.is_set():
@@ -508,27 +508,27 @@ def test_async_streams(speaker, monkeypatch):
     async def both():
         return await asyncio.gather(read(TEXT), read("[S2] Two."), let_it_step())
 
-    monkeypatch.setattr(speaker._stepper, "_steps", gated)
+    monkeypatch.setattr(engine._stepper, "_steps", gated)
     *results, _ = asyncio.run(both())
     for found, text in zip(results, (TEXT, "[S2] Two.")):
-        assert difference(found, speaker.generate(text, **knobs)) < TOLERANCE
+        assert difference(found, engine.generate(text, **knobs)) < TOLERANCE
 
 
-def test_a_prompt_is_encoded_by_the_worker_not_in_the_call(speaker, monkeypatch):
+def test_a_prompt_is_encoded_by_the_worker_not_in_the_call(engine, monkeypatch):
     """Encoding takes seconds, in which a server's event loop must go on; a mistake is told in the call all the same."""
-    rate = speaker.sample_rate
+    rate = engine.sample_rate
     tone = (0.3 * np.sin(np.arange(rate // 5) * 0.05)).astype(np.float32)
     knobs = {"audio_prompt": (tone, rate), "max_tokens": 60, "seed": 2}
-    whole, encode, threads = speaker.generate(TEXT, **knobs), speaker.codec.encode, []
+    whole, encode, threads = engine.generate(TEXT, **knobs), engine.codec.encode, []
 
     def traced(*args):
         threads.append(threading.current_thread())
         return encode(*args)
 
-    monkeypatch.setattr(speaker.codec, "encode", traced)
+    monkeypatch.setattr(engine.codec, "encode", traced)
     with pytest.raises(ValueError, match=r"audio prompt has \d+ frames, max_tokens leaves room for"):
-        speaker.astream(TEXT, **knobs | {"max_tokens": 20})
-    stream = speaker.astream(TEXT, **knobs)
+        engine.astream(TEXT, **knobs | {"max_tokens": 20})
+    stream = engine.astream(TEXT, **knobs)
     assert not threads
 
     async def read():
@@ -538,8 +538,8 @@ def test_a_prompt_is_encoded_by_the_worker_not_in_the_call(speaker, monkeypatch)
     assert len(threads) == 1 and threads[0] is not threading.current_thread()
 
 
-def test_what_a_caller_does_to_a_prompt_after_the_call_is_not_heard(speaker):
-    rate = speaker.sample_rate
+def test_what_a_caller_does_to_a_prompt_after_the_call_is_not_heard(engine):
+    rate = engine.sample_rate
     tone = (0.3 * np.sin(np.arange(rate // 5) * 0.05)).astype(np.float32)
     codes = torch.randint(1024, (8, 9))
     tensor = torch.from_numpy(tone.copy())
@@ -548,15 +548,15 @@ def test_what_a_caller_does_to_a_prompt_after_the_call_is_not_heard(speaker):
         ((tensor, rate), lambda: tensor.fill_(0.5)),
         (codes, lambda: codes.fill_(9999)),
     ):
-        whole = speaker.generate(TEXT, audio_prompt=prompt, max_tokens=60, seed=2)
-        stream = speaker.stream(TEXT, audio_prompt=prompt, max_tokens=60, seed=2)
+        whole = engine.generate(TEXT, audio_prompt=prompt, max_tokens=60, seed=2)
+        stream = engine.stream(TEXT, audio_prompt=prompt, max_tokens=60, seed=2)
         spoil()
         assert difference(stream, whole) < TOLERANCE
 
 
-def test_a_stream_is_closed_between_two_prompts(speaker, monkeypatch):
-    tone, rate = np.full(5000, 0.1, np.float32), speaker.sample_rate
-    encode, encoded = speaker.codec.encode, threading.Event()
+def test_a_stream_is_closed_between_two_prompts(engine, monkeypatch):
+    tone, rate = np.full(5000, 0.1, np.float32), engine.sample_rate
+    encode, encoded = engine.codec.encode, threading.Event()
 
     def traced(*args):
         assert not encoded.is_set(), "no prompt is encoded after the close"
@@ -564,8 +564,8 @@ def test_a_stream_is_closed_between_two_prompts(speaker, monkeypatch):
         assert stream._worker._cancelled.wait(HANGS)
         return encode(*args)
 
-    monkeypatch.setattr(speaker.codec, "encode", traced)
-    stream = speaker.astream([TEXT] * 3, audio_prompt=[(tone, rate)] * 3, max_tokens=60)
+    monkeypatch.setattr(engine.codec, "encode", traced)
+    stream = engine.astream([TEXT] * 3, audio_prompt=[(tone, rate)] * 3, max_tokens=60)
 
     async def leave():
         reading = asyncio.ensure_future(anext(stream))
@@ -576,26 +576,26 @@ def test_a_stream_is_closed_between_two_prompts(speaker, monkeypatch):
 
     asyncio.run(leave())
     monkeypatch.undo()
-    assert len(speaker.generate(TEXT, max_tokens=20))
+    assert len(engine.generate(TEXT, max_tokens=20))
 
 
 @pytest.mark.parametrize("leave", ["cancel", "error", "aclose", "timeout"])
-def test_leaving_an_async_stream_frees_the_engine(speaker, leave, monkeypatch):
-    steps, begun = speaker._stepper._steps, []
+def test_leaving_an_async_stream_frees_the_engine(engine, leave, monkeypatch):
+    steps, begun = engine._stepper._steps, []
 
     def counted(*args):
         begun.append(1)
         steps(*args)
 
     async def reader(spoke):
-        async for _ in speaker.astream(TEXT, **LONG):
+        async for _ in engine.astream(TEXT, **LONG):
             spoke.set()
             if leave == "error":
                 raise ZeroDivisionError
 
     async def main():
         if leave == "aclose":
-            stream = speaker.astream(TEXT, **LONG)
+            stream = engine.astream(TEXT, **LONG)
             await stream.__anext__()
             await stream.aclose()
             await stream.aclose()
@@ -613,11 +613,11 @@ def test_leaving_an_async_stream_frees_the_engine(speaker, leave, monkeypatch):
         with pytest.raises(asyncio.CancelledError if leave == "cancel" else ZeroDivisionError):
             await task
 
-    monkeypatch.setattr(speaker._stepper, "_steps", counted)
+    monkeypatch.setattr(engine._stepper, "_steps", counted)
     asyncio.run(main())
     before = len(begun)
-    assert speaker._stepper.lock.acquire(timeout=HANGS)
-    speaker._stepper.lock.release()
+    assert engine._stepper.lock.acquire(timeout=HANGS)
+    engine._stepper.lock.release()
     assert len(begun) <= before + 1, "a step later at most"
 
 
@@ -646,8 +646,8 @@ atexit.register(exits.set)  # the first to run
     assert samples == 4096 and steps < 3000
 
 
-def test_verbose_counts_the_steps(mute, capsys):
-    list(mute.stream(TEXT, max_tokens=40, verbose=True))
+def test_verbose_counts_the_steps(engine_without_codec, capsys):
+    list(engine_without_codec.stream(TEXT, max_tokens=40, verbose=True))
     assert "steps/s" in capsys.readouterr().err
 
 

@@ -9,10 +9,10 @@ pytest.importorskip("pocketsphinx", reason='needs pocketsphinx: pip install -e "
 if shutil.which("flite") is None:
     pytest.skip("needs flite: apt install flite", allow_module_level=True)
 
-from dia_engine import Engine  # noqa: E402
-from tools.talker.domain import DEMO, held_out_scripts, words_of  # noqa: E402
-from tools.talker.evaluate import evaluate, generate_all  # noqa: E402
-from tools.talker.hearing import Listener, word_errors  # noqa: E402
+from dia_engine import Engine
+from tools.talker.domain import DEMO, held_out_scripts, words_of
+from tools.talker.evaluate import evaluate, generate_all
+from tools.talker.hearing import Listener, word_errors
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,6 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_quantized_checkpoints import CONFIG as QUANTIZED_CONFIG
-from test_quantized_checkpoints import DOWN, OUT, STATE, changed, with_state
-from test_quantized_checkpoints import load as load_quantized
-from test_weights import CONFIG, assert_equal, fused, small_state, transformers_model
 
 from dia_engine import Engine
 from dia_engine.files.hub import find_model
@@ -20,6 +16,20 @@ from dia_engine.info import describe
 from dia_engine.model.config import DiaConfig
 from dia_engine.weights.load import load_weights
 from dia_engine.weights.source import TALKER_FOLDER, resolve_files, resolve_model
+from tests.weights.helpers import (
+    CONFIG,
+    DOWN,
+    OUT,
+    QUANTIZED_CONFIG,
+    STATE,
+    assert_equal,
+    changed,
+    fused,
+    load_quantized,
+    small_state,
+    transformers_model,
+    with_state,
+)
 
 
 def load(path, dtype=torch.float32):

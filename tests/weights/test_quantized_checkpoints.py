@@ -1,6 +1,5 @@
 """Quantized models: recipes, loading from every kind of checkpoint, writing and reading back, and every refusal."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -8,8 +7,6 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_weights import CONFIG as ODD
-from test_weights import nari_state, transformers_model
 
 from dia_engine import Engine
 from dia_engine.files.hub import find_model
@@ -18,16 +15,13 @@ from dia_engine.kernels.cpu.onednn import PackedInt8Weight
 from dia_engine.kernels.quantized import FORMATS, Int8Weight, NF4Weight
 from dia_engine.model.config import DiaConfig
 from dia_engine.model.dia import parameter_shapes
-from dia_engine.weights.load import DiaCheckpoint, load_weights
+from dia_engine.weights.load import DiaCheckpoint
 from dia_engine.weights.recipes import RECIPES, checked_recipe, chosen_formats
 from dia_engine.weights.save import quantize_model
+from tests.weights.helpers import DOWN, OUT, STATE, changed, nari_state, transformers_model, with_state
+from tests.weights.helpers import QUANTIZED_CONFIG as CONFIG
+from tests.weights.helpers import load_quantized as load
 
-# Rows of 64 and 128 weights, but in the encoder's MLP, where blocks of 64 do not fill them.
-CONFIG = dataclasses.replace(
-    ODD,
-    encoder=dataclasses.replace(ODD.encoder, hidden_size=64, intermediate_size=34),
-    decoder=dataclasses.replace(ODD.decoder, hidden_size=64, intermediate_size=128, cross_hidden_size=64),
-)
 NARROW = "encoder.layers.0.mlp.down.weight"
 
 
@@ -36,11 +30,6 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "plain"
     transformers_model(CONFIG).save_pretrained(path)
     return path
-
-
-def load(path, recipe=None, dtype=torch.float32):
-    files = find_model(path).weights
-    return load_weights(files, CONFIG, dtype=dtype, device="cpu", recipe=recipe and checked_recipe(recipe))
 
 
 def kinds(weights) -> dict[str, str]:
@@ -247,27 +236,6 @@ def test_a_folder_that_is_taken(folder, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FileExistsError, match="not an empty folder"):
         quantize_model(folder, tmp_path, "int8")
-
-
-def changed(folder, path, change):
-    """A quantized copy with its tensors changed in place."""
-    quantize_model(folder, path, {"*.mlp.down.weight": "nf4", "*_attn.*": "int8"})
-    tensors = load_file(path / "model.safetensors")
-    change(tensors)
-    save_file(tensors, path / "model.safetensors")
-    return path
-
-
-DOWN, OUT = "model.decoder.layers.0.mlp.down_proj.weight", "model.decoder.layers.0.self_attention.o_proj."
-STATE = f"{DOWN}.quant_state.bitsandbytes__nf4"
-
-
-def with_state(**values):
-    def change(tensors):
-        text = json.dumps({**json.loads(bytes(tensors[STATE].tolist())), **values})
-        tensors[STATE] = torch.tensor(list(text.encode()), dtype=torch.uint8)
-
-    return change
 
 
 def renamed_to_fp4(tensors):

@@ -251,7 +251,7 @@ def _packed(function: Callable, kind: str) -> Compute:
     """The same for registers of two numbers."""
 
     def compute(*bits):
-        low, high = zip(*(halves(value, kind) for value in bits))
+        low, high = zip(*(halves(value, kind) for value in bits), strict=True)
         return pack_halves(function(*low), function(*high), kind)
 
     return compute

@@ -102,7 +102,7 @@ class Launcher:
 
     def __call__(self, x, y, z, stream, function, packed, launch_metadata, enter, leave, *arguments) -> None:
         active, memory, values = driver.active, GlobalMemory(), []
-        for (name, kind), value in zip(self.signature.items(), arguments):
+        for (name, kind), value in zip(self.signature.items(), arguments, strict=True):
             if kind == "constexpr":
                 continue
             if isinstance(value, torch.Tensor):

@@ -59,7 +59,7 @@ class Kernel:
             EmulationError: what the kernel does is not allowed; with the instruction.
         """
         names = [name for _, name in self.program.parameters]
-        values = dict(zip(names, arguments + [0] * (len(names) - len(arguments))))
+        values = dict(zip(names, arguments + [0] * (len(names) - len(arguments)), strict=True))
         shape = Grid(grid, values, memory, shared, dependent)
         places = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
         (order or random).shuffle(places)
@@ -176,7 +176,7 @@ def _compute(instruction: Instruction) -> Step:
     register = target(instruction.operands[0])
     if len(instruction.operands) != len(kinds) + 1:
         raise EmulationError(f"{len(kinds)} operands expected")
-    reads = [source(operand, kind) for operand, kind in zip(instruction.operands[1:], kinds)]
+    reads = [source(operand, kind) for operand, kind in zip(instruction.operands[1:], kinds, strict=True)]
 
     def step(threads: Threads, active: Active) -> None:
         registers = threads.registers

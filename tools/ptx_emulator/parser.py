@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from .errors import EmulationError
 
-SPECIAL = tuple(f"%{name}.{axis}" for name in ("tid", "ctaid", "nctaid") for axis in "xyz") + ("%laneid",)
+SPECIAL = (*(f"%{name}.{axis}" for name in ("tid", "ctaid", "nctaid") for axis in "xyz"), "%laneid")
 SHARED = "global_smem"  # Triton's name for all of a program's shared memory
 
 
@@ -177,4 +177,4 @@ def _split(text: str) -> list[str]:
         if character == "," and depth == 0:
             parts.append(text[start:place].strip())
             start = place + 1
-    return parts + [text[start:].strip()] if text.strip() else parts
+    return [*parts, text[start:].strip()] if text.strip() else parts

@@ -84,7 +84,7 @@ class Threads:
 
     def write_columns(self, registers: list[int | None], values: np.ndarray, active: Active) -> None:
         """Set several registers to the columns of values [active threads, registers]."""
-        for register, column in zip(registers, values.T):
+        for register, column in zip(registers, values.T, strict=True):
             if active is not None:
                 spread = np.zeros(self.count, values.dtype)
                 spread[active] = column

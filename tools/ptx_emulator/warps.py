@@ -136,7 +136,7 @@ def multiply_matrices(instruction: Instruction):
         for i, read in enumerate(addend):
             before = numbers(threads.warps(read(threads.registers)), "f32").astype(F64)
             sums.append((product[:, ROW + 8 * (i >> 1), COLUMN + (i & 1)] + before).astype(F32).view(U32).reshape(-1))
-        for register, value in zip(registers, sums):
+        for register, value in zip(registers, sums, strict=True):
             threads.write(register, value, active)
 
     return step

@@ -1,5 +1,6 @@
-"""Trains the codec: `python -m tools.talker.codec`, then `python -m tools.talker.codec --decoder` while the language part
-trains.
+"""Trains the codec: `python -m tools.talker.codec`, then `python -m tools.talker.codec --decoder`.
+
+The latter may run while the language part trains.
 
 The first run trains all of it. The second leaves encoder and quantizer, and so every code, as they are, and gives the
 decoder alone more time. Stopped runs go on where they were.
@@ -50,12 +51,12 @@ def train(work: Path, steps: int, compiled: bool) -> None:
     torch.manual_seed(0)
     model = new_model().to(device)
     optimizer = torch.optim.AdamW([dict(params=model.parameters(), rate=RATE)], betas=(0.9, 0.99), weight_decay=1e-3)
-    step = load_state(work / STATE, model=model, optimizer=optimizer)
+    begin = load_state(work / STATE, model=model, optimizer=optimizer)
     encoder, decoder = _callables(model, compiled)
     sounds, distance = list(load_speech(work).values()), SpectralDistance(device)
     usage = torch.zeros(model.config.n_codebooks, model.config.codebook_size, device=device)
-    with Progress("codec", step, steps) as progress:
-        for step in range(step, steps):
+    with Progress("codec", begin, steps) as progress:
+        for step in range(begin, steps):
             sound = batch_of(sounds, step).to(device)
             if step == FREE_STEPS:
                 lay_codebooks(model, encoder, sounds, device)
@@ -84,12 +85,12 @@ def train_decoder(work: Path, steps: int, compiled: bool) -> None:
     decoder = model.decoder
     group = dict(params=decoder.parameters(), rate=0.6 * RATE)
     optimizer = torch.optim.AdamW([group], betas=(0.9, 0.99), weight_decay=1e-3)
-    step = load_state(work / "decoder.pt", model=decoder, optimizer=optimizer)
+    begin = load_state(work / "decoder.pt", model=decoder, optimizer=optimizer)
     encode, decode = _callables(model, compiled)
     sounds, distance = list(load_speech(work).values()), SpectralDistance(device)
     model.eval()
-    with Progress("decoder", step, steps) as progress:
-        for step in range(step, steps):
+    with Progress("decoder", begin, steps) as progress:
+        for step in range(begin, steps):
             sound = batch_of(sounds, STEPS + step).to(device)
             with torch.no_grad():
                 latent = model.quantizer(encode(sound))[0]

@@ -83,10 +83,10 @@ def train(work: Path, stage: Stage) -> None:
     average = copy.deepcopy(model).requires_grad_(False)
     watch = WordAttention(model)
     optimizer = torch.optim.AdamW(_groups(model), betas=(0.9, 0.98), weight_decay=0.03)
-    step = load_state(work / STATE, model=model, average=average, optimizer=optimizer)
+    begin = load_state(work / STATE, model=model, average=average, optimizer=optimizer)
     batches = Batches(examples)
-    with Progress(stage.name, step, stage.end) as progress:
-        for step in range(step, stage.end):
+    with Progress(stage.name, begin, stage.end) as progress:
+        for step in range(begin, stage.end):
             batch = {name: part.to(device) for name, part in batches[step].items()}
             with torch.autocast(device.type, torch.bfloat16):
                 losses = channel_losses(model, batch)
