@@ -33,6 +33,10 @@ BLOCK_VALUES = 2**20  # read at once, over all channels
 LARGEST_HEADER = 512  # bytes of a file without samples
 # libsndfile's log on a header's bytes of sound: in WAV, AIFF, 8SVX, AU, W64 and RF64.
 TRUNCATED = re.compile(r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+# And on the samples that AVR, MPC2K and MAT files count; libsndfile itself then goes by the file's length.
+COUNTED = re.compile(r"\b(?:Frames|Cols) *: (\d+)$", re.MULTILINE)
+NIST_COUNT, NIST_HEADER_BYTES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE), 1024
+SEEMS_TRUNCATED = {"VOC": "Seems to be a truncated file", "WVE": "should be"}
 UNKNOWN_BYTES = 0x7FFF0000  # what is written to a pipe counts this many or more
 MAX_OGG_PAGE, OGG_LAST_PAGE = 65_307, 4
 # Vorbis keeps one written block on the C stack: a minute and a half at once ends the process.
@@ -95,15 +99,16 @@ def _read_mono(file: soundfile.SoundFile, name: str, check_length: Callable[[int
         means.append(channels.mean(axis=1))
         energy += float(np.square(channels, dtype=np.float64).mean(axis=1).sum())
     waveform = np.concatenate(means) if means else np.zeros(0, dtype=np.float32)
-    _check_whole(file, len(waveform))
+    _check_whole(file, name, len(waveform))
     waveform = as_waveform(waveform)
     check_peak(waveform)
     warn_if_cancelled(waveform, energy, name)
     return waveform
 
 
-def _check_whole(file: soundfile.SoundFile, samples: int) -> None:
-    """Raise ValueError for a file that ends before its header says or has a hole, as far as libsndfile notices."""
+def _check_whole(file: soundfile.SoundFile, name: str, samples: int) -> None:
+    """Raise ValueError for a file that ends before its header says or has a hole. Some formats (IRCAM, PAF, PVF, XI)
+    count nothing, so that nothing can be told."""
     for promised, present in TRUNCATED.findall(file.extra_info):
         if int(present) < int(promised) < UNKNOWN_BYTES:
             raise ValueError(f"damaged: its header counts {promised} bytes of sound, only {present} are there")
@@ -111,8 +116,24 @@ def _check_whole(file: soundfile.SoundFile, samples: int) -> None:
         raise ValueError("damaged: a part is missing in the middle")
     # The count of an mp3 can be an estimate, right to a few of its frames of 1152 samples.
     tolerance = 4 * 1152 if file.format == "MP3" else 0
-    if samples + tolerance < file.frames:
-        raise ValueError(f"damaged: its header counts {file.frames} samples, only {samples} can be read")
+    promised_samples = max(file.frames, _counted_samples(file, name))
+    if samples + tolerance < promised_samples:
+        raise ValueError(f"damaged: its header counts {promised_samples} samples, only {samples} can be read")
+    if file.format in SEEMS_TRUNCATED and SEEMS_TRUNCATED[file.format] in file.extra_info:
+        raise ValueError(f"damaged: it ends before its header says, after {samples} samples")
+
+
+def _counted_samples(file: soundfile.SoundFile, name: str) -> int:
+    """The samples of each channel that a header counts where libsndfile goes by the file's length; 0 if it is none of
+    these formats."""
+    if file.format == "NIST":
+        with open(name, "rb") as header:
+            counts = NIST_COUNT.findall(header.read(NIST_HEADER_BYTES))
+    elif file.format in ("AVR", "MPC2K", "MAT4", "MAT5"):
+        counts = COUNTED.findall(file.extra_info)
+    else:
+        counts = []
+    return max((int(count) for count in counts if len(count) < 20), default=0)
 
 
 def _check_ogg_end(path: Path) -> None:

@@ -79,9 +79,9 @@ def test_read_errors(tmp_path):
         read_audio(tmp_path / "nan.wav")
 
 
-def truncated(tmp_path, extension, write=soundfile.write, **form) -> Path:
+def truncated(tmp_path, extension, write=soundfile.write, rate=44100, **form) -> Path:
     path = tmp_path / f"half.{extension}"
-    write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 44100), 44100, **form)
+    write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 44100), rate, **form)
     os.truncate(path, path.stat().st_size // 2)
     return path
 
@@ -101,12 +101,35 @@ def truncated(tmp_path, extension, write=soundfile.write, **form) -> Path:
         ("flac", {}),
         ("ogg", {}),
         ("mp3", {}),
+        ("nist", {}),
+        ("voc", {}),
+        ("avr", {}),
+        ("mat", {"format": "MAT4", "subtype": "DOUBLE"}),
+        ("mat", {"format": "MAT5", "subtype": "FLOAT"}),
+        ("mpc", {"format": "MPC2K"}),
+        ("wve", {"rate": 8000}),
     ],
 )
 def test_half_a_file_is_damaged(tmp_path, extension, form):
     path = truncated(tmp_path, extension, **form)
     with pytest.raises(ValueError, match=rf"half\.{extension}.*(damaged|cut off|malformed|lost sync)"):
         read_audio(path)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_whole_files_of_every_format_are_not_damaged(tmp_path, caplog, channels):
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (5000, channels))
+    read = 0
+    for form in set(soundfile.available_formats()) - {"RAW", "SD2"}:  # without a header; with a second file
+        for subtype in soundfile.available_subtypes(form):
+            try:
+                soundfile.write(tmp_path / "sound", sound, 16_000, format=form, subtype=subtype)
+            except soundfile.LibsndfileError:
+                continue  # cannot be written, or not with so many channels
+            if "DWVW" not in subtype:  # libsndfile does not read its own
+                assert len(read_audio(tmp_path / "sound")[0]) >= 5000, (form, subtype)
+                read += 1
+    assert read > 40 and not caplog.records
 
 
 def test_a_hole_is_damage_and_a_missing_end_is_told(tmp_path, caplog):
