@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 if TYPE_CHECKING:
     from .codec import Codec
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # FileNotFoundError and PermissionError are OSErrors, torch.OutOfMemoryError is a RuntimeError.
 USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
 EXIT_ERROR = 2
+MAX_SCRIPT_BYTES = 2**20  # far above any model's limit, which is counted in tokens once the model is known
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 SMALL_MODELS = ("talker", "synthetic:tiny")  # by name: a folder's size is not known before torch is loaded
@@ -417,12 +418,20 @@ def _script(options: argparse.Namespace) -> str:
         from .files.paths import user_path
 
         try:
-            return _script_text(user_path(options.file).read_bytes(), options.file)
+            with user_path(options.file).open("rb") as file:
+                return _script_text(_read_script(file, options.file), options.file)
         except FileNotFoundError:
             raise FileNotFoundError(f"no script file at {options.file}; {DASH_HINT}") from None
     if sys.stdin is None:
         raise ValueError("standard input is closed: give the script as TEXT or with --file")
-    return _script_text(sys.stdin.buffer.read(), "standard input")
+    return _script_text(_read_script(sys.stdin.buffer, "standard input"), "standard input")
+
+
+def _read_script(file: BinaryIO, name: str) -> bytes:
+    content = file.read(MAX_SCRIPT_BYTES + 1)  # a device or a pipe may have no end
+    if len(content) > MAX_SCRIPT_BYTES:
+        raise ValueError(f"{name} has more than {MAX_SCRIPT_BYTES} bytes, which is no script")
+    return content
 
 
 def _script_text(content: bytes, name: str) -> str:

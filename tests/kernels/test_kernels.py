@@ -6,7 +6,9 @@ what only a GPU can show.
 
 import contextlib
 import dataclasses
+import os
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ import triton
 from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
 from dia_engine.kernels import sample_and_advance as next_row
 from dia_engine.kernels.attention import AttentionScratch
-from dia_engine.kernels.dispatch import HOPPER, dependent_launches, launches_to, tl
+from dia_engine.kernels.dispatch import HOPPER, launches_to, tl
 from dia_engine.kernels.norm import Residual
 from dia_engine.kernels.philox import philox
 from dia_engine.kernels.rope import rope_table
@@ -455,7 +457,7 @@ def test_what_a_launch_reads_before_it_waits_is_not_written_by_its_predecessor()
 
 
 def test_a_step_without_dependent_launches():
-    with dependent_launches(False):
+    with mock.patch.dict(os.environ, DIA_PDL="0"):
         launches, _ = recorded(small_config(), 1)
     assert not any(launch.dependent or "launch_pdl" in launch.options for launch in launches)
 
@@ -540,7 +542,7 @@ def copy_slot(source, slot, target):
 def test_dependent_launches_change_no_bit(dtype):
     model = sizeable_model(dtype)
     overlapped = bits_of_steps(model, started(model, REQUESTS), 25)
-    plain = bits_of_steps(model, started(model, REQUESTS), 25, lambda: dependent_launches(False))
+    plain = bits_of_steps(model, started(model, REQUESTS), 25, lambda: mock.patch.dict(os.environ, DIA_PDL="0"))
     assert all(torch.equal(*pair) for pair in zip(overlapped, plain, strict=True))
 
 
