@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         # Whoever read the summary or the sound has gone: there is nothing left to do.
         _silence_output()
     except USER_ERRORS as error:
-        _show(f"dia-engine: error: {' '.join(_message(error).split())}", sys.stderr)
+        _show(f"dia-engine: error: {_message(error)}", sys.stderr)
         return EXIT_ERROR
     return 0
 
@@ -118,12 +118,15 @@ def _leaving_at_once():
 
 
 def _message(error: BaseException) -> str:
-    """An operating system's own errors by file and reason, without their number."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+    """An error as one line: an operating system's own by file and reason, without their number."""
+    from .messages import without_controls
+
+    text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        text = "out of memory"
+    return without_controls(" ".join(text.split()))
 
 
 @contextmanager

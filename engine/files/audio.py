@@ -13,6 +13,7 @@ import soundfile
 import soxr
 import torch
 
+from ..messages import shown
 from .output import check_replaceable, write_whole
 from .paths import user_path
 
@@ -220,8 +221,12 @@ def check_writable(path: str | Path) -> Path:
         ValueError: unknown extension.
         OSError, ValueError: as `check_replaceable`.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"the file to write must be named by a string or a path, got {shown(path)}")
     if not str(path):
         raise ValueError("the name of the file to write is empty")
+    if "\0" in str(path):
+        raise ValueError(f"the name of the file to write holds a null character: {shown(str(path))}")
     path = user_path(path)
     if path.suffix.lower() not in FORMATS:
         known = ", ".join(FORMATS)
@@ -259,6 +264,8 @@ def as_array(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     Raises:
         TypeError: anything else, tensors without dense storage included (meta, sparse, quantized, nested).
     """
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, got a masked one")
     if isinstance(values, np.ndarray):
         return values
     if not isinstance(values, torch.Tensor):
@@ -273,7 +280,12 @@ def as_array(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
         if holds:
             raise TypeError(f"{name} must be a dense tensor, got a {kind} one")
     values = values.detach().cpu().resolve_conj().resolve_neg()
-    return (values.float() if values.dtype is torch.bfloat16 else values).numpy()
+    if values.is_floating_point() and values.dtype not in (torch.float16, torch.float32, torch.float64):
+        values = values.float()  # bfloat16, or one of 8 bits, which numpy lacks
+    try:
+        return values.numpy()
+    except TypeError:
+        raise TypeError(f"{name} must be numbers, got {values.dtype}") from None
 
 
 def check_peak(waveform: np.ndarray) -> None:
@@ -311,8 +323,8 @@ def check_sample_rate(sample_rate: int, name: str = "sample_rate") -> None:
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, numbers.Integral):
         raise TypeError(f"{name} must be an integer in Hz, got {sample_rate!r}")
     if not 0 < sample_rate <= MAX_SAMPLE_RATE:
-        shown = sample_rate if abs(sample_rate) < 10**20 else "one of over 20 digits"  # Python prints no more than 4300
-        raise ValueError(f"{name} must be in 1..{MAX_SAMPLE_RATE} Hz, got {shown}")
+        rate = sample_rate if abs(sample_rate) < 10**20 else "one of over 20 digits"  # Python prints no more than 4300
+        raise ValueError(f"{name} must be in 1..{MAX_SAMPLE_RATE} Hz, got {rate}")
 
 
 def _encode(waveform: np.ndarray, sample_rate: int, file_format: str, subtype: str) -> memoryview:

@@ -274,9 +274,15 @@ def test_bad_waveforms(tmp_path, waveform, error, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_any_floating_dtype_is_a_waveform(dtype):
-    assert audio.as_waveform(torch.ones(3, dtype=dtype, requires_grad=True)).dtype == np.float32
+    tensor = torch.ones(3).to(dtype).requires_grad_(dtype.itemsize > 1)
+    assert audio.as_waveform(tensor).tolist() == [1.0, 1.0, 1.0] and audio.as_waveform(tensor).dtype == np.float32
+
+
+def test_masked_arrays_are_no_waveforms():
+    with pytest.raises(TypeError, match="waveform must be a plain array, got a masked one"):
+        audio.as_waveform(np.ma.masked_array(np.zeros(3), mask=[0, 1, 0]))
 
 
 # Writing
@@ -300,6 +306,17 @@ def test_rate_that_the_format_lacks(tmp_path):
 def test_unknown_extension_lists_the_known(tmp_path, name):
     with pytest.raises(ValueError, match=r"\.wav, \.flac, \.ogg, \.mp3"):
         check_writable(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"a.wav", ["a.wav"]])
+def test_a_name_that_is_none(name):
+    with pytest.raises(TypeError, match="must be named by a string or a path, got"):
+        check_writable(name)
+
+
+def test_a_name_with_a_null_character():
+    with pytest.raises(ValueError, match=r"holds a null character: 'a\\x00.wav'"):
+        check_writable("a\0.wav")
 
 
 def test_check_writable_paths(tmp_path):
