@@ -26,7 +26,7 @@ from dia_engine.kernels.norm import Residual
 from dia_engine.kernels.philox import philox
 from dia_engine.kernels.rope import rope_table
 from dia_engine.model.dia import DiaModel, parameter_shapes
-from dia_engine.model.state import DecodeState
+from dia_engine.model.state import STATUS, DecodeState
 from dia_engine.sampling_params import ResolvedSamplingParams
 from tests.kernels.helpers import (
     DEVICE,
