@@ -1,5 +1,6 @@
 """The codec as the engine uses it: load, encode, decode."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -118,6 +119,7 @@ class Codec:
         Raises:
             TypeError: not a floating array, or a sample rate that is not an integer.
             ValueError: not one-dimensional, empty, NaN or infinite, or a peak far beyond 1.
+            RuntimeError: the codec's own numbers are NaN or infinite, as float16's can become.
         """
         check_sample_rate(sample_rate)
         samples = resample(waveform, sample_rate, self.sample_rate)
@@ -125,7 +127,10 @@ class Codec:
         padded = torch.from_numpy(np.pad(samples, (0, -len(samples) % self.hop_length)))
         with torch.autocast(self.device.type, enabled=False), full_float32():
             latent = self.encoder(padded.to(self.device, self.dtype)[None, None])
-            return self.quantizer.encode(latent.float())
+            latent = latent.float()
+            if not is_finite(latent):
+                raise self._non_finite("latent of the prompt")
+            return self.quantizer.encode(latent)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -142,17 +147,38 @@ class Codec:
         Raises:
             TypeError: not an array or tensor of integers.
             ValueError: wrong shape, or a code out of range.
+            RuntimeError: the codec's own numbers are NaN, as float16's can become.
         """
         codes = self._checked(codes)
         if not len(codes):
             return torch.zeros(0, device=self.device)
-        return self.synthesize(codes.to(self.device))
+        waveform = self.synthesize(codes.to(self.device))
+        self.check_samples(waveform)
+        return waveform
 
     def synthesize(self, codes: torch.Tensor) -> torch.Tensor:
         """`decode` without checks and without a wait: at least one frame [T, C] int64, in range and on the device."""
         with torch.autocast(self.device.type, enabled=False), full_float32():
             latent = self.quantizer.decode(codes)
             return self.decoder(latent.to(self.dtype))[0, 0].float()
+
+    def check_samples(self, waveform: torch.Tensor | np.ndarray) -> None:
+        """Check what `synthesize` gave. The last layer is a tanh: whatever breaks before it comes out as NaN.
+
+        Raises:
+            RuntimeError: a sample is NaN.
+        """
+        if not math.isfinite(waveform.sum().item()):  # samples are in [-1, 1]: their sum is finite if they are numbers
+            raise self._non_finite("sound")
+
+    def _non_finite(self, what: str) -> RuntimeError:
+        dtype = str(self.dtype).removeprefix("torch.")
+        cause = (
+            "float16 cannot hold some activations: use codec_dtype bfloat16 or float32"
+            if self.dtype is torch.float16
+            else "its weights are damaged, or it does not fit these codes"
+        )
+        return RuntimeError(f"the codec's numbers are NaN or infinite in the {what}, computed in {dtype}: {cause}")
 
     def _checked(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
         if not isinstance(codes, (torch.Tensor, np.ndarray)):

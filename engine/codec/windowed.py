@@ -7,6 +7,7 @@ announced are captured in CUDA graphs: the codec has 150 small kernels, whose la
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 
 from ..cuda_graph import GraphPool, captured
@@ -68,6 +69,13 @@ class CodeWindows:
         """
         return HostCopy(codes[first:last])
 
+    def check(self, piece: np.ndarray) -> None:
+        """Check what `decode` gave, on the host.
+
+        Raises:
+            RuntimeError: samples that are no numbers.
+        """
+
     def drain(self) -> None:
         """Wait until the GPU has done all that was asked of it: nothing that was handed over is read any more.
 
@@ -112,6 +120,9 @@ class SoundWindows(CodeWindows):
         hop = self.codec.hop_length
         # Not a multiple of the length from the end: a codec of odd strides drops samples there.
         return HostCopy(waveform[first * hop : None if last is None else last * hop])
+
+    def check(self, piece: np.ndarray) -> None:
+        self.codec.check_samples(piece)
 
 
 class _Graph:

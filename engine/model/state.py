@@ -12,7 +12,7 @@ from .cache import KVCache
 from .config import DecoderConfig, DiaConfig
 from .delay import prompt_grid
 
-STATUS = ("position", "countdown", "end_row")  # rows of `DecodeState.status`
+STATUS = ("position", "countdown", "end_row", "broken")  # rows of `DecodeState.status`
 PER_SLOT = (
     "grid", *STATUS, "max_tokens", "cfg_scale", "temperature", "top_p", "top_k", "seed", "last_text",
 )  # fmt: skip
@@ -85,10 +85,11 @@ class DecodeState:
 
     config: DiaConfig
     grid: torch.Tensor  # [B, T + 1, C] int64, OPEN where nothing is decided; the last row is written, never fed
-    status: torch.Tensor  # [3, >= slots of the whole memory] int64: the next three fields in its rows, for one copy
+    status: torch.Tensor  # [4, >= slots of the whole memory] int64: the next four fields in its rows, for one copy
     position: torch.Tensor  # [B] int64, row that the next step feeds
     countdown: torch.Tensor  # [B] int64, RUNNING, then rows left after the end; 0 = stopped
     end_row: torch.Tensor  # [B] int64, row of EOS
+    broken: torch.Tensor  # [B] int64, 1 where NaN or infinite logits stopped the slot, else 0
     max_tokens: torch.Tensor  # [B] int64
     cfg_scale: torch.Tensor  # [B] float32
     temperature: torch.Tensor  # [B] float32
@@ -176,6 +177,7 @@ class DecodeState:
         self.position[slot] = frames
         self.countdown[slot] = RUNNING
         self.end_row[slot] = 0
+        self.broken[slot] = 0
         self.max_tokens[slot] = rows
         self.cfg_scale[slot] = params.cfg_scale
         self.temperature[slot] = params.temperature
@@ -202,6 +204,7 @@ class DecodeState:
         """Stop every slot, and forget its rows: what a stopped slot attends to costs time."""
         self.countdown.zero_()
         self.position.zero_()
+        self.broken.zero_()
         self.last_text.zero_()
 
 

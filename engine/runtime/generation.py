@@ -6,6 +6,7 @@ from ..model.config import DiaConfig
 from ..model.delay import undelay
 from ..model.state import DecodeState
 from ..sampling_params import ResolvedSamplingParams
+from .nonfinite import require_finite_logits
 from .request import Request
 from .runner import Stepper
 
@@ -48,7 +49,12 @@ def warm_up(stepper: Stepper, slots: int) -> None:
 
 
 def finished_codes(state: DecodeState, requests: list[Request]) -> list[torch.Tensor]:
-    """What each slot said: codes [T, C] int64 on the CPU, without the prompt and in [0, eos)."""
+    """What each slot said: codes [T, C] int64 on the CPU, without the prompt and in [0, eos).
+
+    Raises:
+        RuntimeError: a slot was stopped by NaN or infinite logits.
+    """
+    require_finite_logits(state, state.self_cache.keys.dtype)
     grid, end_row = state.grid.cpu(), state.end_row.tolist()
     prompts = [len(request.prompt_codes) for request in requests]
     return [

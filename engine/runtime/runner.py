@@ -195,14 +195,14 @@ class Look:
 
     One copy of the fields of all slots that the memory holds: those of fewer slots do not lie together.
 
-    Attributes, as of the launch: position, countdown, end_row [B] int64 on the CPU, see `DecodeState`.
+    Attributes, as of the launch: position, countdown, end_row, broken [B] int64 on the CPU, see `DecodeState`.
     """
 
     def __init__(self, state: DecodeState):
         on_gpu = state.grid.is_cuda
         self._status = state.status
         self._copy = torch.empty(state.status.shape, dtype=torch.int64, device="cpu", pin_memory=on_gpu)
-        self.position, self.countdown, self.end_row = self._copy[:, : state.slots]
+        self.position, self.countdown, self.end_row, self.broken = self._copy[:, : state.slots]
         self._done = torch.cuda.Event(blocking=True) if on_gpu else None  # a wait does not spin
 
     def ask(self) -> None:

@@ -23,6 +23,7 @@ from ..messages import shown
 from ..model.state import DecodeState
 from ..sampling_params import require_integer
 from .generation import spoken_codes, start_requests
+from .nonfinite import non_finite_logits
 from .request import Request
 from .runner import Stepper
 
@@ -202,6 +203,8 @@ class _Speech:
                 position, countdown, end_row = (
                     int(field[slot]) for field in (look.position, look.countdown, look.end_row)
                 )
+                if look.broken[slot]:
+                    raise non_finite_logits(position + 1, self.stepper.model.dtype)
                 frames, ended = complete_frames(position, countdown, end_row, prompt, max_delay)
                 while window := self.schedules[slot].next(frames, ended):
                     self._start_decoding(slot, window)
@@ -225,5 +228,6 @@ class _Speech:
     def _take(self) -> Iterator[tuple[int, np.ndarray]]:
         slot, copy = self.pending.popleft()
         piece = copy.wait().numpy().copy()  # what it is a part of is larger, or pinned
+        self.windows.check(piece)
         if len(piece):  # the samples that a codec of odd strides drops can be a whole frame's
             yield slot, piece
