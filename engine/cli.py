@@ -9,8 +9,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO
 
 if TYPE_CHECKING:
     from .codec import Codec
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 # Imports of this package stand inside the functions: --help must not wait for torch, nor Ctrl-C meet its import.
 
-USER_ERRORS = (ValueError, TypeError, OSError)  # FileNotFoundError and PermissionError are OSErrors
+# FileNotFoundError and PermissionError are OSErrors, torch.OutOfMemoryError is a RuntimeError.
+USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
 EXIT_ERROR = 2
+MAX_SCRIPT_BYTES = 2**20  # far above any model's limit, which is counted in tokens once the model is known
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 SMALL_MODELS = ("talker", "synthetic:tiny")  # by name: a folder's size is not known before torch is loaded
@@ -47,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         # Whoever read the summary or the sound has gone: there is nothing left to do.
         _silence_output()
     except USER_ERRORS as error:
-        _show(f"dia-engine: error: {' '.join(_message(error).split())}", sys.stderr)
+        _show(f"dia-engine: error: {_message(error)}", sys.stderr)
         return EXIT_ERROR
     return 0
 
@@ -97,13 +100,13 @@ def import_all() -> None:
 
 
 @contextmanager
-def _leaving_at_once():
+def _leaving_at_once() -> Iterator[None]:
     """End the process on Ctrl-C, without an exception: inside the import of a C++ extension one can abort it."""
     before = signal.getsignal(signal.SIGINT)
     # Someone else's handler, an ignored signal and other threads are left alone.
     takes_over = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
 
-    def leave(*_):
+    def leave(*_: object) -> None:
         os.write(2, f"{INTERRUPTED}\n".encode())
         os._exit(EXIT_INTERRUPTED)
 
@@ -117,19 +120,22 @@ def _leaving_at_once():
 
 
 def _message(error: BaseException) -> str:
-    """An operating system's own errors by file and reason, without their number."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+    """An error as one line: an operating system's own by file and reason, without their number."""
+    from .messages import without_controls
+
+    text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        text = "out of memory"
+    return without_controls(" ".join(text.split()))
 
 
 @contextmanager
-def _cleaning_up_on_sigterm():
+def _cleaning_up_on_sigterm() -> Iterator[None]:
     """Turn SIGTERM into an exception, so that what is half written is removed before the process ends."""
 
-    def leave(*_):
+    def leave(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the removal
         raise SystemExit(EXIT_TERMINATED)
 
@@ -144,7 +150,7 @@ def _cleaning_up_on_sigterm():
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         """One line, like every other error, instead of the whole usage."""
         if message.startswith("unrecognized arguments: -") or "ignored explicit argument" in message:
             message += f"; {DASH_HINT}"
@@ -152,9 +158,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from . import __version__
     from .sampling_params import ResolvedSamplingParams
 
     parser = _Parser(prog="dia-engine", description="Run Dia, the open text-to-dialogue model.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     say = commands.add_parser("say", help="turn a script into a sound file", description="Turn a script into sound.")
@@ -421,12 +429,20 @@ def _script(options: argparse.Namespace) -> str:
         from .files.paths import user_path
 
         try:
-            return _script_text(user_path(options.file).read_bytes(), options.file)
+            with user_path(options.file).open("rb") as file:
+                return _script_text(_read_script(file, options.file), options.file)
         except FileNotFoundError:
             raise FileNotFoundError(f"no script file at {options.file}; {DASH_HINT}") from None
     if sys.stdin is None:
         raise ValueError("standard input is closed: give the script as TEXT or with --file")
-    return _script_text(sys.stdin.buffer.read(), "standard input")
+    return _script_text(_read_script(sys.stdin.buffer, "standard input"), "standard input")
+
+
+def _read_script(file: BinaryIO, name: str) -> bytes:
+    content = file.read(MAX_SCRIPT_BYTES + 1)  # a device or a pipe may have no end
+    if len(content) > MAX_SCRIPT_BYTES:
+        raise ValueError(f"{name} has more than {MAX_SCRIPT_BYTES} bytes, which is no script")
+    return content
 
 
 def _script_text(content: bytes, name: str) -> str:

@@ -23,17 +23,18 @@ from .kernels.quantized import Weight
 from .messages import shown
 from .model.config import DiaConfig
 from .model.dia import DiaModel
+from .process import check_not_forked
 from .runtime.call import Call, Chunk, Generation
 from .runtime.chunking import ChunkSizes
 from .runtime.engine_thread import EngineThread
 from .runtime.limits import Limits
-from .runtime.process import check_not_forked
 from .runtime.prompts import AudioPrompt, read_prompt
 from .runtime.request import Request, parse_requests
 from .runtime.runner import ModelRunner
 from .runtime.scheduler import Scheduler
 from .runtime.stream import AudioStream
 from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams, require_integer
+from .threads import is_small, one_thread
 from .weights.load import default_dtype
 from .weights.recipes import checked_recipe
 from .weights.source import ModelSource, resolve_files, resolve_model
@@ -82,9 +83,11 @@ class Engine:
         self.defaults = dict(defaults or {})
         self._name = name
         self.windows = CodeWindows(self.device) if codec is None else SoundWindows(codec)
+        small = is_small((weight.nbytes for weight in weights.values()), self.device)
         # None of these knows the engine, or it would never be collected.
+        self._modes = partial(_modes, self.device, small)
         scheduler = partial(_make_scheduler, self.model, self.windows, limits, graph, self._frames_per_second)
-        self._thread = EngineThread(scheduler, partial(computing, self.device), limits)
+        self._thread = EngineThread(scheduler, self._modes, limits)
         self._closed = weakref.finalize(self, self._thread.close)
 
     @classmethod
@@ -390,7 +393,7 @@ class Engine:
     def _with_codes(self, requests: list[Request]) -> list[Request]:
         """The requests with their audio prompts encoded, in the caller's thread: it takes seconds, in which others'
         decode steps go on."""
-        with computing(self.device):
+        with self._modes():
             return [request.encode_prompt(self.codec) for request in requests]
 
     def close(self) -> None:
@@ -426,7 +429,7 @@ class Engine:
         capacity, codec = self.max_rows, self._require_codec()
         prompt = read_prompt(str(audio_path), self.config, lambda: codec, capacity)
         check_not_forked(self.device)
-        with computing(self.device):
+        with self._modes():
             return codec.encode(prompt, codec.sample_rate).cpu()
 
     def save_audio(self, path: str | Path, audio: np.ndarray) -> None:
@@ -469,6 +472,13 @@ def _make_scheduler(
 ) -> Scheduler:
     runner = ModelRunner(model, graph=graph, max_slots=limits.max_slots, max_rows=limits.rows(model.config))
     return Scheduler(runner, windows, max_delay=model.config.max_delay, frames_per_second=frames_per_second)
+
+
+@contextmanager
+def _modes(device: torch.device, small: bool) -> Iterator[None]:
+    """For all that an engine computes."""
+    with computing(device), one_thread(small):
+        yield
 
 
 def _joined(chunks: list[np.ndarray]) -> np.ndarray:

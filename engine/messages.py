@@ -3,6 +3,7 @@
 import re
 
 LONGEST = 80  # characters of a value
+LONGEST_NAME = 120
 LISTED = 10
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -23,10 +24,16 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 
+def without_controls(text: str) -> str:
+    """Text from a file or a command line with its control characters escaped, which a terminal would obey."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def listed(names: list[str]) -> str:
-    """Names for a message: ten of them, and how many more there are."""
+    """Names for a message: ten of them, cut where they are long, and how many more there are."""
     more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "") if names else "nothing"
+    short = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in names[:LISTED]]
+    return without_controls(", ".join(short)) + (f" and {more} more" if more > 0 else "") if names else "nothing"
 
 
 def first_line(error: BaseException) -> str:

@@ -38,10 +38,10 @@ if WHY_NO_TRITON:
     class _Absent:
         """Stands for Triton where it cannot be used: kernels can be defined there, not launched."""
 
-        def __getattr__(self, name):
+        def __getattr__(self, name: str) -> "_Absent":
             return self
 
-        def __call__(self, *args, **kwargs):
+        def __call__(self, *args: object, **kwargs: object) -> "_Absent":
             return self
 
     triton = tl = _Absent()
@@ -55,7 +55,6 @@ Architecture = int | str  # NVIDIA: compute capability major * 10 + minor. AMD: 
 INTERPRETER = 0  # stands for the architecture
 HOPPER = 90  # the first architecture with dependent launches
 
-_dependent_launches: bool | None = None  # what `dependent_launches` asks for; None: what the environment asks for
 _dependent_launches_failed = False  # for good, see `disable_dependent_launches`
 
 
@@ -171,27 +170,10 @@ def launches_are_dependent(device: torch.device) -> bool:
     target = architecture(device)
     if not isinstance(target, int) or target < HOPPER or _dependent_launches_failed:
         return False
-    if _dependent_launches is not None:
-        return _dependent_launches
     asked = os.environ.get("DIA_PDL", "1")
     if asked not in ("0", "1"):
         raise ValueError(f"DIA_PDL must be 0 (no dependent launches) or 1, got {asked!r}")
     return asked == "1"
-
-
-@contextmanager
-def dependent_launches(enabled: bool) -> Iterator[None]:
-    """Turn dependent launches off or on in here, for the whole process and whatever DIA_PDL says.
-
-    A captured graph keeps what held at its capture.
-    """
-    global _dependent_launches
-    before = _dependent_launches
-    _dependent_launches = enabled
-    try:
-        yield
-    finally:
-        _dependent_launches = before
 
 
 def disable_dependent_launches(device: torch.device) -> bool:
@@ -207,7 +189,7 @@ def disable_dependent_launches(device: torch.device) -> bool:
 
 
 def launch(
-    kernel,
+    kernel: Any,
     grid: tuple[int, ...],
     arguments: dict[str, torch.Tensor | int | None],
     constants: dict[str, Any],

@@ -4,7 +4,13 @@
 A program draws for one slot and channel; the last program of a slot closes the row and embeds it. Nothing is sorted:
 the k-th largest guided logit and the edge of the nucleus are found bit by bit, as the greatest 32-bit key that has
 enough mass at or above it (a count, or a probability). Keys are the floats' bits, mapped so that integers order them.
+
+Logits of NaN or +infinity mean that the model's numbers are broken. A slot that runs and gets one stops where it is, with
+its flag `broken` set; -infinity only forbids a token. For the kernel this is one more reduction over logits that it has
+loaded anyway, and no memory access.
 """
+
+import math
 
 import torch
 
@@ -12,6 +18,7 @@ from .advance import RUNNING, advance
 from .dispatch import begin, launch, require_contiguous, tl, triton, uses_triton
 from .norm import headroom
 from .sample import sample_tokens
+from .step_state import StepState
 
 
 def embed(tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -21,8 +28,10 @@ def embed(tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return table[tokens + offset].float().sum(dim=-2)
 
 
-def next_row_ref(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
+def next_row_ref(logits: torch.Tensor, state: StepState, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
     config = state.config
+    if not logits.max().item() < math.inf:  # NaN is the maximum, and not under infinity
+        _stop_broken(logits, state)
     tokens = sample_tokens(
         logits,
         state.cfg_scale,
@@ -50,13 +59,20 @@ def next_row_ref(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: 
     state.residual.write(x.repeat_interleave(2, dim=0), norm_weight)
 
 
-def next_row(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
+def _stop_broken(logits: torch.Tensor, state: StepState) -> None:
+    """Stop and flag the running slots that have logits of NaN or +infinity."""
+    broken = ~(logits.view(state.slots, -1) < math.inf).all(dim=1) & (state.countdown != 0)
+    state.broken.masked_fill_(broken, 1)
+    state.countdown.masked_fill_(broken, 0)
+
+
+def next_row(logits: torch.Tensor, state: StepState, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
     """Draw, write and embed the next row of every slot.
 
     Args:
         logits: [2B, C, V] float32; rows 2i, 2i + 1 are (unconditional, conditional) of slot i.
-        state: an `engine.state.DecodeState` of B slots. Of a slot that runs, grid, position, countdown and end_row move
-            on one row; the residual becomes that of the row at the slot's position.
+        state: a `DecodeState` of B slots. Of a slot that runs, grid, position, countdown and end_row move
+            on one row, or `broken` is set and it stops; the residual becomes that of the row at the slot's position.
         table: [C V, D], the channels' embeddings.
         norm_weight: [D] float32, of the first layer's norm.
     """
@@ -83,6 +99,7 @@ def next_row(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: torc
             "position_ptr": state.position,
             "countdown_ptr": state.countdown,
             "end_row_ptr": state.end_row,
+            "broken_ptr": state.broken,
             "max_tokens_ptr": state.max_tokens,
             "delay_ptr": state.delay,
             "tokens_ptr": state.buffers.tokens,
@@ -153,12 +170,14 @@ def _draw(
     EOS: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """The token of one slot and channel; see `sample` for the rules."""
+    """The token of one slot and channel, see `sample` for the rules; -1 if a logit is NaN or +infinity."""
     token = tl.arange(0, BLOCK_V)
     exists = token < VOCAB
     place = logits_ptr + (2 * slot * CHANNELS + channel) * VOCAB + token
     unconditional = tl.load(place, mask=exists, other=0.0)
     conditional = tl.load(place + CHANNELS * VOCAB, mask=exists, other=0.0)
+    usable = (unconditional < float("inf")) & (conditional < float("inf"))  # NaN is not under infinity
+    broken = tl.sum(usable.to(tl.int32), axis=0) < BLOCK_V
 
     key = _ordered_key(conditional + cfg_scale * (conditional - unconditional))
     key = tl.where(exists, key, 0)
@@ -189,7 +208,7 @@ def _draw(
     word, _, _, _ = tl.philox(seed, token, channel, row, 0)
     uniform = ((word >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2^-23, see `philox.uniform`
     race = tl.where(kept & exists, probability / -tl.log(uniform), -1.0)
-    return tl.where(certain, best, tl.argmax(race, axis=0))
+    return tl.where(broken, -1, tl.where(certain, best, tl.argmax(race, axis=0)))
 
 
 @triton.jit
@@ -204,6 +223,7 @@ def _next_row_kernel(
     position_ptr,
     countdown_ptr,
     end_row_ptr,
+    broken_ptr,
     max_tokens_ptr,
     delay_ptr,
     tokens_ptr,
@@ -260,6 +280,8 @@ def _next_row_kernel(
         last_start = tl.load(max_tokens_ptr + slot).to(tl.int32) - MAX_DELAY
         delay = tl.load(delay_ptr + c, mask=mask, other=0).to(tl.int32)
 
+        broken = (tl.min(tokens, axis=0) < 0) & (countdown != 0)
+        countdown = tl.where(broken, 0, countdown)
         active = countdown != 0
         row = position + active.to(tl.int32)
         opening = tl.sum(tl.where(c == 0, tokens, 0), axis=0)
@@ -281,6 +303,7 @@ def _next_row_kernel(
         tl.store(position_ptr + slot, next_position.to(tl.int64))
         tl.store(countdown_ptr + slot, countdown.to(tl.int64))
         tl.store(end_row_ptr + slot, row.to(tl.int64), mask=ends)
+        tl.store(broken_ptr + slot, broken.to(tl.int64), mask=broken)
         tl.store(arrivals_ptr + slot, 0)
 
         tokens = tl.where(next_position == row, tokens, here)

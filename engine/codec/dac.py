@@ -1,11 +1,11 @@
 """The codec as the engine uses it: load, encode, decode."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..device import resolve_device, resolve_dtype
 from ..files.audio import check_peak, check_sample_rate, resample
@@ -13,9 +13,8 @@ from ..files.hub import DEFAULT_CODEC
 from ..files.tensors import is_finite
 from .checkpoint import open_checkpoint
 from .config import CodecConfig
-from .layers import build_decoder, build_encoder
+from .network import Network
 from .precision import full_float32
-from .quantizer import Quantizer
 
 
 class Codec:
@@ -29,12 +28,10 @@ class Codec:
     the whole by as much. Where speed matters more, half precision is the choice: `dtype`.
     """
 
-    def __init__(self, config: CodecConfig, network: nn.ModuleDict, dtype: torch.dtype):
+    def __init__(self, config: CodecConfig, network: Network, dtype: torch.dtype):
         self.config = config
         self.dtype = dtype
-        self.encoder: nn.Sequential = network["encoder"]
-        self.quantizer: Quantizer = network["quantizer"]
-        self.decoder: nn.Sequential = network["decoder"]
+        self.encoder, self.quantizer, self.decoder = network.encoder, network.quantizer, network.decoder
 
     @classmethod
     def load(
@@ -61,7 +58,7 @@ class Codec:
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
         checkpoint = open_checkpoint(source, revision)
-        network = _empty_network(checkpoint.config)
+        network = Network(checkpoint.config)
         network = _fill(network, checkpoint.state_dict(network), device, dtype)
         if dtype != torch.float32:
             for name, tensor in network.state_dict().items():
@@ -80,7 +77,7 @@ class Codec:
     ) -> "Codec":
         """A codec with random weights that depend on `config` and `seed` alone. It makes noise, at a sound level."""
         device, dtype = resolve_device(device), resolve_dtype(dtype)
-        network = _empty_network(config)
+        network = Network(config)
         return cls(config, _fill(network, _random_state(network, seed), device, dtype), dtype)
 
     @property
@@ -122,6 +119,7 @@ class Codec:
         Raises:
             TypeError: not a floating array, or a sample rate that is not an integer.
             ValueError: not one-dimensional, empty, NaN or infinite, or a peak far beyond 1.
+            RuntimeError: the codec's own numbers are NaN or infinite, as float16's can become.
         """
         check_sample_rate(sample_rate)
         samples = resample(waveform, sample_rate, self.sample_rate)
@@ -129,7 +127,10 @@ class Codec:
         padded = torch.from_numpy(np.pad(samples, (0, -len(samples) % self.hop_length)))
         with torch.autocast(self.device.type, enabled=False), full_float32():
             latent = self.encoder(padded.to(self.device, self.dtype)[None, None])
-            return self.quantizer.encode(latent.float())
+            latent = latent.float()
+            if not is_finite(latent):
+                raise self._non_finite("latent of the prompt")
+            return self.quantizer.encode(latent)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -146,17 +147,38 @@ class Codec:
         Raises:
             TypeError: not an array or tensor of integers.
             ValueError: wrong shape, or a code out of range.
+            RuntimeError: the codec's own numbers are NaN, as float16's can become.
         """
         codes = self._checked(codes)
         if not len(codes):
             return torch.zeros(0, device=self.device)
-        return self.synthesize(codes.to(self.device))
+        waveform = self.synthesize(codes.to(self.device))
+        self.check_samples(waveform)
+        return waveform
 
     def synthesize(self, codes: torch.Tensor) -> torch.Tensor:
         """`decode` without checks and without a wait: at least one frame [T, C] int64, in range and on the device."""
         with torch.autocast(self.device.type, enabled=False), full_float32():
             latent = self.quantizer.decode(codes)
             return self.decoder(latent.to(self.dtype))[0, 0].float()
+
+    def check_samples(self, waveform: torch.Tensor | np.ndarray) -> None:
+        """Check what `synthesize` gave. The last layer is a tanh: whatever breaks before it comes out as NaN.
+
+        Raises:
+            RuntimeError: a sample is NaN.
+        """
+        if not math.isfinite(waveform.sum().item()):  # samples are in [-1, 1]: their sum is finite if they are numbers
+            raise self._non_finite("sound")
+
+    def _non_finite(self, what: str) -> RuntimeError:
+        dtype = str(self.dtype).removeprefix("torch.")
+        cause = (
+            "float16 cannot hold some activations: use codec_dtype bfloat16 or float32"
+            if self.dtype is torch.float16
+            else "its weights are damaged, or it does not fit these codes"
+        )
+        return RuntimeError(f"the codec's numbers are NaN or infinite in the {what}, computed in {dtype}: {cause}")
 
     def _checked(self, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
         if not isinstance(codes, (torch.Tensor, np.ndarray)):
@@ -180,35 +202,23 @@ class Codec:
         return codes
 
 
-def _empty_network(config: CodecConfig) -> nn.ModuleDict:
-    """The network without weights: names and shapes only."""
-    with torch.device("meta"):
-        parts = {"encoder": build_encoder(config), "quantizer": Quantizer(config), "decoder": build_decoder(config)}
-    return nn.ModuleDict(parts).requires_grad_(False).eval()
-
-
-def _fill(
-    network: nn.ModuleDict, state: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
-) -> nn.ModuleDict:
+def _fill(network: Network, state: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Network:
     """Put float32 weights into an empty network and make it ready."""
     network.load_state_dict(state, assign=True)
-    for module in network.modules():
-        if hasattr(module, "prepare"):
-            module.prepare()
-    network["encoder"].to(device, dtype)
-    network["quantizer"].to(device)
-    network["decoder"].to(device, dtype)
+    network.prepare()
+    network.encoder.to(device, dtype)
+    network.quantizer.to(device)
+    network.decoder.to(device, dtype)
     return network
 
 
-def _random_state(network: nn.ModuleDict, seed: int) -> dict[str, torch.Tensor]:
+def _random_state(network: Network, seed: int) -> dict[str, torch.Tensor]:
     """Weights that keep a signal's size through the layers, drawn on the CPU so that no device changes them."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    drawn = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
     state = {}
     for name, parameter in network.state_dict().items():
         if name.endswith("alpha"):
-            state[name] = 0.5 + torch.rand(parameter.shape, **drawn)
+            state[name] = 0.5 + torch.rand(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
             continue
         if name.endswith("bias"):
             scale = 0.02
@@ -218,7 +228,7 @@ def _random_state(network: nn.ModuleDict, seed: int) -> dict[str, torch.Tensor]:
             # What a residual unit adds must be small, or the sum grows with every unit.
             in_residual_unit = name.startswith(("encoder", "decoder")) and name.count(".") == 3
             scale = (0.3 if in_residual_unit else 1.0) / parameter[0].numel() ** 0.5
-        state[name] = scale * torch.randn(parameter.shape, **drawn)
+        state[name] = scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
     last = [name for name in state if name.startswith("decoder")][-2:]  # weight and bias before the final tanh
     for name in last:
         state[name] *= 0.05  # full-scale noise hurts

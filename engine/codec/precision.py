@@ -19,7 +19,7 @@ def full_float32() -> Iterator[None]:
     convolutions of the process are exact too.
     """
     global _inside, _before
-    conv = torch.backends.cudnn.conv
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch puts another object in the module's place
     with _lock:
         if not _inside:
             _before = conv.fp32_precision

@@ -5,11 +5,12 @@ announced are captured in CUDA graphs: the codec has 150 small kernels, whose la
 """
 
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 
-from ..cuda_graph import captured
+from ..cuda_graph import GraphPool, captured
 from .dac import Codec
 from .receptive_field import Reach, reach
 
@@ -49,7 +50,7 @@ class CodeWindows:
     def prepare(self, lengths: Iterable[int]) -> None:
         """Be ready for windows of these lengths in frames."""
 
-    def on_stream(self):
+    def on_stream(self) -> AbstractContextManager[object]:
         """A context in which codes are gathered and `decode` is called; it does not wait for other streams."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
@@ -72,6 +73,13 @@ class CodeWindows:
         """Codes as they are, on their way to the host."""
         return HostCopy(codes)
 
+    def check(self, piece: np.ndarray) -> None:
+        """Check what `decode` gave, on the host.
+
+        Raises:
+            RuntimeError: samples that are no numbers.
+        """
+
 
 class SoundWindows(CodeWindows):
     """Windows of a codec's sound."""
@@ -81,7 +89,7 @@ class SoundWindows(CodeWindows):
         self.codec = codec
         self.reach = reach(codec.decoder)
         self._graphs: dict[int, _Graph] = {}
-        self._pool = None
+        self._pool: GraphPool | None = None
 
     def prepare(self, lengths: Iterable[int]) -> None:
         """On a GPU capture a graph for each length that has none yet, all in one memory pool."""
@@ -108,11 +116,14 @@ class SoundWindows(CodeWindows):
         # Not a multiple of the length from the end: a codec of odd strides drops samples there.
         return HostCopy(waveform[first * hop : None if last is None else last * hop])
 
+    def check(self, piece: np.ndarray) -> None:
+        self.codec.check_samples(piece)
+
 
 class _Graph:
     """The codec captured for windows of one length."""
 
-    def __init__(self, codec: Codec, length: int, pool, stream: torch.cuda.Stream):
+    def __init__(self, codec: Codec, length: int, pool: GraphPool | None, stream: torch.cuda.Stream):
         self._codes = torch.zeros((length, codec.num_codebooks), dtype=torch.int64, device=codec.device)
         self._waveform = torch.zeros_like(codec.synthesize(self._codes))
 

@@ -13,6 +13,7 @@ import soundfile
 import soxr
 import torch
 
+from ..messages import shown
 from .output import check_replaceable, write_whole
 from .paths import user_path
 
@@ -33,6 +34,10 @@ BLOCK_VALUES = 2**20  # read at once, over all channels
 LARGEST_HEADER = 512  # bytes of a file without samples
 # libsndfile's log on a header's bytes of sound: in WAV, AIFF, 8SVX, AU, W64 and RF64.
 TRUNCATED = re.compile(r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+# And on the samples that AVR, MPC2K and MAT files count; libsndfile itself then goes by the file's length.
+COUNTED = re.compile(r"\b(?:Frames|Cols) *: (\d+)$", re.MULTILINE)
+NIST_COUNT, NIST_HEADER_BYTES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE), 1024
+SEEMS_TRUNCATED = {"VOC": "Seems to be a truncated file", "WVE": "should be"}
 UNKNOWN_BYTES = 0x7FFF0000  # what is written to a pipe counts this many or more
 MAX_OGG_PAGE, OGG_LAST_PAGE = 65_307, 4
 # Vorbis keeps one written block on the C stack: a minute and a half at once ends the process.
@@ -95,15 +100,16 @@ def _read_mono(file: soundfile.SoundFile, name: str, check_length: Callable[[int
         means.append(channels.mean(axis=1))
         energy += float(np.square(channels, dtype=np.float64).mean(axis=1).sum())
     waveform = np.concatenate(means) if means else np.zeros(0, dtype=np.float32)
-    _check_whole(file, len(waveform))
+    _check_whole(file, name, len(waveform))
     waveform = as_waveform(waveform)
     check_peak(waveform)
     warn_if_cancelled(waveform, energy, name)
     return waveform
 
 
-def _check_whole(file: soundfile.SoundFile, samples: int) -> None:
-    """Raise ValueError for a file that ends before its header says or has a hole, as far as libsndfile notices."""
+def _check_whole(file: soundfile.SoundFile, name: str, samples: int) -> None:
+    """Raise ValueError for a file that ends before its header says or has a hole. Some formats (IRCAM, PAF, PVF, XI)
+    count nothing, so that nothing can be told."""
     for promised, present in TRUNCATED.findall(file.extra_info):
         if int(present) < int(promised) < UNKNOWN_BYTES:
             raise ValueError(f"damaged: its header counts {promised} bytes of sound, only {present} are there")
@@ -111,8 +117,24 @@ def _check_whole(file: soundfile.SoundFile, samples: int) -> None:
         raise ValueError("damaged: a part is missing in the middle")
     # The count of an mp3 can be an estimate, right to a few of its frames of 1152 samples.
     tolerance = 4 * 1152 if file.format == "MP3" else 0
-    if samples + tolerance < file.frames:
-        raise ValueError(f"damaged: its header counts {file.frames} samples, only {samples} can be read")
+    promised_samples = max(file.frames, _counted_samples(file, name))
+    if samples + tolerance < promised_samples:
+        raise ValueError(f"damaged: its header counts {promised_samples} samples, only {samples} can be read")
+    if file.format in SEEMS_TRUNCATED and SEEMS_TRUNCATED[file.format] in file.extra_info:
+        raise ValueError(f"damaged: it ends before its header says, after {samples} samples")
+
+
+def _counted_samples(file: soundfile.SoundFile, name: str) -> int:
+    """The samples of each channel that a header counts where libsndfile goes by the file's length; 0 if it is none of
+    these formats."""
+    if file.format == "NIST":
+        with open(name, "rb") as header:
+            counts = NIST_COUNT.findall(header.read(NIST_HEADER_BYTES))
+    elif file.format in ("AVR", "MPC2K", "MAT4", "MAT5"):
+        counts = COUNTED.findall(file.extra_info)
+    else:
+        counts = []
+    return max((int(count) for count in counts if len(count) < 20), default=0)
 
 
 def _check_ogg_end(path: Path) -> None:
@@ -199,8 +221,12 @@ def check_writable(path: str | Path) -> Path:
         ValueError: unknown extension.
         OSError, ValueError: as `check_replaceable`.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"the file to write must be named by a string or a path, got {shown(path)}")
     if not str(path):
         raise ValueError("the name of the file to write is empty")
+    if "\0" in str(path):
+        raise ValueError(f"the name of the file to write holds a null character: {shown(str(path))}")
     path = user_path(path)
     if path.suffix.lower() not in FORMATS:
         known = ", ".join(FORMATS)
@@ -238,6 +264,8 @@ def as_array(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
     Raises:
         TypeError: anything else, tensors without dense storage included (meta, sparse, quantized, nested).
     """
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, got a masked one")
     if isinstance(values, np.ndarray):
         return values
     if not isinstance(values, torch.Tensor):
@@ -252,7 +280,12 @@ def as_array(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
         if holds:
             raise TypeError(f"{name} must be a dense tensor, got a {kind} one")
     values = values.detach().cpu().resolve_conj().resolve_neg()
-    return (values.float() if values.dtype is torch.bfloat16 else values).numpy()
+    if values.is_floating_point() and values.dtype not in (torch.float16, torch.float32, torch.float64):
+        values = values.float()  # bfloat16, or one of 8 bits, which numpy lacks
+    try:
+        return values.numpy()
+    except TypeError:
+        raise TypeError(f"{name} must be numbers, got {values.dtype}") from None
 
 
 def check_peak(waveform: np.ndarray) -> None:
@@ -290,8 +323,8 @@ def check_sample_rate(sample_rate: int, name: str = "sample_rate") -> None:
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, numbers.Integral):
         raise TypeError(f"{name} must be an integer in Hz, got {sample_rate!r}")
     if not 0 < sample_rate <= MAX_SAMPLE_RATE:
-        shown = sample_rate if abs(sample_rate) < 10**20 else "one of over 20 digits"  # Python prints no more than 4300
-        raise ValueError(f"{name} must be in 1..{MAX_SAMPLE_RATE} Hz, got {shown}")
+        rate = sample_rate if abs(sample_rate) < 10**20 else "one of over 20 digits"  # Python prints no more than 4300
+        raise ValueError(f"{name} must be in 1..{MAX_SAMPLE_RATE} Hz, got {rate}")
 
 
 def _encode(waveform: np.ndarray, sample_rate: int, file_format: str, subtype: str) -> memoryview:

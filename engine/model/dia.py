@@ -1,7 +1,7 @@
 """Encoder and decoder as functions of their weights, and the decode step."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 
@@ -9,18 +9,18 @@ from ..kernels.norm_linear import norm_linear
 from ..kernels.rope import rope_table
 from ..kernels.sample_and_advance import embed, next_row
 from .config import DecoderConfig, DiaConfig, EncoderConfig
-from .layers import DecoderLayer, EncoderLayer, Norm
+from .layers import DecoderLayer, EncoderLayer, Norm, Weights, plain_weight
 from .state import DecodeState
 
-# Rows of a prompt that one piece of a prefill runs: on a CPU, elsewhere. A piece must not hold up decode steps for long, a
-# larger one reads the weights less often.
+# Rows of a prompt that one piece of a prefill runs: on a CPU, elsewhere. A piece must not hold up decode steps for long;
+# a larger one reads the weights less often.
 PREFILL_ROWS = (64, 512)
 
 
 def parameter_shapes(config: DiaConfig) -> dict[str, tuple[int, ...]]:
     """Every weight of a model and its shape, in the order of use. Names that end in `norm.weight` are float32."""
     encoder, decoder = config.encoder, config.decoder
-    shapes = {"encoder.embedding.weight": (encoder.vocab_size, encoder.hidden_size)}
+    shapes: dict[str, tuple[int, ...]] = {"encoder.embedding.weight": (encoder.vocab_size, encoder.hidden_size)}
     for index in range(encoder.num_hidden_layers):
         shapes |= _block_shapes(f"encoder.layers.{index}", encoder)
     shapes["encoder.norm.weight"] = (encoder.hidden_size,)
@@ -37,7 +37,7 @@ def _block_shapes(name: str, sizes: EncoderConfig | DecoderConfig) -> dict[str, 
     width, inner = sizes.hidden_size, sizes.intermediate_size
     queries = sizes.num_attention_heads * sizes.head_dim
     keys = sizes.num_key_value_heads * sizes.head_dim
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "self_norm": (width,),
         "self_attn.qkv": (queries + 2 * keys, width),
         "self_attn.o": (width, queries),
@@ -73,8 +73,8 @@ def decoder_weights(config: DiaConfig) -> int:
 class Encoder:
     """Text ids to one vector a position."""
 
-    def __init__(self, config: EncoderConfig, weights: Mapping[str, torch.Tensor]):
-        self.embedding = weights["encoder.embedding.weight"]
+    def __init__(self, config: EncoderConfig, weights: Weights):
+        self.embedding = plain_weight(weights, "encoder.embedding")
         dtype = self.embedding.dtype
         self.layers = [
             EncoderLayer(weights, f"encoder.layers.{index}", config, dtype) for index in range(config.num_hidden_layers)
@@ -90,22 +90,22 @@ class Encoder:
 
     def pieces(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
         """The result of each layer, of which the last is that of the encoder."""
-        rope = tuple(table[: ids.shape[0]] for table in self.rope)
+        cosines, sines = (table[: ids.shape[0]] for table in self.rope)
         x = self.embedding[ids].float()
         for layer in self.layers[:-1]:
-            x = layer(x, rope)
+            x = layer(x, (cosines, sines))
             yield x
-        yield self.norm(self.layers[-1](x, rope))
+        yield self.norm(self.layers[-1](x, (cosines, sines)))
 
 
 class DiaModel:
     """The whole model over weights named as in `parameter_shapes`."""
 
-    def __init__(self, config: DiaConfig, weights: Mapping[str, torch.Tensor]):
+    def __init__(self, config: DiaConfig, weights: Weights):
         self.config = config
         self.encoder = Encoder(config.encoder, weights)
         decoder = config.decoder
-        self.embedding = weights["decoder.embedding.weight"]
+        self.embedding = plain_weight(weights, "decoder.embedding")
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self.layers = [
             DecoderLayer(weights, f"decoder.layers.{index}", decoder, self.dtype)
@@ -160,11 +160,11 @@ class DiaModel:
         for start in range(0, length, self.prefill_rows):
             stop = min(start + self.prefill_rows, length)
             x = embed(state.grid[slot, start:stop], self.embedding).expand(2, -1, -1)
-            rope = tuple(table[start:stop] for table in self.rope)
+            cosines, sines = (table[start:stop] for table in self.rope)
             for index, layer in enumerate(self.layers):
                 yield 2 * (stop - start) * _block_weights(decoder)
-                self_cache = [cache[2 * slot : 2 * slot + 2] for cache in state.self_cache.layer(index)]
-                x = layer.prefill(x, rope, self_cache, text_caches[index], start)
+                keys, values = (cache[2 * slot : 2 * slot + 2] for cache in state.self_cache.layer(index))
+                x = layer.prefill(x, (cosines, sines), (keys, values), text_caches[index], start)
         residual = state.residual.rows(slice(2 * slot, 2 * slot + 2))
         first_row = embed(state.grid[slot, length : length + 1], self.embedding)
         residual.write(first_row, self.layers[0].self_norm.weight)

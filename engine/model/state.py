@@ -12,7 +12,7 @@ from .cache import KVCache
 from .config import DecoderConfig, DiaConfig
 from .delay import prompt_grid
 
-STATUS = ("position", "countdown", "end_row")  # rows of `DecodeState.status`
+STATUS = ("position", "countdown", "end_row", "broken")  # rows of `DecodeState.status`
 PER_SLOT = (
     "grid", *STATUS, "max_tokens", "cfg_scale", "temperature", "top_p", "top_k", "seed", "last_text",
 )  # fmt: skip
@@ -34,12 +34,14 @@ class StepBuffers:
     cross_attention: AttentionScratch
 
     @classmethod
-    def allocate(cls, sizes: DecoderConfig, slots: int, dtype, device) -> "StepBuffers":
+    def allocate(
+        cls, sizes: DecoderConfig, slots: int, dtype: torch.dtype, device: torch.device | str
+    ) -> "StepBuffers":
         rows = 2 * slots
         heads, head_dim = sizes.num_attention_heads, sizes.head_dim
         cross_heads, cross_head_dim = sizes.cross_num_attention_heads, sizes.cross_head_dim
 
-        def empty(*shape, kind=dtype):
+        def empty(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
             return torch.empty(shape, dtype=kind, device=device)
 
         return cls(
@@ -83,10 +85,11 @@ class DecodeState:
 
     config: DiaConfig
     grid: torch.Tensor  # [B, T + 1, C] int64, OPEN where nothing is decided; the last row is written, never fed
-    status: torch.Tensor  # [3, >= slots of the whole memory] int64: the next three fields in its rows, for one copy
+    status: torch.Tensor  # [4, >= slots of the whole memory] int64: the next four fields in its rows, for one copy
     position: torch.Tensor  # [B] int64, row that the next step feeds
     countdown: torch.Tensor  # [B] int64, RUNNING, then rows left after the end; 0 = stopped
     end_row: torch.Tensor  # [B] int64, row of EOS
+    broken: torch.Tensor  # [B] int64, 1 where NaN or infinite logits stopped the slot, else 0
     max_tokens: torch.Tensor  # [B] int64
     cfg_scale: torch.Tensor  # [B] float32
     temperature: torch.Tensor  # [B] float32
@@ -102,14 +105,16 @@ class DecodeState:
     buffers: StepBuffers
 
     @classmethod
-    def allocate(cls, config: DiaConfig, slots: int, rows: int, text: int, dtype, device) -> "DecodeState":
+    def allocate(
+        cls, config: DiaConfig, slots: int, rows: int, text: int, dtype: torch.dtype, device: torch.device | str
+    ) -> "DecodeState":
         """Room for `slots` requests of up to `rows` decoder rows and `text` bytes; caches in `dtype` on `device`."""
         decoder = config.decoder
         layers, channels = decoder.num_hidden_layers, decoder.num_channels
 
         residual = Residual.allocate(2 * slots, decoder.hidden_size, dtype, device)
 
-        def per_slot(value, kind):
+        def per_slot(value: float, kind: torch.dtype) -> torch.Tensor:
             return torch.full((slots,), value, dtype=kind, device=device)
 
         # An even number of columns: rows then start at multiples of 16 bytes, by which Triton specializes kernels.
@@ -139,7 +144,7 @@ class DecodeState:
         )
 
     @classmethod
-    def bytes_per_slot(cls, config: DiaConfig, rows: int, text: int, dtype) -> int:
+    def bytes_per_slot(cls, config: DiaConfig, rows: int, text: int, dtype: torch.dtype) -> int:
         """What each slot more adds to the memory of `allocate`."""
         one, two = (_nbytes(cls.allocate(config, slots, rows, text, dtype, "meta")) for slots in (1, 2))
         return two - one
@@ -179,6 +184,7 @@ class DecodeState:
         self.position[slot] = frames
         self.countdown[slot] = 0
         self.end_row[slot] = 0
+        self.broken[slot] = 0
         self.max_tokens[slot] = rows
         self.cfg_scale[slot] = params.cfg_scale
         self.temperature[slot] = params.temperature
@@ -194,7 +200,7 @@ class DecodeState:
 
     def release(self, slot: int) -> None:
         """Stop a slot and reset its lengths: what a stopped slot attends to costs time."""
-        for field in (self.countdown, self.position, self.last_text):
+        for field in (self.countdown, self.position, self.broken, self.last_text):
             field[slot] = 0
 
     def first(self, slots: int) -> "DecodeState":
@@ -229,11 +235,11 @@ def copy_to(target: torch.Tensor, source: torch.Tensor) -> None:
     target.copy_(source, non_blocking=True)
 
 
-def _nbytes(value) -> int:
+def _nbytes(value: object) -> int:
     """Of the tensors in a dataclass and those within it, each once."""
     storages = {}
 
-    def visit(item) -> None:
+    def visit(item: object) -> None:
         if isinstance(item, torch.Tensor):
             storage = item.untyped_storage()
             storages[storage._cdata] = storage.nbytes()

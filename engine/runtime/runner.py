@@ -22,6 +22,13 @@ from .request import Request
 
 logger = logging.getLogger(__name__)
 
+DAMAGED = "its weights are damaged, or training went wrong"
+NON_FINITE_CAUSES = {
+    torch.float16: "float16 cannot hold some activations: use bfloat16 or float32",
+    torch.bfloat16: DAMAGED,
+    torch.float32: DAMAGED,
+}
+
 STEPS_PER_LAUNCH = (8, 4, 2, 1)
 SLOT_COUNTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 DEFAULT_CPU_SLOTS = 8
@@ -33,6 +40,7 @@ class SlotStatus(NamedTuple):
     position: int
     countdown: int
     end_row: int
+    broken: int = 0
 
     @property
     def stopped(self) -> bool:
@@ -183,6 +191,14 @@ class ModelRunner:
     def release(self, slot: int) -> None:
         """Stop a slot."""
         self._state.release(slot)
+
+    def non_finite_error(self, row: int) -> RuntimeError:
+        """The error of a request whose slot is broken: the logits of decoder row `row` were NaN or infinite."""
+        name = str(self.model.dtype).removeprefix("torch.")
+        cause = NON_FINITE_CAUSES[self.model.dtype]
+        return RuntimeError(
+            f"the model's numbers are NaN or infinite at decoder row {row}, computed in {name}: {cause}"
+        )
 
     def forget_launches(self) -> None:
         """Drop the status of launches in flight, after one that failed."""

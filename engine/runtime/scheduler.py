@@ -51,6 +51,7 @@ class Runner(Protocol):
     def read_status(self) -> tuple[int, list[SlotStatus]]: ...
     def codes(self, slot: int, first: int, frames: int) -> torch.Tensor: ...
     def release(self, slot: int) -> None: ...
+    def non_finite_error(self, row: int) -> RuntimeError: ...
     def forget_launches(self) -> None: ...
 
 
@@ -233,7 +234,12 @@ class Scheduler:
 
     def _look_at(self, sequence: Sequence, status: SlotStatus) -> None:
         """Queue the windows that are complete; a stopped slot is free from the next launch on."""
-        frames, ended = complete_frames(*status, sequence.prompt_frames, self.max_delay)
+        if status.broken:
+            self._fail(sequence, self.runner.non_finite_error(status.position + 1))
+            return
+        frames, ended = complete_frames(
+            status.position, status.countdown, status.end_row, sequence.prompt_frames, self.max_delay
+        )
         now = time.perf_counter()
         while window := sequence.schedule.next(frames, ended):
             sequence.windows.append((window, now))
@@ -298,6 +304,7 @@ class Scheduler:
                 while sequence.pending and sequence.pending[0][0].ready():
                     chunk, seconds = sequence.pending.popleft()
                     audio = chunk.wait().numpy().copy()  # what it is a part of is larger, or pinned
+                    self.decoder.check(audio)
                     sequence.first_emitted = sequence.first_emitted or time.perf_counter()
                     sequence.emitted_seconds += seconds
                     if len(audio):  # the samples that a codec of odd strides drops can be a whole frame's

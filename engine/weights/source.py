@@ -23,6 +23,7 @@ from ..codec import Codec
 from ..files.hub import DEFAULT_CODEC, GENERATION_CONFIG, find_config, find_weights
 from ..files.paths import read_json, require_file, user_path
 from ..kernels.quantized import Weight
+from ..messages import listed, shown
 from ..model.config import DiaConfig
 from ..sampling_params import ResolvedSamplingParams
 from .load import DiaCheckpoint
@@ -207,11 +208,11 @@ def load_generation_defaults(folder: Path) -> dict[str, float | int | None]:
     try:
         defaults = content.get(_DEFAULTS_KEY, {}) if isinstance(content, dict) else None
         if not isinstance(defaults, dict):
-            raise ValueError(f"{_DEFAULTS_KEY} must be a JSON object, got {defaults!r}")
+            raise ValueError(f"{_DEFAULTS_KEY} must be a JSON object, got {shown(defaults)}")
         names = [field.name for field in fields(ResolvedSamplingParams)]
         unknown = sorted(set(defaults) - set(names))
         if unknown:
-            raise ValueError(f"{_DEFAULTS_KEY} knows {', '.join(names)}, got {', '.join(unknown)}")
+            raise ValueError(f"{_DEFAULTS_KEY} knows {', '.join(names)}, got {listed(unknown)}")
         ResolvedSamplingParams(**defaults)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None

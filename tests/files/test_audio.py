@@ -79,9 +79,9 @@ def test_read_errors(tmp_path):
         read_audio(tmp_path / "nan.wav")
 
 
-def truncated(tmp_path, extension, write=soundfile.write, **form) -> Path:
+def truncated(tmp_path, extension, write=soundfile.write, rate=44100, **form) -> Path:
     path = tmp_path / f"half.{extension}"
-    write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 44100), 44100, **form)
+    write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 44100), rate, **form)
     os.truncate(path, path.stat().st_size // 2)
     return path
 
@@ -101,12 +101,35 @@ def truncated(tmp_path, extension, write=soundfile.write, **form) -> Path:
         ("flac", {}),
         ("ogg", {}),
         ("mp3", {}),
+        ("nist", {}),
+        ("voc", {}),
+        ("avr", {}),
+        ("mat", {"format": "MAT4", "subtype": "DOUBLE"}),
+        ("mat", {"format": "MAT5", "subtype": "FLOAT"}),
+        ("mpc", {"format": "MPC2K"}),
+        ("wve", {"rate": 8000}),
     ],
 )
 def test_half_a_file_is_damaged(tmp_path, extension, form):
     path = truncated(tmp_path, extension, **form)
     with pytest.raises(ValueError, match=rf"half\.{extension}.*(damaged|cut off|malformed|lost sync)"):
         read_audio(path)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_whole_files_of_every_format_are_not_damaged(tmp_path, caplog, channels):
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (5000, channels))
+    read = 0
+    for form in set(soundfile.available_formats()) - {"RAW", "SD2"}:  # without a header; with a second file
+        for subtype in soundfile.available_subtypes(form):
+            try:
+                soundfile.write(tmp_path / "sound", sound, 16_000, format=form, subtype=subtype)
+            except soundfile.LibsndfileError:
+                continue  # cannot be written, or not with so many channels
+            if "DWVW" not in subtype:  # libsndfile does not read its own
+                assert len(read_audio(tmp_path / "sound")[0]) >= 5000, (form, subtype)
+                read += 1
+    assert read > 40 and not caplog.records
 
 
 def test_a_hole_is_damage_and_a_missing_end_is_told(tmp_path, caplog):
@@ -251,9 +274,15 @@ def test_bad_waveforms(tmp_path, waveform, error, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_any_floating_dtype_is_a_waveform(dtype):
-    assert audio.as_waveform(torch.ones(3, dtype=dtype, requires_grad=True)).dtype == np.float32
+    tensor = torch.ones(3).to(dtype).requires_grad_(dtype.itemsize > 1)
+    assert audio.as_waveform(tensor).tolist() == [1.0, 1.0, 1.0] and audio.as_waveform(tensor).dtype == np.float32
+
+
+def test_masked_arrays_are_no_waveforms():
+    with pytest.raises(TypeError, match="waveform must be a plain array, got a masked one"):
+        audio.as_waveform(np.ma.masked_array(np.zeros(3), mask=[0, 1, 0]))
 
 
 # Writing
@@ -277,6 +306,17 @@ def test_rate_that_the_format_lacks(tmp_path):
 def test_unknown_extension_lists_the_known(tmp_path, name):
     with pytest.raises(ValueError, match=r"\.wav, \.flac, \.ogg, \.mp3"):
         check_writable(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"a.wav", ["a.wav"]])
+def test_a_name_that_is_none(name):
+    with pytest.raises(TypeError, match="must be named by a string or a path, got"):
+        check_writable(name)
+
+
+def test_a_name_with_a_null_character():
+    with pytest.raises(ValueError, match=r"holds a null character: 'a\\x00.wav'"):
+        check_writable("a\0.wav")
 
 
 def test_check_writable_paths(tmp_path):

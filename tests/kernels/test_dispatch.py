@@ -12,7 +12,6 @@ import torch
 from dia_engine.kernels import dispatch
 from dia_engine.kernels.dispatch import (
     INTERPRETER,
-    dependent_launches,
     disable_dependent_launches,
     launches_are_dependent,
     launches_to,
@@ -25,8 +24,7 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def as_imported(monkeypatch):
-    """Every test starts with the switches as a new process has them, and leaves them so."""
-    monkeypatch.setattr(dispatch, "_dependent_launches", None)
+    """Every test starts with the switch as a new process has them, and leaves them so."""
     monkeypatch.setattr(dispatch, "_dependent_launches_failed", False)
     monkeypatch.delenv("DIA_PDL", raising=False)
     dispatch._device_architecture.cache_clear()
@@ -107,32 +105,17 @@ def test_dependent_launches_can_be_turned_off_by_the_environment(monkeypatch):
         launches_are_dependent(GPU)
 
 
-def test_dependent_launches_can_be_turned_off_and_on_for_a_while(monkeypatch):
-    fake_gpu(monkeypatch, (9, 0))
-    with pytest.raises(KeyError), dependent_launches(False):
-        assert not launches_are_dependent(GPU)
-        with dependent_launches(True):
-            assert launches_are_dependent(GPU)
-        assert not launches_are_dependent(GPU)
-        raise KeyError
-    assert launches_are_dependent(GPU)
-    monkeypatch.setenv("DIA_PDL", "0")
-    with dependent_launches(True):
-        assert launches_are_dependent(GPU)
-
-
 def test_dependent_launches_do_not_appear_where_the_gpu_has_none(monkeypatch):
     fake_gpu(monkeypatch, (8, 9))
-    with dependent_launches(True):
-        assert not launches_are_dependent(GPU)
+    monkeypatch.setenv("DIA_PDL", "1")
+    assert not launches_are_dependent(GPU)
     assert not disable_dependent_launches(GPU), "there is nothing to try again without"
 
 
 def test_disabled_dependent_launches_stay_off(monkeypatch):
     fake_gpu(monkeypatch, (12, 0))
-    with dependent_launches(True):
-        assert disable_dependent_launches(GPU), "worth another try"
-        assert not launches_are_dependent(GPU)
-        assert not disable_dependent_launches(GPU), "a second failure has another cause"
-    with dependent_launches(True):
-        assert not launches_are_dependent(GPU)
+    assert disable_dependent_launches(GPU), "worth another try"
+    assert not launches_are_dependent(GPU)
+    assert not disable_dependent_launches(GPU), "a second failure has another cause"
+    monkeypatch.setenv("DIA_PDL", "1")
+    assert not launches_are_dependent(GPU)

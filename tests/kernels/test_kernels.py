@@ -6,7 +6,9 @@ what only a GPU can show.
 
 import contextlib
 import dataclasses
+import os
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 import torch
@@ -19,12 +21,12 @@ import triton
 from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
 from dia_engine.kernels import sample_and_advance as next_row
 from dia_engine.kernels.attention import AttentionScratch
-from dia_engine.kernels.dispatch import HOPPER, dependent_launches, launches_to, tl
+from dia_engine.kernels.dispatch import HOPPER, launches_to, tl
 from dia_engine.kernels.norm import Residual
 from dia_engine.kernels.philox import philox
 from dia_engine.kernels.rope import rope_table
 from dia_engine.model.dia import DiaModel, parameter_shapes
-from dia_engine.model.state import DecodeState
+from dia_engine.model.state import STATUS, DecodeState
 from dia_engine.sampling_params import ResolvedSamplingParams
 from tests.kernels.helpers import (
     DEVICE,
@@ -223,7 +225,7 @@ def assert_same_step(config, state, logits):
     next_row.next_row_ref(logits, expected, table, norm_weight)
     with kernels():
         next_row.next_row(logits, state, table, norm_weight)
-    for name in ("grid", "position", "countdown", "end_row"):
+    for name in ("grid", *STATUS):
         assert torch.equal(getattr(state, name), getattr(expected, name)), name
     torch.testing.assert_close(state.residual.x, expected.residual.x)
     torch.testing.assert_close(state.residual.z, expected.residual.z)
@@ -305,6 +307,33 @@ def test_next_row_rules():
     row = assert_same_step(config, state, logits)
     assert row[:, 0].tolist() == [eos, eos, 0, 0, 7]
     assert not (row[:, 1:] >= eos).any() and (row[2:4] == 0).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", [0, 1], ids=["unconditional", "conditional"])
+def test_next_row_stops_a_slot_of_broken_logits(value, side):
+    """At the first and the last token of the first and the last channel; -infinity forbids a token and breaks nothing.
+    The other slots go on, and one that has stopped before is not flagged."""
+    config = small_config(vocab=40, channels=3)
+    state = running_state(config, 6, rows=40)
+    state.position.fill_(15)
+    state.grid.fill_(-1)
+    state.grid[:, 15] = 3
+    state.temperature.copy_(torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0, 1.0]))
+    state.countdown.copy_(torch.tensor([-1, -1, 1, 0, -1, -1]))
+    logits = randn(12, 3, 40)
+    pairs = logits.view(6, 2, 3, 40)
+    pairs[0, side, 0, 0] = pairs[1, side, 2, 39] = pairs[2, side, 1, 7] = pairs[3, side, 0, 0] = value
+    pairs[4, side, 1, 1] = -torch.inf
+    row = assert_same_step(config, state, logits)
+    assert state.broken.tolist() == [1, 1, 1, 0, 0, 0]
+    assert state.countdown.tolist() == [0, 0, 0, 0, -1, -1]
+    assert state.position.tolist() == [15, 15, 15, 15, 16, 16] and (row[:4] == 3).all() and (row[4:] >= 0).all()
+    assert (state.grid[:4, 16] == -1).all() and state.residual.x.isfinite().all()
+    assert_same_step(config, state, randn(12, 3, 40))
+    assert state.broken.tolist() == [1, 1, 1, 0, 0, 0], "the flag stays until the slot is started anew"
+    state.start(1, 3, torch.zeros((2, 3), dtype=torch.int64), ResolvedSamplingParams(max_tokens=40), seed=1)
+    assert not state.broken[1]
 
 
 def test_next_row_runs_out_as_the_reference_does():
@@ -428,7 +457,7 @@ def test_what_a_launch_reads_before_it_waits_is_not_written_by_its_predecessor()
 
 
 def test_a_step_without_dependent_launches():
-    with dependent_launches(False):
+    with mock.patch.dict(os.environ, DIA_PDL="0"):
         launches, _ = recorded(small_config(), 1)
     assert not any(launch.dependent or "launch_pdl" in launch.options for launch in launches)
 
@@ -497,7 +526,7 @@ def test_a_slot_in_a_batch_has_the_bits_it_has_alone(batch, dtype):
 
 def copy_slot(source, slot, target):
     """Make the only slot of `target` a copy of one of `source`'s."""
-    flags = ("grid", "position", "countdown", "end_row", "last_text")
+    flags = ("grid", *STATUS, "last_text")
     for name in (*flags, "max_tokens", "cfg_scale", "temperature", "top_p", "top_k", "seed"):
         getattr(target, name)[0] = getattr(source, name)[slot]
     pair = slice(2 * slot, 2 * slot + 2)
@@ -513,11 +542,12 @@ def copy_slot(source, slot, target):
 def test_dependent_launches_change_no_bit(dtype):
     model = sizeable_model(dtype)
     overlapped = bits_of_steps(model, started(model, REQUESTS), 25)
-    plain = bits_of_steps(model, started(model, REQUESTS), 25, lambda: dependent_launches(False))
+    plain = bits_of_steps(model, started(model, REQUESTS), 25, lambda: mock.patch.dict(os.environ, DIA_PDL="0"))
     assert all(torch.equal(*pair) for pair in zip(overlapped, plain, strict=True))
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the emulator has no graphs")
 def test_a_replayed_step_is_the_step():
     model = sizeable_model(torch.bfloat16)
     eager, replayed = started(model, REQUESTS), started(model, REQUESTS)

@@ -47,7 +47,6 @@ def fake_cuda(monkeypatch):
         ("current_stream", lambda device=None: STREAM), ("get_device_capability", lambda device: (12, 0)),
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(dispatch, "_dependent_launches", None)
     monkeypatch.setattr(dispatch, "_dependent_launches_failed", False)
     monkeypatch.delenv("DIA_PDL", raising=False)
     dispatch._device_architecture.cache_clear()

@@ -140,6 +140,8 @@ def test_tensors_without_dense_storage(kind):
     ("prompt", "error", "message"),
     [
         (CODES.astype(object), TypeError, "must be integers, got object"),
+        (np.ma.masked_array(CODES, mask=True), TypeError, "must be a plain array, got a masked one"),
+        (torch.from_numpy(CODES).to(torch.float8_e5m2), TypeError, "must be integers, got torch.float8_e5m2"),
         (CODES.astype("m8[s]"), TypeError, "must be integers, got timedelta64"),
         (CODES.astype(np.uint64) + 2**63, ValueError, r"in \[0, 1024\), got 9223372036854775843"),
         ((TONE * 32767, RATE), ValueError, r"waveform must be in \[-1, 1\], its peak is 9830"),

@@ -9,7 +9,7 @@ from dia_engine.kernels.norm import TILE, Residual
 from dia_engine.kernels.quantized import FORMATS
 from dia_engine.kernels.rope import rope_table
 from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig
-from dia_engine.model.state import DecodeState
+from dia_engine.model.state import STATUS, DecodeState
 
 WIDTH = 1024  # below 2048, where the norm's scale sums fewer than 128 partial sums
 CAPACITY = 70  # of the caches that attention reads
@@ -114,7 +114,7 @@ class OneStep:
         state.seed.copy_(requests)
         state.grid[torch.arange(len(requests)), state.position] = 2
         sample_and_advance.next_row(self.logits[rows_of(requests)], state, self.table, torch.ones(80))
-        flags = {name: getattr(state, name) for name in ("grid", "position", "countdown", "end_row")}
+        flags = {name: getattr(state, name) for name in ("grid", *STATUS)}
         return flags | _fields(state.residual)
 
 

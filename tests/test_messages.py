@@ -1,0 +1,46 @@
+"""Values and names of hostile files in one printable line."""
+
+import pytest
+
+from dia_engine.messages import first_line, listed, shown, without_controls
+
+VALUES = {
+    "digits": 10**400,
+    "more digits": 10**5000,
+    "text": "x" * 10**6,
+    "list": [[0] * 1000] * 1000,
+    "controls": "\x1b[31m\n",
+}
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_any_value_is_short_and_printable(value):
+    text = shown(value)
+    assert len(text) < 120 and text.isprintable()
+
+
+def test_a_deep_value():
+    deep = []
+    for _ in range(10**5):
+        deep = [deep]
+    assert shown(deep) == "a deeply nested list"
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "a\r\nb", "\x07", "\u202egnp.wav", "\x9b2J", "\udcff"])
+def test_control_characters_are_escaped(name):
+    assert without_controls(name).isprintable() and listed([name, name]).isprintable()
+
+
+def test_names_stay_as_they_are():
+    assert without_controls("dia engine \u65e5\u672c \U0001f600 [S1]") == "dia engine \u65e5\u672c \U0001f600 [S1]"
+
+
+def test_lists_are_short():
+    text = listed(["x" * 10**6] * 1000)
+    assert len(text) < 1400 and text.endswith("and 990 more")
+    assert listed([]) == "nothing" and listed(["a", "b"]) == "a, b"
+
+
+def test_an_error_without_words_is_its_class():
+    assert first_line(MemoryError()) == "MemoryError"
+    assert first_line(ValueError("\x1b[31mred\x1b[0m\nsecond")) == "red"
