@@ -30,8 +30,7 @@ def embed(tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 def next_row_ref(logits: torch.Tensor, state: StepState, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
     config = state.config
-    if not logits.max().item() < math.inf:  # NaN is the maximum, and not under infinity
-        _stop_broken(logits, state)
+    _stop_broken(logits, state)
     tokens = sample_tokens(
         logits,
         state.cfg_scale,
@@ -61,8 +60,9 @@ def next_row_ref(logits: torch.Tensor, state: StepState, table: torch.Tensor, no
 
 def _stop_broken(logits: torch.Tensor, state: StepState) -> None:
     """Stop and flag the running slots that have logits of NaN or +infinity."""
-    broken = ~(logits.view(state.slots, -1) < math.inf).all(dim=1) & (state.countdown != 0)
-    state.broken.masked_fill_(broken, 1)
+    usable = logits.view(state.slots, -1).amax(dim=1) < math.inf  # NaN is the maximum, and not under infinity
+    broken = (state.countdown != 0) & ~usable
+    state.broken |= broken
     state.countdown.masked_fill_(broken, 0)
 
 
