@@ -1,10 +1,10 @@
-"""Every product y = x W^T that this CPU can run, for the matrices of a decode step, and where the rule picks a slow one.
+"""Every product y = x W^T that this CPU can run, for a decode step's matrices, and where the rule picks a slow one.
 
     python -m benchmarks.cpu_products
 
 The rule (`kernels/linear.py::step_product`, `kernels/cpu/onednn.py::fastest`) goes by features of the CPU and measures
-nothing, so that two starts on one machine compute the same bits. Here the products are timed, in turn, over copies of the
-weight that no cache holds. One product must serve every number of rows, so a rule is judged by the rows of one request.
+nothing, so that two starts on a machine compute the same bits. Here the products are timed, in turn, over copies of
+the weight that no cache holds. One product must serve every number of rows, so a rule is judged by the rows of one request.
 """
 
 import argparse
@@ -70,8 +70,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_products", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="synthetic:full", help="hub id, folder or synthetic:... (%(default)s)")
     kinds = [*DTYPES, *FORMATS]
-    parser.add_argument("--kinds", nargs="+", default=["bfloat16", *FORMATS], choices=kinds, metavar="KIND",
-                        help=f"of {', '.join(kinds)}; the last two are multiplied in bfloat16 (%(default)s)")  # fmt: skip
+    help_of_kinds = f"of {', '.join(kinds)}; the last two are multiplied in bfloat16 (%(default)s)"
+    parser.add_argument(
+        "--kinds", nargs="+", default=["bfloat16", *FORMATS], choices=kinds, metavar="KIND", help=help_of_kinds
+    )
     parser.add_argument("--rows", nargs="+", type=int, default=[2, 8, 32], help="of x (%(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="calls of each product, of which the median counts")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")

@@ -1,7 +1,8 @@
 """Run Dia, the open text-to-dialogue model, fast: `Engine.load(...)`, then `.generate(text)`.
 
 `Dia` is the same class under the reference implementation's name, so that its examples run after changing one import.
-`SamplingParams` says how a request is sampled, `Generation` how it ended; `EngineFull` is raised where too many wait. The audio codec by itself is `dia_engine.codec.Codec`.
+`SamplingParams` says how a request is sampled, `Generation` how it ended; `EngineFull` is raised where too many wait.
+The audio codec by itself is `dia_engine.codec.Codec`.
 """
 
 import importlib

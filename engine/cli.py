@@ -361,9 +361,11 @@ def _check_streaming(options: argparse.Namespace) -> None:
 
 def _generate(engine: "Engine", request: "Request", verbose: bool, options: argparse.Namespace) -> str:
     """Make the sound, then its file -> what to say of it."""
+    import numpy as np
+
     started = time.perf_counter()
     (generation,) = engine.run_requests([request], verbose)
-    audio = generation.audio
+    audio = np.zeros(0) if generation.audio is None else generation.audio
     spent = time.perf_counter() - started
     _check_said(len(audio), request.seed)
     engine.save_audio(options.output, audio)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 PerText: TypeAlias = Value | Sequence[Value]
+AudioPrompts: TypeAlias = AudioPrompt | Sequence[AudioPrompt | None] | None
 
 # Audio that nobody listens to meanwhile is decoded in windows too, which bounds the memory and how long the codec holds
 # up other requests; their context costs 8 % of the codec's work.
@@ -67,13 +68,11 @@ class Engine:
         *,
         graph: bool = True,
         defaults: Mapping[str, float | int | None] | None = None,
-        max_slots: int | None = None,
-        max_waiting: int | None = None,
-        max_rows: int | None = None,
+        limits: Limits | None = None,
         name: str = "",
     ):
         """Build from weights named as in `parameter_shapes`; `load`, `from_pretrained` and `from_local` read them."""
-        limits = Limits(max_slots, max_waiting, max_rows)
+        limits = limits or Limits()
         self.max_rows = limits.rows(config)
         table = weights["decoder.embedding.weight"]
         with torch.no_grad(), torch.autocast(table.device.type, enabled=False):
@@ -134,7 +133,8 @@ class Engine:
         Raises:
             FileNotFoundError: no such model, or a file of it is missing.
             TypeError: a limit that is not an integer.
-            ValueError: a limit out of range, unusable files, an unknown dtype, device or quant, or files that are quantized otherwise.
+            ValueError: a limit out of range, unusable files, an unknown dtype, device or quant, or files that are
+                quantized otherwise.
         """
         check_not_forked()
         recipe = None if quant is None else checked_recipe(quant)
@@ -142,17 +142,17 @@ class Engine:
         dtype = None if dtype is None else resolve_dtype(dtype)
         codec_dtype = None if codec_dtype is None else resolve_dtype(codec_dtype, "codec_dtype")
         source = resolve_model(model, revision)
-        Limits(max_slots, max_waiting, max_rows).rows(source.config)
+        limits = Limits(max_slots, max_waiting, max_rows)
+        limits.rows(source.config)
         dtype = dtype or default_dtype(source.config, device)
         stream = source.stream_weights(dtype=dtype, device=device, recipe=recipe)
         # The files are checked by now and read after the codec: neither a bad file nor a codec that is missing or does
         # not fit should cost the time to read everything.
         codec = open_codec(codec, source, device, codec_dtype) if load_dac else None
+        name = str(model) if quant is None else f"{model} {quant if isinstance(quant, str) else 'quantized'}"
         return cls(
-            source.config, _ready(stream), codec, graph=graph, defaults=source.defaults,
-            max_slots=max_slots, max_waiting=max_waiting, max_rows=max_rows,
-            name=" ".join(filter(None, (str(model), quant if isinstance(quant, str) else quant and "own recipe"))),
-        )  # fmt: skip
+            source.config, _ready(stream), codec, graph=graph, defaults=source.defaults, limits=limits, name=name
+        )
 
     @classmethod
     def from_pretrained(
@@ -219,7 +219,7 @@ class Engine:
         check_not_forked(self.device)
         self._thread.run(lambda: self._thread.scheduler.runner.prepare(slots))
         shortest = {"max_tokens": self.config.max_delay + 2}
-        self.run_requests(self._parse("x", shortest, None, None, None, None, 0))
+        self.run_requests(self._parse("x", shortest, seed=0))
 
     def generate(
         self,
@@ -230,8 +230,8 @@ class Engine:
         top_p: PerText[float | None] = None,
         use_torch_compile: bool = False,
         cfg_filter_top_k: PerText[int | ModelDefault | None] = MODEL_DEFAULT,
-        audio_prompt: AudioPrompt | Sequence[AudioPrompt | None] | None = None,
-        audio_prompt_path: AudioPrompt | Sequence[AudioPrompt | None] | None = None,
+        audio_prompt: AudioPrompts = None,
+        audio_prompt_path: AudioPrompts = None,
         use_cfg_filter: bool | None = None,
         verbose: bool = False,
         *,
@@ -298,8 +298,8 @@ class Engine:
         top_p: PerText[float | None] = None,
         use_torch_compile: bool = False,
         cfg_filter_top_k: PerText[int | ModelDefault | None] = MODEL_DEFAULT,
-        audio_prompt: AudioPrompt | Sequence[AudioPrompt | None] | None = None,
-        audio_prompt_path: AudioPrompt | Sequence[AudioPrompt | None] | None = None,
+        audio_prompt: AudioPrompts = None,
+        audio_prompt_path: AudioPrompts = None,
         use_cfg_filter: bool | None = None,
         verbose: bool = False,
         *,
@@ -403,7 +403,7 @@ class Engine:
     def __enter__(self) -> "Engine":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -436,13 +436,20 @@ class Engine:
         """Write sound [samples] float32 to a file; the extension decides the format. See `audio.write_audio`."""
         write_audio(path, audio, self.sample_rate)
 
-    def __reduce__(self):
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
             "an Engine cannot be copied or pickled: it holds a device's memory and locks; load one in each process"
         )
 
     def _parse(
-        self, text, sampling, sampling_params, audio_prompt, audio_prompt_path, audio_prompt_text, seed
+        self,
+        text: str | Sequence[str],
+        sampling: Mapping[str, Any],
+        sampling_params: PerText[SamplingParams | None] = None,
+        audio_prompt: AudioPrompts = None,
+        audio_prompt_path: AudioPrompts = None,
+        audio_prompt_text: str | Sequence[str | None] | None = None,
+        seed: PerText[int | None] = None,
     ) -> list[Request]:
         return parse_requests(
             text,
@@ -521,7 +528,7 @@ def _check_codec_fits(config: DiaConfig, codec: Codec) -> None:
         )
 
 
-def _merge_prompt_names(audio_prompt, audio_prompt_path):
+def _merge_prompt_names(audio_prompt: AudioPrompts, audio_prompt_path: AudioPrompts) -> AudioPrompts:
     if audio_prompt_path is None:
         return audio_prompt
     if audio_prompt is not None:
@@ -530,7 +537,9 @@ def _merge_prompt_names(audio_prompt, audio_prompt_path):
     return audio_prompt_path
 
 
-def _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k) -> dict[str, Any]:
+def _sampling(
+    max_tokens: object, cfg_scale: object, temperature: object, top_p: object, cfg_filter_top_k: object
+) -> dict[str, Any]:
     """Arguments of `generate` under the names of SamplingParams."""
     return {
         "max_tokens": max_tokens,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 # Bytes of weights up to which a model's products are too small to share: a second thread only waits at barriers, and
-# where other processes keep the cores busy, each wait lasts until the scheduler gives that thread its turn. 64 MB is far
+# where other processes keep the cores busy, each wait lasts until the system gives that thread its turn. 64 MB is far
 # above the small models there are (12 MB) and far below the published Dia (3 GB).
 SMALL = 64e6
 

@@ -40,6 +40,7 @@ class StepState(Protocol):
     position: torch.Tensor  # [B] int64
     countdown: torch.Tensor  # [B] int64
     end_row: torch.Tensor  # [B] int64
+    broken: torch.Tensor  # [B] int64
     max_tokens: torch.Tensor  # [B] int64
     cfg_scale: torch.Tensor  # [B] float32
     temperature: torch.Tensor  # [B] float32

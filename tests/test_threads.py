@@ -58,9 +58,9 @@ def test_what_is_small():
     assert not is_small([int(SMALL), 1], cpu) and not is_small([4], torch.device("meta"))
 
 
-def test_a_small_model_steps_and_decodes_on_one_thread(two_threads, speaker, monkeypatch):
+def test_a_small_model_steps_and_decodes_on_one_thread(two_threads, engine, monkeypatch):
     counts = []
-    for owner, name in ((speaker.model, "step"), (speaker.codec, "decode")):
+    for owner, name in ((engine.model, "step"), (engine.codec, "decode")):
         function = getattr(owner, name)
 
         def counted(*given, function=function, **named):
@@ -68,7 +68,7 @@ def test_a_small_model_steps_and_decodes_on_one_thread(two_threads, speaker, mon
             return function(*given, **named)
 
         monkeypatch.setattr(owner, name, counted)
-    speaker.generate("[S1] A.", max_tokens=24, seed=1)
-    for _ in speaker.stream("[S1] A.", max_tokens=24, seed=1):
+    engine.generate("[S1] A.", max_tokens=24, seed=1)
+    for _ in engine.stream("[S1] A.", max_tokens=24, seed=1):
         assert torch.get_num_threads() == 2
     assert len(counts) > 20 and set(counts) == {1} and torch.get_num_threads() == 2

@@ -12,8 +12,8 @@ from .config import DecoderConfig, DiaConfig, EncoderConfig
 from .layers import DecoderLayer, EncoderLayer, Norm, Weights, plain_weight
 from .state import DecodeState
 
-# Rows of a prompt that one piece of a prefill runs: on a CPU, elsewhere. A piece must not hold up decode steps for long;
-# a larger one reads the weights less often.
+# Rows of a prompt that one piece of a prefill runs: on a CPU, elsewhere. A piece must not hold up decode steps
+# for long; a larger one reads the weights less often.
 PREFILL_ROWS = (64, 512)
 
 

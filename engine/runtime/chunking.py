@@ -37,17 +37,15 @@ class ChunkSizes:
     chunk_frames: int | None = None
     first_chunk_frames: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, frames in asdict(self).items():
             if frames is not None:
                 require_integer(name, frames)
                 if frames < 1:
                     raise ValueError(f"{name} must be at least 1, got {shown(frames)}")
-        if None not in (self.chunk_frames, self.first_chunk_frames) and self.first_chunk_frames > self.chunk_frames:
-            raise ValueError(
-                f"first_chunk_frames must be at most chunk_frames, {shown(self.chunk_frames)}, "
-                f"got {shown(self.first_chunk_frames)}"
-            )
+        steady, first = self.chunk_frames, self.first_chunk_frames
+        if steady is not None and first is not None and first > steady:
+            raise ValueError(f"first_chunk_frames must be at most chunk_frames, {shown(steady)}, got {shown(first)}")
 
     def with_defaults(self, reach: Reach) -> "ChunkSizes":
         """Both sizes as numbers, see `frames`."""

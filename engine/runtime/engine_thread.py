@@ -37,7 +37,8 @@ class _Work:
     """A function to run between two steps, and its outcome."""
 
     def __init__(self, function: Callable[[], Any]):
-        self.function, self.outcome = function, queue.SimpleQueue()
+        self.function = function
+        self.outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
     def run(self) -> None:
         try:

@@ -25,7 +25,7 @@ class Limits:
     max_waiting: int | None = None
     max_rows: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             value, least = getattr(self, field.name), 0 if field.name == "max_waiting" else 1
             if value is not None:

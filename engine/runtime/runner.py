@@ -6,10 +6,11 @@ are in use, a graph of fewer slots runs on the first part of the same tensors.
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +20,7 @@ from ..model.delay import playable_codes
 from ..model.dia import DiaModel, decoder_weights
 from ..model.state import DecodeState, copy_to
 from .request import Request
+from .slow_steps import SlowSteps
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +75,27 @@ class ModelRunner:
         self.max_rows = max_rows or model.config.decoder.max_position_embeddings
         self.max_slots = max_slots or self._default_slots()
         self.launches = 0
+        self._slow_steps = SlowSteps()
         self._state: DecodeState | None = None
         self._parts: dict[int, DecodeState] = {}  # the first slots of the state, by their number
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # by slots and steps
-        self._pool = self._stream = None  # of the graphs
+        self._pool: Any = None  # of the graphs' memory
+        self._stream: torch.cuda.Stream | None = None  # that they are captured on
         self._snapshots: deque[Snapshot] = deque()  # of launches whose status has not been read, in their order
         self._spare_snapshots: list[Snapshot] = []
         self._reads: dict[int, torch.cuda.Event] = {}  # by slot: when its codes have been gathered
         self._fits: int | None = None  # slots, once more of them have been refused for memory
+
+    @property
+    def state(self) -> DecodeState:
+        """The slots that there is memory for.
+
+        Raises:
+            RuntimeError: `fits` has not been asked for any.
+        """
+        if self._state is None:
+            raise RuntimeError("no slot has been allocated")
+        return self._state
 
     @property
     def depth(self) -> int:
@@ -132,7 +147,7 @@ class ModelRunner:
         Yields:
             the multiplications of each piece, before it is run.
         """
-        state, model = self._state, self.model
+        state, model = self.state, self.model
         if slot in self._reads:  # the grid is still read for the request that had the slot before
             torch.cuda.current_stream(model.device).wait_event(self._reads.pop(slot))
         state.start(slot, len(request.text_ids), request.prompt_codes, request.params, request.seed)
@@ -150,8 +165,11 @@ class ModelRunner:
         if self.captures:
             self._ensure_captured(count)
         steps = next(size for size in self._launch_sizes if size <= most)
-        snapshot = self._spare_snapshots.pop() if self._spare_snapshots else Snapshot(self._state)
+        snapshot = self._spare_snapshots.pop() if self._spare_snapshots else Snapshot(self.state)
+        started = time.perf_counter()
         self._launch(count, steps)
+        if not self.on_gpu:
+            self._slow_steps.record(time.perf_counter() - started, count)
         self.launches += 1
         snapshot.take(self.launches)
         self._snapshots.append(snapshot)
@@ -182,7 +200,7 @@ class ModelRunner:
                 read, so that the current stream need not wait for the launches behind it.
         """
         config = self.model.config
-        codes = playable_codes(self._state.grid[slot], config.delay_pattern, config.eos_token_id, first, frames)
+        codes = playable_codes(self.state.grid[slot], config.delay_pattern, config.eos_token_id, first, frames)
         if codes.is_cuda:
             self._reads[slot] = torch.cuda.Event()
             self._reads[slot].record()
@@ -190,7 +208,7 @@ class ModelRunner:
 
     def release(self, slot: int) -> None:
         """Stop a slot."""
-        self._state.release(slot)
+        self.state.release(slot)
 
     def non_finite_error(self, row: int) -> RuntimeError:
         """The error of a request whose slot is broken: the logits of decoder row `row` were NaN or infinite."""
@@ -273,7 +291,7 @@ class ModelRunner:
 
     def _first(self, slots: int) -> DecodeState:
         if slots not in self._parts:
-            self._parts[slots] = self._state.first(slots)
+            self._parts[slots] = self.state.first(slots)
         return self._parts[slots]
 
     def _launch(self, slots: int, steps: int) -> None:
@@ -293,16 +311,16 @@ class ModelRunner:
         """
         if (slots, self._launch_sizes[-1]) in self._graphs:
             return
-        if self._pool is None:
+        if self._pool is None or self._stream is None:
             self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.model.device)
-        countdown = self._state.countdown.clone()
-        self._state.countdown.zero_()
+        countdown = self.state.countdown.clone()
+        self.state.countdown.zero_()
         part = self._first(slots)
         try:
             for steps in self._launch_sizes:
                 self._graphs[slots, steps] = captured(partial(self._steps, part, steps), self._pool, self._stream)
         finally:
-            self._state.countdown.copy_(countdown)
+            self.state.countdown.copy_(countdown)
 
 
 class Snapshot:

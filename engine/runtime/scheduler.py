@@ -40,10 +40,14 @@ class Runner(Protocol):
     max_slots: int
     max_rows: int
     launches: int
-    depth: int
-    prefill_budget: int
-    in_flight: int
 
+    @property
+    def depth(self) -> int: ...
+    @property
+    def prefill_budget(self) -> int: ...
+    @property
+    def in_flight(self) -> int: ...
+    def prepare(self, slots: int) -> None: ...
     def fits(self, slot: int) -> bool: ...
     def prefill(self, slot: int, request: Request) -> Iterator[int]: ...
     def decode(self, slots: int, most: int) -> int: ...
@@ -77,7 +81,7 @@ class Sequence:
     call: Call
     schedule: ChunkSchedule
     slot: int = -1
-    prefill: Iterator[int] | None = None
+    prefill: Iterator[int] = field(default_factory=lambda: iter(()))
     first_launch: int = 0
     steps: int = 0
     end_row: int = 0
@@ -165,7 +169,7 @@ class Scheduler:
     def _free_slot(self, sequence: Sequence) -> None:
         if sequence.slot < 0:
             return
-        slot, sequence.slot, sequence.prefill = sequence.slot, -1, None
+        slot, sequence.slot = sequence.slot, -1
         self.running.pop(slot, None)
         heappush(self._free, slot)
         self.runner.release(slot)
@@ -193,13 +197,16 @@ class Scheduler:
         while self.prefilling and not (self.running and done >= self.runner.prefill_budget):
             sequence = self.prefilling[0]
             try:
-                done += next(sequence.prefill)
-            except StopIteration:
-                self.prefilling.popleft()
-                sequence.prefill, sequence.first_launch = None, self.runner.launches + 1
-                self.running[sequence.slot] = sequence
+                piece = next(sequence.prefill, None)
             except Exception as error:
                 self._fail(sequence, error)
+                continue
+            if piece is not None:
+                done += piece
+                continue
+            self.prefilling.popleft()
+            sequence.first_launch = self.runner.launches + 1
+            self.running[sequence.slot] = sequence
 
     def _decode(self) -> None:
         try:
@@ -309,20 +316,17 @@ class Scheduler:
                     sequence.emitted_seconds += seconds
                     if len(audio):  # the samples that a codec of odd strides drops can be a whole frame's
                         sequence.call.emit(sequence.index, audio)
-                if (
-                    sequence.codes is not None
-                    and not sequence.windows
-                    and not sequence.pending
-                    and sequence.codes[1].ready()
-                ):
-                    self._complete(sequence)
+                if sequence.codes is not None and not (sequence.windows or sequence.pending):
+                    self._complete(sequence, sequence.codes[1])
             except Exception as error:
                 self._fail(sequence, error)
 
-    def _complete(self, sequence: Sequence) -> None:
+    def _complete(self, sequence: Sequence, copy: HostCopy) -> None:
+        if not copy.ready():
+            return
         self.finishing.remove(sequence)
         self.ended += 1
-        codes = sequence.codes[1].wait().numpy().copy()
+        codes = copy.wait().numpy().copy()
         request = sequence.request
         rows = request.params.rows(self.runner.max_rows, sequence.prompt_frames, self.max_delay)
         sequence.call.finish(

@@ -24,7 +24,7 @@ class SlowSteps:
         self._recent: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
 
     def record(self, seconds: float, slots: int = 1) -> None:
-        """Take note of a step of `slots` slots; the first that takes SLOW times the median of those before is logged."""
+        """Note a step of `slots` slots; the first that takes SLOW times the median of those before is logged."""
         if self._warned:
             return
         recent = self._recent[slots]
@@ -46,6 +46,6 @@ def _message(seconds: float, median: float, threads: int) -> str:
     if threads == 1:
         return f"{slow}; run fewer of them beside this one"
     return (
-        f"{slow}, and {threads} OpenMP threads wait for each other; set OMP_WAIT_POLICY=PASSIVE before Python starts, or "
-        "use fewer threads (OMP_NUM_THREADS, or torch.set_num_threads)"
+        f"{slow}, and {threads} OpenMP threads wait for each other; set OMP_WAIT_POLICY=PASSIVE before Python starts, "
+        "or use fewer threads (OMP_NUM_THREADS, or torch.set_num_threads)"
     )

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from .call import Call, Chunk, Generation
 
@@ -36,7 +36,7 @@ class AudioStream(Generic[Item]):
         self._call: Call | None = None
         self._closed = False
 
-    def __reduce__(self):
+    def __reduce__(self) -> NoReturn:
         raise TypeError("a stream cannot be copied or pickled: there is one generation behind it; read it where it is")
 
     @property
@@ -66,7 +66,7 @@ class AudioStream(Generic[Item]):
     def __enter__(self) -> "AudioStream[Item]":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __iter__(self) -> "AudioStream[Item]":

@@ -245,7 +245,7 @@ def test_a_status_is_one_copy_and_a_wait_that_does_not_spin(monkeypatch):
     (event,) = events
     assert copies == [1] and event.blocking and event.recorded == 1 and snapshot.launch == 4
     assert not snapshot.ready()
-    assert snapshot.read() == [[0, 7, 0, 0, 0], [3, 0, 0, 0, 0], [0, 9, 0, 0, 0]]
+    assert snapshot.read() == [[0, 7, 0, 0, 0], [3, 0, 0, 0, 0], [0, 9, 0, 0, 0], [0] * 5]
     assert event.waits == 1 and snapshot.ready()
 
 
