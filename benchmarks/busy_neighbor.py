@@ -81,10 +81,10 @@ def summary(times: dict[str, list[tuple[float, float]]]) -> list[dict]:
     Args:
         times: by neighbors, seconds of each run: the whole command, and its sound.
     """
-    quiet = [statistics.median(column) for column in zip(*next(iter(times.values())))]
+    quiet = [statistics.median(column) for column in zip(*next(iter(times.values())), strict=True)]
     results = []
     for name, runs in times.items():
-        whole, sound = (statistics.median(column) for column in zip(*runs))
+        whole, sound = (statistics.median(column) for column in zip(*runs, strict=True))
         results.append(
             {
                 "name": name,

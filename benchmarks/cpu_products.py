@@ -4,7 +4,8 @@
 
 The rule (`kernels/linear.py::step_product`, `kernels/cpu/onednn.py::fastest`) goes by features of the CPU and measures
 nothing, so that two starts on a machine compute the same bits. Here the products are timed, in turn, over copies of
-the weight that no cache holds. One product must serve every number of rows, so a rule is judged by the rows of one request.
+the weight that no cache holds. One product must serve every number of rows, so a rule is judged by the rows of one
+request.
 """
 
 import argparse

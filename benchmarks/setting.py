@@ -8,7 +8,7 @@ from datetime import date
 import torch
 
 from dia_engine import Engine
-from dia_engine.runtime.runner import STEPS_PER_GRAPH
+from dia_engine.runtime.runner import STEPS_PER_LAUNCH
 
 from .nari import Nari, load_nari
 from .peers import Transformers, transformers_model
@@ -56,7 +56,7 @@ def check_steps(option: str, steps: int, device: torch.device, untimed: int = 0)
     Raises:
         ValueError: none would be timed: with graphs a time is that of a launch of several steps, from the second on.
     """
-    least = untimed + (STEPS_PER_GRAPH if device.type == "cuda" else 1)
+    least = untimed + (STEPS_PER_LAUNCH[0] if device.type == "cuda" else 1)
     if steps < least:
         raise ValueError(f"{option} must be at least {least} on this device, got {steps}")
 
