@@ -5,9 +5,9 @@ A program draws for one slot and channel; the last program of a slot closes the 
 the k-th largest guided logit and the edge of the nucleus are found bit by bit, as the greatest 32-bit key that has
 enough mass at or above it (a count, or a probability). Keys are the floats' bits, mapped so that integers order them.
 
-Logits of NaN or +infinity mean that the model's numbers are broken. A slot that runs and gets one stops where it is, with
-its flag `broken` set; -infinity only forbids a token. For the kernel this is one more reduction over logits that it has
-loaded anyway, and no memory access.
+Logits of NaN or +infinity mean that the model's numbers are broken. A slot that runs and gets one stops where it is,
+with its flag `broken` set; -infinity only forbids a token. For the kernel this is one more reduction over logits that it
+has loaded anyway, and no memory access.
 """
 
 import math
@@ -30,7 +30,8 @@ def embed(tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 def next_row_ref(logits: torch.Tensor, state: StepState, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
     config = state.config
-    if not logits.max().item() < math.inf:  # NaN is the maximum, and not under infinity
+    # On a CPU asking is the quickest. A GPU would have to be waited for, which a capture does not allow.
+    if logits.is_cuda or not logits.max().item() < math.inf:  # NaN is the maximum, and not under infinity
         _stop_broken(logits, state)
     tokens = sample_tokens(
         logits,
@@ -61,7 +62,7 @@ def next_row_ref(logits: torch.Tensor, state: StepState, table: torch.Tensor, no
 
 def _stop_broken(logits: torch.Tensor, state: StepState) -> None:
     """Stop and flag the running slots that have logits of NaN or +infinity."""
-    broken = ~(logits.view(state.slots, -1) < math.inf).all(dim=1) & (state.countdown != 0)
+    broken = ~(logits.view(state.slots, -1).amax(dim=1) < math.inf) & (state.countdown != 0)
     state.broken.masked_fill_(broken, 1)
     state.countdown.masked_fill_(broken, 0)
 
