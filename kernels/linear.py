@@ -22,8 +22,8 @@ from .quantized import QuantWeight, Weight, is_quantized, linear_by_parts, plain
 
 # Rows of one product in a step. Within these a CPU gives a row the same bits for every even number of rows, measured
 # with torch 2.13, MKL and oneDNN over sizes from 24 to 16384, one and two threads. On an Intel Xeon float32 changes its
-# bits at 4 rows or at 64, depending on the shape, half precision at 64, and all of them for a single row. On an AMD EPYC
-# (Zen 5) float32 changes at 4 rows in every shape, and of half precision only bfloat16, for a single row.
+# bits at 4 rows or at 64, depending on the shape, half precision at 64, and all of them for a single row. On an AMD
+# EPYC (Zen 5) float32 changes at 4 rows in every shape, and of half precision only bfloat16, for a single row.
 STEADY_ROWS = {torch.float32: 2}
 STEADY_ROWS_HALF = 32
 
