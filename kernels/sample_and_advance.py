@@ -6,8 +6,8 @@ the k-th largest guided logit and the edge of the nucleus are found bit by bit, 
 enough mass at or above it (a count, or a probability). Keys are the floats' bits, mapped so that integers order them.
 
 Logits of NaN or +infinity mean that the model's numbers are broken. A running slot that gets one stops where it is,
-with its flag `broken` set; -infinity only forbids a token. For the kernel this is one more reduction over logits that it
-has loaded anyway, and no memory access.
+with its flag `broken` set; -infinity only forbids a token. For the kernel this is one more reduction over logits that
+it has loaded anyway, and no memory access.
 """
 
 import math

@@ -251,6 +251,27 @@ def test_next_row_draws_the_references_tokens(channels, vocab, slots, turns):
     assert torch.stack(drawn).unique().numel() > 5
 
 
+def test_the_reference_of_the_next_row_does_not_wait_for_a_gpu():
+    """Neither for broken logits: `benchmarks.bench_kernels` captures it, which a wait makes fail."""
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    class Capture(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            assert function.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "masked_select"), function
+            return function(*args, **(kwargs or {}))
+
+    config = small_config()
+    state = running_state(config, 2)
+    table = matrix(config.decoder.num_channels * config.decoder.vocab_size, config.decoder.hidden_size)
+    logits = randn(4, config.decoder.num_channels, config.decoder.vocab_size)
+    logits[2, 0, 3] = torch.nan
+    with Capture():
+        next_row.next_row_ref(logits.as_subclass(OnGPU), state, table, randn(config.decoder.hidden_size))
+    assert state.broken.tolist() == [0, 1] and state.countdown.tolist() == [-1, 0]
+
+
 @pytest.mark.parametrize("top_k", [1, 3, 30])
 @pytest.mark.parametrize("top_p", [0.25, 0.5, 0.9, 1.0])
 def test_next_row_with_ties(top_k, top_p):
