@@ -4,7 +4,7 @@
 
 enum {
     RUN = 512,   /* columns between two that are fetched ahead */
-    AHEAD = 2048 /* bytes, into L2: with 1 KB into L1, Zen 5 reads 18-34 % slower with one thread, 5-12 % with two */
+    AHEAD = 2048 /* bytes, into L2: 1 KB into L1 reads slower on Zen 4 and 5 */
 };
 
 /* sums[line] += the products of (value + 128) and digit over a run of columns, in the form in which compilers find the
