@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from .codec import Codec
+from .codec.precision import full_float32
 from .codec.windowed import CodeWindows, SoundWindows
 from .device import resolve_device, resolve_dtype
 from .files.audio import write_audio
@@ -59,7 +60,7 @@ class Engine:
     ):
         """Build from weights named as in `parameter_shapes`; `load`, `from_pretrained` and `from_local` read them."""
         table = weights["decoder.embedding.weight"]
-        with torch.no_grad(), torch.autocast(table.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(table.device.type, enabled=False), full_float32():
             self.model = DiaModel(config, weights)
         self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype
@@ -380,10 +381,10 @@ class Engine:
 
     @contextmanager
     def _own_modes(self) -> Iterator[None]:
-        """What a caller has switched on around a call (autocast, inference mode) must not change what is computed."""
+        """What a caller has switched on around a call (autocast, inference mode, TF32) must not change what is computed."""
         # no_grad comes after inference_mode(False), which switches gradients on.
         modes = torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False)
-        with modes[0], modes[1], modes[2], self._on_device():
+        with modes[0], modes[1], modes[2], full_float32(), self._on_device():
             yield
 
     def _on_device(self):

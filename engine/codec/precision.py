@@ -1,4 +1,5 @@
-"""Convolutions in float32 on a GPU, where torch would let cuDNN round their inputs to TF32, 10 bits."""
+"""float32 that means float32, whatever a caller has allowed torch to round it to: TF32 (10 bits) on a GPU, by default in
+cuDNN's convolutions, and bfloat16 (7 bits) on a CPU after `torch.set_float32_matmul_precision("medium")`."""
 
 import threading
 from collections.abc import Iterator
@@ -6,24 +7,30 @@ from contextlib import contextmanager
 
 import torch
 
+_SETTINGS = (
+    torch.backends.cudnn.conv,
+    torch.backends.cuda.matmul,
+    torch.backends.mkldnn.conv,
+    torch.backends.mkldnn.matmul,
+)
 _lock = threading.Lock()
 _inside = 0  # how many threads are in `full_float32`
-_before = "none"  # what the setting was before the first came
+_before: list[str] = []  # what the settings were before the first came
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Convolutions of float32 tensors are not rounded to TF32 in here.
+    """Products and convolutions of float32 tensors are not rounded in here.
 
-    torch has one setting for the process. It is as it was when the last thread has left, and meanwhile other
-    convolutions of the process are exact too.
+    torch has one setting of each kind for the process. They are as they were when the last thread has left, and meanwhile
+    others' products in the process are exact too.
     """
     global _inside, _before
-    conv = torch.backends.cudnn.conv
     with _lock:
         if not _inside:
-            _before = conv.fp32_precision
-            conv.fp32_precision = "ieee"
+            _before = [setting.fp32_precision for setting in _SETTINGS]
+            for setting in _SETTINGS:
+                setting.fp32_precision = "ieee"
         _inside += 1
     try:
         yield
@@ -31,4 +38,5 @@ def full_float32() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if not _inside:
-                conv.fp32_precision = _before
+                for setting, value in zip(_SETTINGS, _before, strict=True):
+                    setting.fp32_precision = value
