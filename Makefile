@@ -5,12 +5,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 READY := $(VENV)/.ready
+LINT_READY := $(if $(READY),$(VENV)/.lint-ready)
+# What `make quick` tests: from a script to audio, the rules of sampling and of the code's layout, recorded codes.
+QUICK := test_architecture.py test_engine.py test_sampling_params.py kernels/test_dispatch.py kernels/test_sample.py \
+	model/test_config.py model/test_delay.py model/test_golden.py model/test_tokenizer.py
 
-.PHONY: demo test test-slow test-install hear gpu clean
+.PHONY: demo lint quick test test-slow test-install hear gpu clean
 
 demo: $(READY)
 	@$(PY) -m dia_engine say --model talker --seed 1 -o demo.wav --spectrogram demo.png \
 		"[S1] Hello, my little robot. Can you sing? [S2] No, I can count very well."
+
+# Style, likely mistakes and types; pyproject.toml has the rules.
+lint: $(LINT_READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# Between two edits: under a minute.
+quick: lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not slow" $(addprefix tests/,$(QUICK))
 
 # Two processes, and one thread of torch in each: half of the time on two cores.
 test: $(READY)
@@ -43,5 +57,9 @@ $(READY): setup.py pyproject.toml constraints.txt
 	PYTHONWARNINGS="ignore:Editable installation" $(PY) -m pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
 	@touch $@
 
+$(VENV)/.lint-ready: $(READY)
+	PYTHONWARNINGS="ignore:Editable installation" $(PY) -m pip install -q -c constraints.txt --no-build-isolation -e ".[lint]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo.wav demo.png .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info demo.wav demo.png .pytest_cache .mypy_cache .ruff_cache

@@ -1,16 +1,41 @@
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+(VERSION,) = re.findall(r'^__version__ = "(.+?)"', (HERE / "engine" / "__init__.py").read_text(encoding="utf-8"), re.M)
 
 # The package is imported as `dia_engine` and lies in `engine/`; `engine/kernels` is a link to `kernels/`.
 setup(
     name="dia-engine",
-    version="0.1.0",
+    version=VERSION,
     description="An optimized inference engine for the text-to-dialogue model Dia",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    keywords=["text-to-speech", "dialogue", "Dia", "inference", "Triton", "CUDA graphs", "quantization"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=["dia_engine", *(f"dia_engine.{name}" for name in find_packages("engine"))],
     package_dir={"dia_engine": "engine"},
     package_data={
         "dia_engine": [
+            "py.typed",
             "assets/talker/*.*",
             "assets/talker/codec/*.*",
         ],  # the small model that `Engine.load("talker")` reads
@@ -28,8 +53,9 @@ setup(
     ],
     extras_require={
         "codec": ["descript-audio-codec>=1.0"],
+        "lint": ["mypy>=2.4", "ruff>=0.17.6"],
         "test": [
-            "pytest>=7",
+            "pytest>=7.4",
             "pytest-benchmark>=4",
             "pytest-xdist>=3.5",
             "transformers>=4.53",

@@ -19,6 +19,7 @@ from benchmarks.journal import Journal
 from benchmarks.roofline import copy_bandwidth, data_sheet_bandwidth, synchronize
 from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
 from dia_engine.kernels import sample_and_advance as next_row
+from dia_engine.kernels.advance import RUNNING
 from dia_engine.model.config import DiaConfig
 from dia_engine.model.delay import OPEN
 from dia_engine.model.dia import DiaModel
@@ -38,13 +39,15 @@ POSITION, TEXT = 512, 200
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel: `run` and `reference` take a weight (or None) and return the tensors that they wrote."""
+    """One kernel: `run` and `reference` take a weight (or None) and return what they wrote."""
 
     run: Callable
     reference: Callable
     weight: torch.Tensor | None
     bytes_read: int
-    reset: Callable[[], None] = lambda: None  # before a run whose result is looked at
+    # What is not timed: before a run whose result is looked at, and what to look at of what it returned.
+    reset: Callable[[], None] = lambda: None
+    result: Callable = lambda returned: returned
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +72,8 @@ def _cases(model: DiaModel, state) -> dict[str, Case]:
     cross_keys, cross_values = state.cross_cache.layer(0)
     eps, norm = layer.self_norm.eps, layer.self_norm.weight
 
-    def projection(run, reference, weight):
-        return Case(run, reference, weight, weight.nbytes)
+    def projection(run, reference, weight, **more):
+        return Case(run, reference, weight, weight.nbytes, **more)
 
     def adds(inputs, without_text=None):
         def run(weight):
@@ -82,7 +85,6 @@ def _cases(model: DiaModel, state) -> dict[str, Case]:
     def qkv_run(function):
         def run(weight):
             function(residual, weight, eps, rope, state.position, buffers.query, keys, values)
-            return buffers.query.clone()
 
         return run
 
@@ -106,21 +108,24 @@ def _cases(model: DiaModel, state) -> dict[str, Case]:
         return run, lambda _: attention.attend(query, keys, values, lengths).flatten(1)
 
     def row(function):
-        def run(_):
-            state.position.fill_(POSITION)
+        def run(_):  # each call goes on to the next row; there are enough
             function(buffers.logits, state, model.embedding, norm)
-            return state.grid[:, POSITION + 1].float()
 
         return run
 
-    def open_row():
+    def start_row():
+        state.position.fill_(POSITION)
+        state.countdown.fill_(RUNNING)
         state.grid[:, POSITION + 1] = OPEN
 
     self_bytes = 2 * keys[:, :, : POSITION + 1].nbytes
     cross_bytes = 2 * cross_keys[:, :, :TEXT].nbytes
     head = buffers.logits.flatten(1)
     return {
-        "qkv, rope, cache": projection(qkv_run(qkv.project_qkv), qkv_run(qkv.project_qkv_ref), layer.self_attn.qkv),
+        "qkv, rope, cache": projection(
+            qkv_run(qkv.project_qkv), qkv_run(qkv.project_qkv_ref), layer.self_attn.qkv,
+            result=lambda _: buffers.query.clone(),
+        ),
         "self-attention": Case(
             *attends(buffers.query, keys, values, state.position, buffers.attention, buffers.mixed), None, self_bytes
         ),
@@ -141,7 +146,8 @@ def _cases(model: DiaModel, state) -> dict[str, Case]:
         "down, residual": projection(*adds(buffers.hidden), layer.mlp.down),
         "head": projection(*normed(head, residual), model.head),
         "next row": Case(
-            row(next_row.next_row), row(next_row.next_row_ref), None, buffers.logits.nbytes, reset=open_row
+            row(next_row.next_row), row(next_row.next_row_ref), None, buffers.logits.nbytes, reset=start_row,
+            result=lambda _: state.grid[:, POSITION + 1].float(),
         ),
     }  # fmt: skip
 
@@ -181,9 +187,9 @@ def test_kernel(cases, benchmark, name, provider, request):
 def _verify(case: Case) -> None:
     """Before timing: the kernel's result is the reference's, up to the rounding of the dtype."""
     case.reset()
-    reference = case.reference(case.weight).float().clone()
+    reference = case.result(case.reference(case.weight)).float().clone()
     case.reset()
-    kernel = case.run(case.weight).float()
+    kernel = case.result(case.run(case.weight)).float()
     error = (kernel - reference).norm() / reference.norm()
     if not error <= 4 * torch.finfo(DTYPE).eps:
         raise AssertionError(f"the kernel is off its reference by {error:.2%}")

@@ -34,7 +34,7 @@ from .nari import Nari
 from .peers import Ours, Transformers
 from .plot import draw_timeline, require_matplotlib
 from .roofline import synchronize
-from .setting import SCRIPT, add_peer_arguments, check_peer_arguments, machine, peers
+from .setting import SCRIPT, add_peer_arguments, check_peer_arguments, check_steps, machine, peers
 
 WARM_UP_RUNS = 2
 
@@ -47,6 +47,7 @@ def main() -> None:
     cuda = engine.device.type == "cuda"
     frames = round(options.seconds * engine.sample_rate / engine.codec.hop_length)
     options.peer_steps = options.peer_steps or (_steps(engine, frames) if cuda else 30)
+    check_steps("--peer-steps", options.peer_steps, engine.device, untimed=1)
     options.stream_frames = options.stream_frames or (frames if cuda else 80)
     trace = Trace(engine)
     sizes = ChunkSizes().settled(trace.windows.reach)

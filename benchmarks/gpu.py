@@ -14,9 +14,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -27,6 +30,7 @@ from .journal import Journal
 RESULTS = Path(__file__).parent / "results"
 TOTAL_SECONDS = 25 * 60
 PART_SECONDS = 8 * 60
+TAIL_LINES = 40  # of a command that failed, kept in the journal
 LEAST_SECONDS = 10  # a command with less has no time to load anything
 
 
@@ -44,9 +48,10 @@ def main() -> int:
         print("make gpu: torch finds no CUDA device here", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `timeout` sends it: take the running command along
-    options.results.mkdir(parents=True, exist_ok=True)
+    results = options.results.resolve()  # commands run in the repository's root
+    results.mkdir(parents=True, exist_ok=True)
     described = setting()
-    journal = Journal(journal_path(options.results, described))
+    journal = Journal(journal_path(results, described))
     journal.append("setting", "setting", "measured", **described)
     parts = [part for part in PARTS if part in options.parts]  # in their order, each once
     left = run_parts(parts, journal, options.reference)
@@ -71,7 +76,12 @@ class Budget:
         return min(self._end, self._part_end) - self._clock()
 
 
-Runner = Callable[[Measurement, float], str]
+class Outcome(NamedTuple):
+    status: str  # "passed", "failed" or "timed out"
+    output: str = ""  # its last lines
+
+
+Runner = Callable[[Measurement, float], Outcome]
 
 
 def run_parts(
@@ -84,7 +94,7 @@ def run_parts(
     """Make the measurements of some parts that the journal does not have.
 
     Args:
-        run: makes one within some seconds, and gives its status: "passed", "failed" or "timed out".
+        run: makes one within some seconds.
 
     Returns:
         those there was no time for.
@@ -101,8 +111,8 @@ def run_parts(
                 continue
             print(f"\n== {part}: {measurement.name} ({budget.left():.0f} s left)", flush=True)
             started = time.monotonic()
-            status = run(measurement, budget.left())
-            figures = _figures(measurement) if status == "passed" else {}
+            status, output = run(measurement, budget.left())
+            figures = _figures(measurement) if status == "passed" else {"output": output}
             journal.append(
                 part,
                 measurement.name,
@@ -132,16 +142,43 @@ def _shown(measurement: Measurement) -> str:
     return " ".join(Path(word).name if word.startswith("/") else word for word in words)
 
 
-def run_command(measurement: Measurement, seconds: float) -> str:
-    """Run a command in a process group of its own, which ends with it."""
-    environment = {**os.environ, **measurement.environment}
-    process = subprocess.Popen(measurement.command, cwd=ROOT, env=environment, start_new_session=True)
+def run_command(measurement: Measurement, seconds: float) -> Outcome:
+    """Run a command in a process group of its own, which ends with it; what it prints is shown."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **measurement.environment}
+    process = subprocess.Popen(
+        measurement.command,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    reader = threading.Thread(target=_show, args=(process.stdout, tail), daemon=True)
+    reader.start()
     try:
-        return "passed" if process.wait(seconds) == 0 else "failed"
+        status = "passed" if process.wait(seconds) == 0 else "failed"
     except subprocess.TimeoutExpired:
-        return "timed out"
+        status = "timed out"
     finally:
         _end(process)
+    reader.join(timeout=5)  # not longer: a process that the command left behind may hold the pipe
+    return Outcome(status, _without_folders("".join(tail)))
+
+
+def _without_folders(output: str) -> str:
+    """Results are published: they do not name the folders of this machine."""
+    for folder, shown in ((sys.prefix, "<python>"), (ROOT, "."), (Path.home(), "~")):
+        output = output.replace(str(folder), shown)
+    return output
+
+
+def _show(lines: Iterable[str], tail: deque[str]) -> None:
+    for line in lines:
+        print(line, end="", flush=True)
+        tail.append(line)
 
 
 def _end(process: subprocess.Popen) -> None:

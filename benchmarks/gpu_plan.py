@@ -1,5 +1,6 @@
 """What `benchmarks.gpu` measures: its parts in order, and the commands of each, the most telling first."""
 
+import importlib.util
 import re
 import sys
 from dataclasses import dataclass, field
@@ -67,10 +68,15 @@ def gpu_test_files() -> list[Path]:
 
 
 def _correctness(journal: Path, reference: str | None) -> list[Measurement]:
-    return [
-        Measurement("correctness", path.stem, _python("pytest", "-q", "-m", "gpu", str(path.relative_to(ROOT))))
-        for path in gpu_test_files()
-    ]
+    measurements = []
+    for path in gpu_test_files():
+        # All tests of kernels run on the GPU, also those that need none: float32 is compiled as well. Most of the time
+        # goes to compiling, so in several processes. Elsewhere tests look at the memory that is free, one by one.
+        of_kernels = ["-n", "4"] if importlib.util.find_spec("xdist") else []
+        selected = of_kernels if path.parent.name == "kernels" else ["-m", "gpu"]
+        command = _python("pytest", "-q", *selected, str(path.relative_to(ROOT)))
+        measurements.append(Measurement("correctness", path.stem, command))
+    return measurements
 
 
 def _tokens_per_sec(part: str, label: str, batch: int, journal: Path, *arguments: str) -> list[str]:

@@ -48,13 +48,20 @@ def current_clocks() -> dict:
 
 
 def _nvidia_smi(queries: dict[str, str]) -> dict:
-    index = str(torch.cuda.current_device()) if torch.cuda.is_available() else "0"
-    command = ["nvidia-smi", f"--query-gpu={','.join(queries.values())}", "--format=csv,noheader", "-i", index]
+    command = ["nvidia-smi", f"--query-gpu={','.join(queries.values())}", "--format=csv,noheader", "-i", _nvidia_id()]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
     return dict(zip(queries, (value.strip() for value in output.strip().split(",")), strict=False))
+
+
+def _nvidia_id() -> str:
+    """What nvidia-smi calls the current GPU: it does not know of CUDA_VISIBLE_DEVICES, which changes the numbers."""
+    if not torch.cuda.is_available():
+        return "0"
+    uuid = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", None)
+    return f"GPU-{uuid}" if uuid else str(torch.cuda.current_device())
 
 
 def _version(package: str) -> str | None:

@@ -96,15 +96,28 @@ def compile_launch(launch: Launch, architecture: Architecture) -> Build:
     return read_build(compiled, architecture)
 
 
+def kind(launch: Launch) -> str:
+    """What is the same for launches that compile to the same code."""
+    built = source(launch)
+    return str((built.name, built.signature, built.constants, built.attrs, launch.options))
+
+
 def distinct(launches: list[Launch]) -> Iterator[Launch]:
-    """One launch of each kind that compiles to other code."""
+    """One launch of each kind."""
     seen = set()
     for launch in launches:
-        built = source(launch)
-        key = str((built.name, built.signature, built.constants, built.attrs, launch.options))
-        if key not in seen:
+        if (key := kind(launch)) not in seen:
             seen.add(key)
             yield launch
+
+
+def instructions_per_weight(build: Build, launch: Launch) -> float | None:
+    """Instructions of a single thread that a projection executes for each weight that it reads."""
+    executed = build.executed(launch)
+    if executed is None:
+        return None
+    constants = launch.constants
+    return executed * launch.warps * 32 / (constants["TILE"] * constants["K"])
 
 
 def title(launch: Launch) -> str:
@@ -136,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET=1 leaves nothing to compile")
     print(f"Triton {triton.__version__}")
     print(f"{'kernel':36} {'arch':>7} {'dtype':8} {'slots':>5} {'grid':>10} {'regs':>4} {'stack':>5} {'shared':>6} "
-          f"{'per SM':>6} {'load':>4} {'instr':>5}  tensor core")  # fmt: skip
+          f"{'per SM':>6} {'load':>4} {'instr':>5} {'/weight':>7}  tensor core")  # fmt: skip
     failed = False
     for architecture in options.arch:
         for dtype in options.dtype:
@@ -163,9 +176,11 @@ def _described(launch: Launch, architecture: Architecture) -> tuple[str, list[st
         build = compile_launch(launch, architecture)
     except Exception as error:  # whatever the compiler dislikes; the other kernels are still worth a line
         return "", [f"does not compile: {_root_cause(error)!r}"]
+    per_weight = instructions_per_weight(build, launch)
     described = (
         f"{build.registers:4} {build.stack:5} {build.shared:6} {build.resident(launch) or '-':>6} "
-        f"{build.widest_load:4} {build.instructions:5}  {build.tensor_core}"
+        f"{build.widest_load:4} {build.instructions:5} {f'{per_weight:.2f}' if per_weight else '-':>7}  "
+        f"{build.tensor_core}"
     )
     return described, build.faults(launch)
 

@@ -30,6 +30,9 @@ class Build:
     tensor_core: str  # the multiplying instructions, or "-"
     instructions: int
     loads_before_wait: int | None  # for the kernel before this one; None: a store comes first, or there is no wait
+    products: int = 0  # tensor-core instructions
+    loop: int = 0  # instructions of the loop that holds such; 0 where it is unrolled
+    loop_products: int = 0  # tensor-core instructions of that loop
 
     def faults(self, launch: Launch) -> list[str]:
         """What must not be shipped. On AMD GPUs only what would not start: nothing has been tuned for them."""
@@ -54,6 +57,21 @@ class Build:
         shared_memory = SHARED_MEMORY_LIMIT[self.architecture] + RESERVED_SHARED_MEMORY
         shared = shared_memory // (self.shared + RESERVED_SHARED_MEMORY)
         return min(registers, shared, (1536 if self.architecture in FEWER_THREADS else 2048) // threads)
+
+    def executed(self, launch: Launch) -> float | None:
+        """Instructions that a warp of a projection executes; None where this is not worked out (no tensor cores)."""
+        constants = launch.constants
+        if not self.products or "K" not in constants:
+            return None
+        # Of a warp: its slice of the columns, all weight rows and all input rows of the program, 16 x 8 at once.
+        columns = -(-constants["K"] // (constants["SLICES"] * constants["UNIT"])) * constants["UNIT"]
+        depth = int(re.search(r"168(\d+)", self.tensor_core)[1])
+        needed = constants["TILE"] // 16 * (constants["BLOCK_M"] // 8) * (columns // depth)
+        needed *= constants["SLICES"] // launch.warps
+        if not self.loop:
+            return self.instructions
+        trips = (needed - (self.products - self.loop_products)) / self.loop_products
+        return self.instructions + (trips - 1) * self.loop
 
 
 def _is_exact_product_of_quantized(launch: Launch) -> bool:
@@ -80,8 +98,8 @@ def _run(tool: str, *arguments: str) -> str:
 
 def read_nvidia(code: str, usage: str, shared: int, architecture: int) -> Build:
     """From nvdisasm's and `cuobjdump -res-usage`'s output."""
-    # Lines of data have an address too, but no semicolon.
-    instructions = re.findall(r"/\*[0-9a-f]{4,}\*/(.*);", code)
+    instructions, labels = _instructions(code)
+    loop = _loop_of_products(instructions, labels)
     loads = [line for line in instructions if re.search(r"\b(LDG|LDGSTS|UBLKCP)\b", line)]
     widths = [int(width) for load in loads for width in re.findall(r"\.(64|128)\b", load)] or [32]
     return Build(
@@ -93,7 +111,43 @@ def read_nvidia(code: str, usage: str, shared: int, architecture: int) -> Build:
         tensor_core=" ".join(sorted(set(re.findall(r"\b([HIQ]G?MMA\.\d+(?:x\d+)*)", code)))) or "-",
         instructions=len(instructions),
         loads_before_wait=_loads_before_wait(instructions),
+        products=_products(instructions),
+        loop=len(loop),
+        loop_products=_products(loop),
     )
+
+
+def _instructions(code: str) -> tuple[list[str], dict[str, int]]:
+    """The instructions in nvdisasm's output up to the padding, and which of them is behind each label."""
+    instructions, labels = [], {}
+    for line in code.splitlines():
+        if label := re.match(r"(\.L_\w+):", line):
+            labels[label[1]] = len(instructions)
+        # Lines of data have an address too, but no semicolon.
+        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/(.*);", line):
+            if labels.get(_jumps_to(instruction[1])) == len(instructions):
+                break  # a jump to itself: nothing comes here
+            instructions.append(instruction[1])
+    return instructions, labels
+
+
+def _jumps_to(instruction: str) -> str | None:
+    label = re.search(r"\bBRA\b.*`\((\.L_\w+)\)", instruction)
+    return label and label[1]
+
+
+def _loop_of_products(instructions: list[str], labels: dict[str, int]) -> list[str]:
+    """The instructions of the innermost loop with tensor-core instructions, empty if there is none."""
+    loops = []
+    for end, instruction in enumerate(instructions):
+        start = labels.get(_jumps_to(instruction), end + 1)
+        if start <= end and _products(instructions[start : end + 1]):
+            loops.append(instructions[start : end + 1])
+    return min(loops, key=len, default=[])
+
+
+def _products(instructions: list[str]) -> int:
+    return sum(bool(re.search(r"\b[HIQ]G?MMA\.", line)) for line in instructions)
 
 
 def _loads_before_wait(instructions: list[str]) -> int | None:

@@ -1,12 +1,14 @@
 """What the speed benchmarks share: the script that is read, the runtimes beside ours, and the machine."""
 
 import argparse
+import os
 import platform
 from datetime import date
 
 import torch
 
 from dia_engine import Engine
+from dia_engine.runtime.runner import STEPS_PER_GRAPH
 
 from .nari import Nari, load_nari
 from .peers import Transformers, transformers_model
@@ -46,11 +48,38 @@ def peers(options: argparse.Namespace, engine: Engine) -> list[Transformers | Na
     return runtimes
 
 
+def check_steps(option: str, steps: int, device: torch.device, untimed: int = 0) -> None:
+    """
+    Args:
+        untimed: how many of the steps are not timed whatever the device.
+
+    Raises:
+        ValueError: none would be timed: with graphs a time is that of a launch of several steps, from the second on.
+    """
+    least = untimed + (STEPS_PER_GRAPH if device.type == "cuda" else 1)
+    if steps < least:
+        raise ValueError(f"{option} must be at least {least} on this device, got {steps}")
+
+
 def machine(engine: Engine) -> dict:
     cuda = engine.device.type == "cuda"
+    return _setting(torch.cuda.get_device_name(engine.device) if cuda else _processor())
+
+
+def cpu_setting() -> dict:
+    """What a report of this machine's CPU begins with."""
+    return {**_setting(_processor()), "cores": cores(), "capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _setting(device: str) -> dict:
     return {
         "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name(engine.device) if cuda else _processor(),
+        "device": device,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

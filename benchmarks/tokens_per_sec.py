@@ -33,6 +33,7 @@ from .setting import (
     STEPS_PER_SECOND_OF_SOUND,
     add_peer_arguments,
     check_peer_arguments,
+    check_steps,
     machine,
     peers,
 )
@@ -41,7 +42,8 @@ from .setting import (
 def main() -> None:
     options = _arguments()
     plain = Engine.load(options.model, dtype=options.dtype, device=options.device, load_dac=False)
-    options.steps = options.steps or (400 if plain.device.type == "cuda" else 60)
+    options.steps = (400 if plain.device.type == "cuda" else 60) if options.steps is None else options.steps
+    check_steps("--steps", options.steps, plain.device)
     text = encode_text(SCRIPT, plain.config.encoder.max_position_embeddings)
     bandwidth = copy_bandwidth(plain.device)
     print(bandwidth_in_words(bandwidth, plain.device), file=sys.stderr)

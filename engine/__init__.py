@@ -5,7 +5,7 @@
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .sampling_params import SamplingParams
 
 __all__ = ["Dia", "Engine", "SamplingParams"]
+__version__ = "0.1.0"  # setup.py reads it here, without an import
 
 _HOMES = {
     "Dia": ("engine", "Engine"),
@@ -26,7 +27,7 @@ if __name__ == "engine":
     __path__ = []
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # On first use: the command line answers --help and Ctrl-C without waiting for torch.
     if name in _HOMES:
         module, attribute = _HOMES[name]

@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO
 
 if TYPE_CHECKING:
     from .codec import Codec
@@ -98,13 +99,13 @@ def import_all() -> None:
 
 
 @contextmanager
-def _leaving_at_once():
+def _leaving_at_once() -> Iterator[None]:
     """End the process on Ctrl-C, without an exception: inside the import of a C++ extension one can abort it."""
     before = signal.getsignal(signal.SIGINT)
     # Someone else's handler, an ignored signal and other threads are left alone.
     takes_over = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
 
-    def leave(*_):
+    def leave(*_: object) -> None:
         os.write(2, f"{INTERRUPTED}\n".encode())
         os._exit(EXIT_INTERRUPTED)
 
@@ -130,10 +131,10 @@ def _message(error: BaseException) -> str:
 
 
 @contextmanager
-def _cleaning_up_on_sigterm():
+def _cleaning_up_on_sigterm() -> Iterator[None]:
     """Turn SIGTERM into an exception, so that what is half written is removed before the process ends."""
 
-    def leave(*_):
+    def leave(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the removal
         raise SystemExit(EXIT_TERMINATED)
 
@@ -148,7 +149,7 @@ def _cleaning_up_on_sigterm():
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         """One line, like every other error, instead of the whole usage."""
         if message.startswith("unrecognized arguments: -") or "ignored explicit argument" in message:
             message += f"; {DASH_HINT}"
@@ -156,9 +157,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from . import __version__
     from .sampling_params import ResolvedSamplingParams
 
     parser = _Parser(prog="dia-engine", description="Run Dia, the open text-to-dialogue model.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     say = commands.add_parser("say", help="turn a script into a sound file", description="Turn a script into sound.")

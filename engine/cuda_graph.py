@@ -4,6 +4,7 @@ import gc
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 
@@ -11,11 +12,13 @@ from .kernels.dispatch import disable_dependent_launches
 
 logger = logging.getLogger(__name__)
 
+GraphPool: TypeAlias = Any  # a handle of torch.cuda.graph_pool_handle, whose type is private
+
 WARM_UP_RUNS = 3
 _one_at_a_time = threading.Lock()  # torch can hold one capture in a process
 
 
-def captured(work: Callable[[], None], pool, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+def captured(work: Callable[[], None], pool: GraphPool, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     """A graph of what `work` does, run a few times here: it must bear that.
 
     Args:
@@ -44,7 +47,7 @@ def captured(work: Callable[[], None], pool, stream: torch.cuda.Stream) -> torch
         return _captured(work, pool, stream)
 
 
-def _captured(work: Callable[[], None], pool, side: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+def _captured(work: Callable[[], None], pool: GraphPool, side: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP_RUNS):  # compiles kernels, chooses algorithms, allocates their workspaces

@@ -29,6 +29,7 @@ from .runtime.runner import Stepper
 from .runtime.stream import Stream, each_step_in
 from .runtime.streaming import ChunkSizes, speak, window_lengths
 from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams, require_integer
+from .threads import is_small, one_thread
 from .weights.load import default_dtype
 from .weights.recipes import checked_recipe
 from .weights.source import ModelSource, resolve_files, resolve_model
@@ -66,6 +67,7 @@ class Engine:
         self.device, self.dtype = self.model.device, self.model.dtype
         self.defaults = dict(defaults or {})
         self._stepper = Stepper(self.model, graph)
+        self._is_small = is_small((weight.nbytes for weight in weights.values()), self.device)
         # Threads of a CPU would share its cores, and each brings a pool of its own: steps get slower by a third.
         self._runs_ahead = self.device.type == "cuda"
         self._windows = CodeWindows(self.device) if codec is None else SoundWindows(codec)
@@ -381,10 +383,10 @@ class Engine:
 
     @contextmanager
     def _own_modes(self) -> Iterator[None]:
-        """What a caller has switched on around a call (autocast, inference mode, TF32) must not change what is computed."""
+        """What a caller has switched on around a call (autocast, inference mode, TF32) must not change the result."""
         # no_grad comes after inference_mode(False), which switches gradients on.
         modes = torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False)
-        with modes[0], modes[1], modes[2], full_float32(), self._on_device():
+        with modes[0], modes[1], modes[2], full_float32(), self._on_device(), one_thread(self._is_small):
             yield
 
     def _on_device(self):

@@ -51,7 +51,7 @@ class SamplingParams:
     top_p: float | None = None
     cfg_filter_top_k: int | ModelDefault | None = MODEL_DEFAULT
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_tokens is not None:
             require_integer("max_tokens", self.max_tokens)
         for name in ("cfg_scale", "temperature", "top_p"):
@@ -97,7 +97,7 @@ class ResolvedSamplingParams(SamplingParams):
     top_p: float = 0.95
     cfg_filter_top_k: int | None = 45
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in self._values().items():
             if value is left_out(name):
                 raise TypeError(f"{name} must be a number, got {value!r}")

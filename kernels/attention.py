@@ -44,7 +44,9 @@ class AttentionScratch:
     splits: int  # spans that a row is cut into; depends on neither the batch nor the cache's size
 
     @classmethod
-    def allocate(cls, rows: int, groups: int, heads: int, head_dim: int, device) -> "AttentionScratch":
+    def allocate(
+        cls, rows: int, groups: int, heads: int, head_dim: int, device: torch.device | str
+    ) -> "AttentionScratch":
         splits = max(1, programs_per_row() // max(4, 1 << (groups - 1).bit_length()))
         spans = rows * heads * splits
         return cls(

@@ -28,6 +28,7 @@ def dequantize(weight: Int8Weight | NF4Weight) -> torch.Tensor:
         return weight.dequantize()
     matrix = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
     rows, columns = weight.shape
+    grid: tuple[int, ...]
     if isinstance(weight, Int8Weight):
         kernel, numbers = _dequantize_int8_kernel, weight.values
         grid = (triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS))

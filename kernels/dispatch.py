@@ -38,10 +38,10 @@ if WHY_NO_TRITON:
     class _Absent:
         """Stands for Triton where it cannot be used: kernels can be defined there, not launched."""
 
-        def __getattr__(self, name):
+        def __getattr__(self, name: str) -> "_Absent":
             return self
 
-        def __call__(self, *args, **kwargs):
+        def __call__(self, *args: object, **kwargs: object) -> "_Absent":
             return self
 
     triton = tl = _Absent()
@@ -189,7 +189,7 @@ def disable_dependent_launches(device: torch.device) -> bool:
 
 
 def launch(
-    kernel,
+    kernel: Any,
     grid: tuple[int, ...],
     arguments: dict[str, torch.Tensor | int | None],
     constants: dict[str, Any],

@@ -6,22 +6,22 @@ W [2F, D] holds the gate's rows first. A program takes 16 of them and the 16 of 
 import torch
 import torch.nn.functional as F
 
+from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 from .matmul import Tiling, multiply, operands, prefetch
 from .norm import Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
-from .quantized import Weight
 
 TILE = 32  # weight rows of a program
 
 
-def gated_linear_ref(residual: Residual, weight: Weight, eps: float) -> torch.Tensor:
+def gated_linear_ref(residual: Residual, weight: LinearWeight, eps: float) -> torch.Tensor:
     """[R, F] float32."""
     gate, up = norm_linear_ref(residual, weight, eps).chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
-def gated_linear(residual: Residual, weight: Weight, eps: float, out: torch.Tensor) -> None:
+def gated_linear(residual: Residual, weight: LinearWeight, eps: float, out: torch.Tensor) -> None:
     """The first half of an MLP.
 
     Args:
@@ -33,7 +33,7 @@ def gated_linear(residual: Residual, weight: Weight, eps: float, out: torch.Tens
     rows, outputs = out.shape
     if (rows, weight.shape[1]) != residual.z.shape or 2 * outputs != weight.shape[0]:
         raise ValueError(f"gated_linear: out {list(out.shape)} is not half of {list(weight.shape)} x {rows} rows")
-    if not uses_triton(out):
+    if isinstance(weight, PackedInt8Weight) or not uses_triton(out):
         out.copy_(gated_linear_ref(residual, weight, eps))
         return
     require_contiguous(out=out)

@@ -5,19 +5,25 @@ the very tokens that it gives alone. CPU libraries choose a kernel, and with it 
 rows. A sequence belongs to one request, so there any product will do.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
+from .cpu import read_back
 from .cpu.features import has_amx
 from .cpu.matmul import is_compiled, multiply, multiply_sequence
-from .cpu.onednn import PackedInt8Weight
+from .cpu.onednn import LinearWeight, PackedInt8Weight
+from .cpu.read_back import Product
 from .dequantize import dequantize
 from .dispatch import uses_triton
-from .quantized import Weight, is_quantized, linear_by_parts, plain
+from .quantized import QuantWeight, Weight, is_quantized, linear_by_parts, plain
 
 # Rows of one product in a step. Within these a CPU gives a row the same bits for every even number of rows, measured
-# with torch 2.13, MKL and oneDNN on x86 over sizes from 24 to 16384: float32 changes its bits at 4 rows or at 64,
-# depending on the shape, half precision at 64; all of them for a single row.
+# with torch 2.13, MKL and oneDNN over sizes from 24 to 16384, one and two threads. On an Intel Xeon float32 changes its
+# bits at 4 rows or at 64, depending on the shape, half precision at 64, and all of them for a single row. On an AMD EPYC
+# (Zen 5) float32 changes at 4 rows in every shape, and of half precision only bfloat16, for a single row.
 STEADY_ROWS = {torch.float32: 2}
 STEADY_ROWS_HALF = 32
 
@@ -26,7 +32,7 @@ STEADY_ROWS_HALF = 32
 READ_BACK = 2**25
 
 
-def sequence_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Tensor:
+def sequence_linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
     """Project the rows of one sequence, x [..., K], weight [N, K] -> [..., N] in the weight's dtype.
 
     A quantized weight is read back for the product, unless it is packed for this CPU. On a GPU that takes one launch,
@@ -38,10 +44,13 @@ def sequence_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch
         return multiply_sequence(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
     if isinstance(weight, PackedInt8Weight):
         return weight.product(x.flatten(0, -2)).unflatten(0, x.shape[:-1]).to(weight.dtype)
+    if is_quantized(weight) and weight.device.type == "cpu":
+        rows = x.to(weight.dtype).flatten(0, -2)
+        return read_back.multiply(rows, weight, F.linear).unflatten(0, x.shape[:-1]).to(weight.dtype)
     return F.linear(x.to(weight.dtype), plain(weight))
 
 
-def step_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Tensor:
+def step_linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
     """Project one row of each of many requests.
 
     Args:
@@ -49,35 +58,68 @@ def step_linear(x: torch.Tensor, weight: Weight | PackedInt8Weight) -> torch.Ten
         weight: [N, K]. A quantized one is defined as what it is read back as.
 
     Returns:
-        [M, N] in the weight's dtype; float32, not rounded, from a weight that a CPU multiplies by code for its format.
+        [M, N] in the weight's dtype; float32, not rounded, where a CPU multiplies a quantized weight as it is.
     """
-    x = x.to(weight.dtype)
+    return step_product(weight)(x.to(weight.dtype), weight)
+
+
+def step_product(weight: Weight | PackedInt8Weight) -> Callable[[torch.Tensor, Any], torch.Tensor]:
+    """The product that `step_linear` uses: called with x [M, K] in the weight's dtype, and the weight.
+
+    Chosen by a rule over CPU, compiler, dtype and format, the same for every number of rows: two products would give a
+    row two sums. `python -m benchmarks.cpu_products` times all products and shows where the rule is wrong.
+    """
     if is_compiled(weight):
-        return multiply(x, weight)
+        return multiply
     if isinstance(weight, PackedInt8Weight):
-        return weight.product(x)
-    weight = plain(weight)
-    if x.device.type != "cpu":
-        return F.linear(x, weight)
+        return multiply_packed
+    if weight.device.type != "cpu":
+        return multiply_plain
+    if is_quantized(weight):
+        return multiply_read_back
+    return multiply_weight_first if _weight_goes_first(weight.dtype) else multiply_rows_first
+
+
+def _weight_goes_first(dtype: torch.dtype) -> bool:
+    """Whether a CPU multiplies faster with the weight as the left operand.
+
+    AMX (Intel Xeon)      bfloat16: 1.2 to 1.4 times as fast as F.linear with 2 to 32 rows, because oneDNN repacks the
+                          right operand of an AMX product at every call
+    none (AMD, Zen 4, 5)  no: F.linear reads 20-22 GB/s of weights against 10-15 (Zen 4), 33-34 against 20-22 (Zen 5)
+                          with 2 rows; with 32 rows 9 against 9 (Zen 4), 17-18 against 16-23 (Zen 5)
+    """
+    return dtype == torch.bfloat16 and has_amx()
+
+
+def multiply_packed(x: torch.Tensor, weight: PackedInt8Weight) -> torch.Tensor:
+    """By oneDNN, int8 in its order."""
+    return weight.product(x)
+
+
+def multiply_plain(x: torch.Tensor, weight: Weight) -> torch.Tensor:
+    """With the whole matrix, and no care for the bits of a row."""
+    return F.linear(x, plain(weight))
+
+
+def multiply_rows_first(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x W^T, a row's bits the same in any batch."""
+    return _in_steady_tiles(F.linear, x, weight)
+
+
+def multiply_weight_first(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """(W x^T)^T, a row's bits the same in any batch."""
+    return _in_steady_tiles(lambda rows, matrix: torch.mm(matrix, rows.t()).t().contiguous(), x, weight)
+
+
+def multiply_read_back(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
+    """Part by part in plain torch, a row's bits the same in any batch."""
+    goes_first = _weight_goes_first(weight.dtype)
+    return read_back.multiply(x, weight, multiply_weight_first if goes_first else multiply_rows_first)
+
+
+def _in_steady_tiles(product: Product, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     rows = x.shape[0]
     if rows % 2:
         x = torch.cat((x, x[-1:]))
     tiles = x.split(STEADY_ROWS.get(x.dtype, STEADY_ROWS_HALF))
-    return torch.cat([_product(tile, weight) for tile in tiles])[:rows]
-
-
-def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x [M, K], weight [N, K] -> [M, N].
-
-    The better bfloat16 product depends on the CPU, and the rule on its features alone:
-
-        AMX (Intel Xeon)      the weight on the left: 1.2 to 1.4 times as fast as F.linear with 2 to 32 rows, because
-                              oneDNN repacks the right operand of an AMX product at every call
-        none (AMD, Zen 4, 5)  F.linear: 20-22 GB/s of weights against 10-15 (Zen 4), 33-34 against 20-22 (Zen 5) with 2
-                              rows; with 32 rows 9 against 9 (Zen 4), 17-18 against 16-23 (Zen 5)
-
-    One rule for every number of rows: two products would give a row two sums.
-    """
-    if x.dtype == torch.bfloat16 and has_amx():
-        return torch.mm(weight, x.t()).t().contiguous()
-    return F.linear(x, weight)
+    return torch.cat([product(tile, weight) for tile in tiles])[:rows]

@@ -15,11 +15,11 @@ multiplication and an addition by itself in these kernels: it does so where one 
 follows the register layout, and so the number of rows. What is to be fused is written as `tl.fma`; dots are fused in
 any case.
 
-NF4 halves the bytes of int8 and still is not faster on an H100 or H200: the first half of an MLP executes
-6.0 PTX instructions per weight for one request, 121 % of what an H100 can issue while the weights arrive and 173 % of
-what an H200 can (int8: 4.4, 50 % and 72 %; NF4 on an RTX 4090 26 %, A4000 50 %). Computed from the compiled code and
-the data sheets' clocks and bandwidths, not measured. Prefer int8 there; NF4 pays on GPUs with less memory bandwidth,
-and where memory is short.
+NF4 halves the bytes of int8 and still is not faster on an H100 or H200: the first half of an MLP executes 6.4 machine
+instructions per weight for one request, 129 % of what an H100 can issue while the weights arrive and 185 % of what an
+H200 can (int8: 4.3, 48 % and 69 %; NF4 on an RTX 4090 27 %, A4000 51 %). Computed from the compiled code and the data
+sheets' clocks and bandwidths (`python -m benchmarks.predict --kernels`), not measured. Prefer int8 there; NF4 pays on
+GPUs with less memory bandwidth, and where memory is short.
 """
 
 import dataclasses
@@ -57,11 +57,18 @@ class Tuning:
 
     @classmethod
     def read(cls) -> "Tuning":
-        """From environment variables, DIA_TUNE_INTERLEAVED=1 and DIA_TUNE_WIDEST_TILE=64."""
+        """From environment variables, DIA_TUNE_INTERLEAVED=1 and DIA_TUNE_WIDEST_TILE=64.
+
+        Raises:
+            ValueError: one of them has a value that it cannot have.
+        """
+        interleaved = os.environ.get("DIA_TUNE_INTERLEAVED", "0")
+        if interleaved not in ("0", "1"):
+            raise ValueError(f"DIA_TUNE_INTERLEAVED must be 0 or 1, got {interleaved!r}")
         widest = os.environ.get("DIA_TUNE_WIDEST_TILE", "32")
         if widest not in ("32", "64"):
             raise ValueError(f"DIA_TUNE_WIDEST_TILE must be 32 or 64, got {widest!r}")
-        return cls(interleaved=os.environ.get("DIA_TUNE_INTERLEAVED") == "1", widest_tile=int(widest))
+        return cls(interleaved=interleaved == "1", widest_tile=int(widest))
 
 
 TUNING = Tuning.read()

@@ -53,8 +53,8 @@ class Residual:
     squares: torch.Tensor  # [R, ceil(D / TILE)] float32, partial sums of x^2
 
     @classmethod
-    def allocate(cls, rows: int, width: int, dtype: torch.dtype, device) -> "Residual":
-        def zeros(columns, kind):
+    def allocate(cls, rows: int, width: int, dtype: torch.dtype, device: torch.device | str) -> "Residual":
+        def zeros(columns: int, kind: torch.dtype) -> torch.Tensor:
             return torch.zeros((rows, columns), dtype=kind, device=device)
 
         return cls(zeros(width, torch.float32), zeros(width, dtype), zeros(-(-width // TILE), torch.float32))

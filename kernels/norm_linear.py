@@ -2,19 +2,19 @@
 
 import torch
 
+from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 from .linear import step_linear
 from .matmul import Tiling, multiply, operands, prefetch
 from .norm import FEWEST_PARTIALS, TILE, Residual, headroom, load_squares, norm_scale
-from .quantized import Weight
 
 
-def norm_linear_ref(residual: Residual, weight: Weight, eps: float) -> torch.Tensor:
+def norm_linear_ref(residual: Residual, weight: LinearWeight, eps: float) -> torch.Tensor:
     """[M, N] float32."""
     return step_linear(residual.z, weight).float() * residual.scale(eps)
 
 
-def norm_linear(residual: Residual, weight: Weight, eps: float, out: torch.Tensor) -> None:
+def norm_linear(residual: Residual, weight: LinearWeight, eps: float, out: torch.Tensor) -> None:
     """Project the normed residual.
 
     Args:
@@ -26,7 +26,7 @@ def norm_linear(residual: Residual, weight: Weight, eps: float, out: torch.Tenso
     rows, outputs = out.shape
     if (rows, weight.shape[1]) != residual.z.shape or outputs != weight.shape[0]:
         raise ValueError(f"norm_linear: out {list(out.shape)} is not {list(residual.z.shape)} x {list(weight.shape)}^T")
-    if not uses_triton(out):
+    if isinstance(weight, PackedInt8Weight) or not uses_triton(out):
         out.copy_(norm_linear_ref(residual, weight, eps))
         return
     require_contiguous(out=out)

@@ -6,17 +6,17 @@ W [(H + 2G) Dh, D] holds the heads of q, then of k, then of v. A program takes p
 
 import torch
 
+from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 from .matmul import Tiling, multiply, operands, prefetch
 from .norm import TILE, Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
-from .quantized import Weight
 from .rope import apply_rope
 
 
 def project_qkv_ref(
     residual: Residual,
-    weight: Weight,
+    weight: LinearWeight,
     eps: float,
     rope: tuple[torch.Tensor, torch.Tensor],
     position: torch.Tensor,
@@ -38,7 +38,7 @@ def project_qkv_ref(
 
 def project_qkv(
     residual: Residual,
-    weight: Weight,
+    weight: LinearWeight,
     eps: float,
     rope: tuple[torch.Tensor, torch.Tensor],
     position: torch.Tensor,
@@ -63,7 +63,7 @@ def project_qkv(
         raise ValueError(
             f"project_qkv: weight {list(weight.shape)} does not give {heads} + 2 x {groups} heads of {head_dim}"
         )
-    if not uses_triton(query):
+    if isinstance(weight, PackedInt8Weight) or not uses_triton(query):
         project_qkv_ref(residual, weight, eps, rope, position, query, keys, values)
         return
     require_contiguous(query=query, keys=keys, values=values)

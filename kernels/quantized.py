@@ -12,6 +12,7 @@ Quantizing needs torch only: the arithmetic is that of bitsandbytes on a CPU, wh
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ LEVELS = (
 )  # fmt: skip
 
 
-def levels_on(device) -> torch.Tensor:
+def levels_on(device: torch.device | str) -> torch.Tensor:
     """NF4's values, [16] float32."""
     return torch.tensor(LEVELS, dtype=torch.float32, device=device)
 
@@ -48,8 +49,9 @@ class Int8Weight:
     @classmethod
     def quantize(cls, matrix: torch.Tensor, dtype: torch.dtype) -> "Int8Weight":
         """Round a matrix [N, K] of any float dtype; as `bitsandbytes.functional.int8_vectorwise_quant`."""
-        result = cls.empty(*matrix.shape, dtype, matrix.device)
-        for rows in _chunks(*matrix.shape):
+        count, columns = matrix.shape
+        result = cls.empty(count, columns, dtype, matrix.device)
+        for rows in _chunks(count, columns):
             part = matrix[rows].float()
             largest = part.abs().amax(dim=1)
             # A row of zeros gives 0 * inf.
@@ -68,7 +70,7 @@ class Int8Weight:
         return rows * columns + 4 * rows
 
     @classmethod
-    def empty(cls, rows: int, columns: int, dtype: torch.dtype, device) -> "Int8Weight":
+    def empty(cls, rows: int, columns: int, dtype: torch.dtype, device: torch.device | str) -> "Int8Weight":
         """Room for a matrix [rows, columns]."""
         values = torch.empty((rows, columns), dtype=torch.int8, device=device)
         return cls(values, torch.empty(rows, dtype=torch.float32, device=device), dtype)
@@ -95,7 +97,7 @@ class Int8Weight:
         matrix = torch.empty(self.shape, dtype=dtype or self.dtype, device=self.device)
         for rows in _chunks(*self.shape):
             # In this order, in which bitsandbytes rounds.
-            matrix[rows] = self.values[rows] * self.absmax[rows, None] * PER_ABSMAX
+            matrix[rows] = self.values[rows].float().mul_(self.absmax[rows, None]).mul_(PER_ABSMAX)
         return matrix
 
     def split(self, rows: list[int]) -> list["Int8Weight"]:
@@ -104,7 +106,7 @@ class Int8Weight:
         return [Int8Weight(values, absmax, self.dtype) for values, absmax in parts]
 
     @classmethod
-    def join(cls, parts: list["Int8Weight"], device) -> "Int8Weight":
+    def join(cls, parts: list["Int8Weight"], device: torch.device | str) -> "Int8Weight":
         """One matrix of the rows of several, owned by nobody else."""
         values = _joined([part.values for part in parts], device)
         return cls(values, _joined([part.absmax for part in parts], device), parts[0].dtype)
@@ -141,7 +143,9 @@ class NF4Weight:
         return result
 
     @classmethod
-    def from_neighbours(cls, packed: torch.Tensor, absmax: torch.Tensor, shape, dtype: torch.dtype) -> "NF4Weight":
+    def from_neighbours(
+        cls, packed: torch.Tensor, absmax: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> "NF4Weight":
         """From bitsandbytes' bytes [N K / 2], in which the high half comes first, and its scales [N K / 64] float32.
 
         Raises:
@@ -169,7 +173,7 @@ class NF4Weight:
         return rows * columns // 2 + 4 * rows * columns // BLOCK
 
     @classmethod
-    def empty(cls, rows: int, columns: int, dtype: torch.dtype, device) -> "NF4Weight":
+    def empty(cls, rows: int, columns: int, dtype: torch.dtype, device: torch.device | str) -> "NF4Weight":
         """Room for a matrix [rows, columns]."""
         packed = torch.empty((rows, columns // 2), dtype=torch.uint8, device=device)
         return cls(packed, torch.empty((rows, columns // BLOCK), dtype=torch.float32, device=device), dtype)
@@ -202,7 +206,7 @@ class NF4Weight:
         return [NF4Weight(packed, absmax, self.dtype) for packed, absmax in parts]
 
     @classmethod
-    def join(cls, parts: list["NF4Weight"], device) -> "NF4Weight":
+    def join(cls, parts: list["NF4Weight"], device: torch.device | str) -> "NF4Weight":
         """One matrix of the rows of several, owned by nobody else."""
         packed = _joined([part.packed for part in parts], device)
         return cls(packed, _joined([part.absmax for part in parts], device), parts[0].dtype)
@@ -213,13 +217,17 @@ QuantWeight = Int8Weight | NF4Weight
 Weight = torch.Tensor | QuantWeight
 
 
-def is_quantized(weight) -> bool:
+def is_quantized(weight: object) -> TypeGuard[QuantWeight]:
     """Whether a weight is in one of this module's formats."""
     return isinstance(weight, QuantWeight)
 
 
 def linear_by_parts(
-    x: torch.Tensor, weight: QuantWeight, most: int, read: Callable[[QuantWeight], torch.Tensor]
+    x: torch.Tensor,
+    weight: QuantWeight,
+    most: int,
+    read: Callable[[Any], torch.Tensor],
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.linear,
 ) -> torch.Tensor:
     """y = x W^T with W read back in parts of whole rows, each multiplied before the next is read.
 
@@ -228,6 +236,7 @@ def linear_by_parts(
         weight: [N, K].
         most: weights of a part, at most; a row if that is more.
         read: gives a part as a matrix in the weight's dtype.
+        product: multiplies x with that.
 
     Returns:
         [..., N] in the weight's dtype.
@@ -235,9 +244,9 @@ def linear_by_parts(
     rows, columns = weight.shape
     step = max(1, most // columns)
     if rows <= step:
-        return F.linear(x, read(weight))
+        return product(x, read(weight))
     parts = weight.split([min(step, rows - start) for start in range(0, rows, step)])
-    return torch.cat([F.linear(x, read(part)) for part in parts], dim=-1)
+    return torch.cat([product(x, read(part)) for part in parts], dim=-1)
 
 
 def plain(weight: Weight) -> torch.Tensor:
@@ -267,7 +276,7 @@ def _unpack(packed: torch.Tensor) -> torch.Tensor:
     return torch.cat((halves & 15, halves >> 4), dim=-1)
 
 
-def _joined(parts: list[torch.Tensor], device) -> torch.Tensor:
+def _joined(parts: list[torch.Tensor], device: torch.device | str) -> torch.Tensor:
     joined = parts[0].new_empty((sum(len(part) for part in parts), *parts[0].shape[1:]), device=device)
     for part, rows in zip(parts, joined.split([len(part) for part in parts]), strict=True):
         rows.copy_(part)

@@ -2,15 +2,15 @@
 
 import torch
 
+from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 from .linear import step_linear
 from .matmul import Tiling, multiply, operands, prefetch
 from .norm import TILE, Residual, headroom, store_residual
-from .quantized import Weight
 
 
 def residual_linear_ref(
-    inputs: torch.Tensor, weight: Weight, residual: Residual, without_text: torch.Tensor | None
+    inputs: torch.Tensor, weight: LinearWeight, residual: Residual, without_text: torch.Tensor | None
 ) -> torch.Tensor:
     """The new x, [R, D] float32."""
     change = step_linear(inputs, weight).float()
@@ -21,7 +21,7 @@ def residual_linear_ref(
 
 def residual_linear(
     inputs: torch.Tensor,
-    weight: Weight,
+    weight: LinearWeight,
     residual: Residual,
     norm_weight: torch.Tensor,
     without_text: torch.Tensor | None = None,
@@ -42,7 +42,7 @@ def residual_linear(
         raise ValueError(
             f"residual_linear: inputs {list(inputs.shape)} and weight {list(weight.shape)} do not give {rows} x {width}"
         )
-    if not uses_triton(inputs):
+    if isinstance(weight, PackedInt8Weight) or not uses_triton(inputs):
         residual.write(residual_linear_ref(inputs, weight, residual, without_text), norm_weight)
         return
     require_contiguous(inputs=inputs, residual=residual.x)

@@ -4,7 +4,9 @@ the angle position * theta^(-2i/Dh). Angles and products are float32 whatever th
 import torch
 
 
-def rope_table(positions: int, head_dim: int, theta: float, device) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_table(
+    positions: int, head_dim: int, theta: float, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines for positions 0..positions-1, each [positions, head_dim / 2] float32."""
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
     angle = torch.arange(positions, dtype=torch.float32, device=device)[:, None] / theta**exponent

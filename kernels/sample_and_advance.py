@@ -5,7 +5,7 @@ A program draws for one slot and channel; the last program of a slot closes the 
 the k-th largest guided logit and the edge of the nucleus are found bit by bit, as the greatest 32-bit key that has
 enough mass at or above it (a count, or a probability). Keys are the floats' bits, mapped so that integers order them.
 
-Logits of NaN or +infinity mean that the model's numbers are broken. A slot that runs and gets one stops where it is, with
+Logits of NaN or +infinity mean that the model is broken. A slot that runs and gets one stops where it is, with
 its flag `broken` set; -infinity only forbids a token. For the kernel this is one more reduction over logits that it has
 loaded anyway, and no memory access.
 """
@@ -18,6 +18,7 @@ from .advance import RUNNING, advance
 from .dispatch import begin, launch, require_contiguous, tl, triton, uses_triton
 from .norm import headroom
 from .sample import sample_tokens
+from .step_state import StepState
 
 
 def embed(tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -27,7 +28,7 @@ def embed(tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return table[tokens + offset].float().sum(dim=-2)
 
 
-def next_row_ref(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
+def next_row_ref(logits: torch.Tensor, state: StepState, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
     config = state.config
     _stop_broken(logits, state)
     tokens = sample_tokens(
@@ -57,7 +58,7 @@ def next_row_ref(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: 
     state.residual.write(x.repeat_interleave(2, dim=0), norm_weight)
 
 
-def _stop_broken(logits: torch.Tensor, state) -> None:
+def _stop_broken(logits: torch.Tensor, state: StepState) -> None:
     """Stop and flag the running slots that have logits of NaN or +infinity."""
     usable = logits.view(state.slots, -1).amax(dim=1) < math.inf  # NaN is the maximum, and not under infinity
     broken = (state.countdown != 0) & ~usable
@@ -65,12 +66,12 @@ def _stop_broken(logits: torch.Tensor, state) -> None:
     state.countdown.masked_fill_(broken, 0)
 
 
-def next_row(logits: torch.Tensor, state, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
+def next_row(logits: torch.Tensor, state: StepState, table: torch.Tensor, norm_weight: torch.Tensor) -> None:
     """Draw, write and embed the next row of every slot.
 
     Args:
         logits: [2B, C, V] float32; rows 2i, 2i + 1 are (unconditional, conditional) of slot i.
-        state: an `engine.state.DecodeState` of B slots. Of a slot that runs, grid, position, countdown and end_row move
+        state: a `DecodeState` of B slots. Of a slot that runs, grid, position, countdown and end_row move
             on one row, or `broken` is set and it stops; the residual becomes that of the row at the slot's position.
         table: [C V, D], the channels' embeddings.
         norm_weight: [D] float32, of the first layer's norm.

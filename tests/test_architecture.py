@@ -59,3 +59,17 @@ def test_no_test_imports_another():
                 names = {part for alias in node.names for part in alias.name.split(".")}
                 names |= set((getattr(node, "module", None) or "").split("."))
                 assert not names & modules, f"{path} imports {', '.join(names & modules)}"
+
+
+def test_functions_beside_triton_kernels_have_types():
+    """mypy demands types of every function in `engine/`; in `kernels/` it cannot tell kernels from other functions."""
+    for path in (ROOT / "kernels").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and "triton.jit" not in map(decorator, node.decorator_list):
+                every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                untyped = [each.arg for each in every if each.annotation is None and each.arg not in ("self", "cls")]
+                assert not untyped and (node.returns or node.name == "__init__"), f"{path}: {node.name} {untyped}"
+
+
+def decorator(node: ast.expr) -> str:
+    return ast.unparse(node.func if isinstance(node, ast.Call) else node)

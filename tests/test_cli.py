@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 
+from dia_engine import __version__
 from dia_engine.cli import _script_text, limit_threads, main
 from dia_engine.weights.save import save_weights
 from dia_engine.weights.synthetic import random_weights, synthetic_config
@@ -142,6 +143,13 @@ def test_help_needs_no_torch():
     )
     assert done.returncode == 0 and b"--temperature" in done.stdout
     assert b" torch\n" not in done.stderr
+
+
+def test_version_needs_no_torch():
+    command = [sys.executable, "-X", "importtime", "-m", "dia_engine", "--version"]
+    done = subprocess.run(command, capture_output=True, timeout=300, text=True)
+    assert done.returncode == 0 and done.stdout == f"dia-engine {__version__}\n"
+    assert " torch\n" not in done.stderr
 
 
 @pytest.fixture(scope="module")

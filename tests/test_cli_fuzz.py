@@ -16,19 +16,30 @@ SAY = ["say", "--model", "talker", "--seed", "1", "-q", "--max-tokens", "8", "-o
 SCRIPT = "[S1] Hello."
 NUMBERS = ["", "0", "-1", "nan", "-inf", "1e400", "1e39", "abc", "0x10", "9" * 5000, "1.5", "1e-400", "\u0663", "--"]
 KNOBS = ["--seed", "--max-tokens", "--cfg-scale", "--temperature", "--top-p", "--top-k", "--chunk-frames"]
-PLACES = ["", "-", ".", "..", "/", "folder", "folder/", "loop", "loop/a.wav", "pipe", "/dev/null", "x" * 300, "a\0b",
-          "\udcff", "~nobody-of-this-name/a", "\x1b[31mred", "absent/a.wav", "http://x/y", "a/b/c", "empty"]  # fmt: skip
+PLACES = [
+    "", "-", ".", "..", "/", "folder", "folder/", "loop", "loop/a.wav", "pipe", "/dev/null", "x" * 300, "a\0b",
+    "\udcff", "~nobody-of-this-name/a", "\x1b[31mred", "absent/a.wav", "http://x/y", "a/b/c", "empty",
+]  # fmt: skip
 TEXTS = ["", " ", "\0", "-x", "--", "\ud800", "\u200b", "x" * 2000, "\x1b[31m"]
 COMMANDS = [
     [], [""], ["sing"], ["say"], ["info"], ["quantize"], ["quantize", "talker"], ["quantize", "talker", "q"],
-    ["say", "--model"], ["say", SCRIPT, SCRIPT], [*SAY, SCRIPT, "--stream", "-o", "a.mp3"],
-    [*SAY, SCRIPT, "--stream", "--chunk-frames", "2", "--first-chunk-frames", "3"], [*SAY, SCRIPT, "--first-chunk-frames=9"],
-    [*SAY, SCRIPT, "--prompt-text", "[S1] Yes."], [*SAY, SCRIPT, "--revision", "main"], [*SAY, SCRIPT, "--codec-dtype", "int8"],
-    ["info", "talker", "--quant", "fp4"], ["info", "talker", "--dtype", "float64"], ["info", "half"],
-    ["quantize", "talker", "q", "--quant", "int9"], ["quantize", "talker", "folder", "--quant", "int8"],
-    ["quantize", "half", "q", "--quant", "nf4"], ["quantize", "talker", "q", "--quant", "int8", "--dtype", "float64"],
-    [*SAY, SCRIPT, "--model", "half"], [*SAY, SCRIPT, "--codec", "half"], [*SAY, "--file", "/dev/zero"], [*SAY, "--file", "out.flac"],
+    ["say", "--model"], ["say", SCRIPT, SCRIPT],
+    [*SAY, SCRIPT, "--stream", "-o", "a.mp3"],
+    [*SAY, SCRIPT, "--stream", "--chunk-frames", "2", "--first-chunk-frames", "3"],
+    [*SAY, SCRIPT, "--first-chunk-frames=9"],
+    [*SAY, SCRIPT, "--prompt-text", "[S1] Yes."],
     [*SAY, SCRIPT, "--prompt", "out.flac", "--prompt-text", "x" * 2000],
+    [*SAY, SCRIPT, "--revision", "main"],
+    [*SAY, SCRIPT, "--codec-dtype", "int8"],
+    [*SAY, SCRIPT, "--model", "half"],
+    [*SAY, SCRIPT, "--codec", "half"],
+    [*SAY, "--file", "/dev/zero"],
+    [*SAY, "--file", "out.flac"],
+    ["info", "talker", "--quant", "fp4"], ["info", "talker", "--dtype", "float64"], ["info", "half"],
+    ["quantize", "talker", "q", "--quant", "int9"],
+    ["quantize", "talker", "folder", "--quant", "int8"],
+    ["quantize", "half", "q", "--quant", "nf4"],
+    ["quantize", "talker", "q", "--quant", "int8", "--dtype", "float64"],
 ]  # fmt: skip
 
 

@@ -4,7 +4,6 @@ import pytest
 
 from dia_engine.messages import first_line, listed, shown, without_controls
 
-
 VALUES = {
     "digits": 10**400,
     "more digits": 10**5000,

@@ -1,9 +1,11 @@
 """What is installed, what can be imported in a checkout, and that our folders shadow no other package."""
 
+import email
 import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import pytest
 import setuptools
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parent.parent
+import dia_engine
+from tests.helpers import ROOT
 
 
 @pytest.mark.parametrize("module", ["transformers.models.dia", "bitsandbytes", "dia_engine.kernels.sample"])
@@ -46,25 +49,57 @@ def test_nothing_else_can_be_imported_through_the_package(module):
     assert b"ModuleNotFoundError" in done.stderr
 
 
-def test_a_wheel_holds_one_package_with_kernels_and_assets(tmp_path):
-    source = tmp_path / "source"  # a build writes into its source folder
+def test_importing_the_package_imports_no_torch():
+    """The command line answers --help and --version without the seconds that torch takes."""
+    script = "import sys, dia_engine; dia_engine.__version__; print('torch' in sys.modules or 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=120, check=True)
+    assert done.stdout.strip() == b"False"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of the repository: a build writes into its source folder."""
+    folder = tmp_path_factory.mktemp("source") / "dia-engine"
     left_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "tests", "benchmarks", "__pycache__", "work")
-    shutil.copytree(ROOT, source, ignore=left_out, symlinks=True)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source],
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    shutil.copytree(ROOT, folder, ignore=left_out, symlinks=True)
+    return folder
+
+
+def wheel_of(source, folder):
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    return zipfile.ZipFile(wheel)
+
+
+def test_a_wheel_holds_one_package_with_kernels_and_assets(source, tmp_path):
+    wheel = wheel_of(source, tmp_path)
+    names = wheel.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"dia_engine"}
-    kinds = ("**/*.py", "kernels/**/*.[ch]", "assets/**/*.*")
+    kinds = ("**/*.py", "py.typed", "kernels/**/*.[ch]", "assets/**/*.*")
     ours = {path.relative_to(ROOT) for kind in kinds for path in (ROOT / "dia_engine").glob(kind)}
     ours |= {
         Path("dia_engine/kernels") / path.relative_to(ROOT / "kernels") for path in (ROOT / "kernels").rglob("*.[pch]*")
     }
     ours = {str(path) for path in ours if path.suffix != ".pyc"}
-    assert ours <= set(names) and "dia_engine/assets/talker/codec/model.safetensors" in ours
+    assert ours <= set(names) and {"dia_engine/assets/talker/codec/model.safetensors", "dia_engine/py.typed"} <= ours
+    (metadata_name,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+    metadata = email.message_from_bytes(wheel.read(metadata_name))
+    assert metadata["Version"] == dia_engine.__version__ and metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload().startswith("# dia-engine")
+
+
+def test_a_source_distribution_makes_the_same_wheel(source, tmp_path):
+    script = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", script, tmp_path], cwd=source, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path / "unpacked", filter="data")
+    (tmp_path / "direct").mkdir()
+    (tmp_path / "by_way").mkdir()
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    direct, by_way = wheel_of(source, tmp_path / "direct"), wheel_of(unpacked, tmp_path / "by_way")
+    assert sorted(direct.namelist()) == sorted(by_way.namelist())
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
@@ -80,8 +115,7 @@ def test_exactly_one_version_is_pinned_of_all_that_setup_needs_and_setup_allows_
         return [each for each in requirements if not each.marker or each.marker.evaluate(system)]
 
     pins = applying((ROOT / "constraints.txt").read_text().splitlines())
-    for needed in applying(
-        setup["install_requires"] + setup["extras_require"]["test"] + setup["extras_require"]["hear"]
-    ):
+    pinned = [setup["install_requires"], *(setup["extras_require"][extra] for extra in ("test", "hear", "lint"))]
+    for needed in applying([line for lines in pinned for line in lines]):
         versions = [str(pin.specifier).removeprefix("==") for pin in pins if pin.name == needed.name]
         assert len(versions) == 1 and needed.specifier.contains(versions[0]), f"{needed}: {versions}"

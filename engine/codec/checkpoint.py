@@ -17,6 +17,7 @@ from ..files.tensors import Checkpoint, require_finite, require_fit
 from ..files.torch_file import TensorView, TorchFile
 from .config import CodecConfig
 from .layers import ResidualUnit
+from .network import Network
 
 PACKAGE_FILE = "weights.pth"
 HUB_PATTERNS = [CONFIG, "*.safetensors", "*.safetensors.index.json"]
@@ -98,7 +99,7 @@ class CodecCheckpoint:
     layout: Layout
     tensors: Checkpoint
 
-    def state_dict(self, network: nn.ModuleDict) -> dict[str, torch.Tensor]:
+    def state_dict(self, network: Network) -> dict[str, torch.Tensor]:
         """Pick, check and fold the tensors for our network.
 
         Args:
@@ -119,7 +120,7 @@ class CodecCheckpoint:
         )
         return {ours: self._folded(list(names)) for ours, names in stored.items()}
 
-    def _stored_names(self, network: nn.ModuleDict) -> dict[str, dict[str, tuple[int, ...]]]:
+    def _stored_names(self, network: Network) -> dict[str, dict[str, tuple[int, ...]]]:
         """Our name of each parameter -> names and shapes of the tensors in the file that make it up."""
         names = layer_names(network, self.layout)
         stored = {}
@@ -197,17 +198,18 @@ def _is_tensor_mapping(value: Any) -> bool:
     )
 
 
-def layer_names(network: nn.ModuleDict, layout: Layout) -> dict[str, str]:
+def layer_names(network: Network, layout: Layout) -> dict[str, str]:
     """Our name of each layer that has weights -> its name in the layout."""
     names: dict[str, str] = {}
-    for stack, stack_names in (("encoder", layout.encoder), ("decoder", layout.decoder)):
-        layers = [layer for layer in network[stack] if not isinstance(layer, nn.Tanh)]
+    stacks = (("encoder", network.encoder, layout.encoder), ("decoder", network.decoder, layout.decoder))
+    for stack, modules, stack_names in stacks:
+        layers = [layer for layer in modules if not isinstance(layer, nn.Tanh)]
         for position, (layer, theirs) in enumerate(zip(layers, _in_order(stack_names, len(layers)), strict=True)):
             if isinstance(layer, ResidualUnit):
                 names |= {f"{stack}.{position}.{part}": f"{theirs}.{name}" for part, name in enumerate(layout.unit)}
             else:
                 names[f"{stack}.{position}"] = theirs
-    for index in range(len(network["quantizer"])):
+    for index in range(len(network.quantizer)):
         for ours, theirs in (("project_in", "in_proj"), ("project_out", "out_proj"), ("entries", "codebook")):
             names[f"quantizer.{index}.{ours}"] = f"quantizer.quantizers.{index}.{theirs}"
     return names

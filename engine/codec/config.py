@@ -57,7 +57,7 @@ class CodecConfig:
     codebook_dim: int = 8
     sampling_rate: int = 44100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name.endswith("_ratios"):

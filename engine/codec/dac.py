@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..device import resolve_device, resolve_dtype
 from ..files.audio import check_peak, check_sample_rate, resample
@@ -14,9 +13,8 @@ from ..files.hub import DEFAULT_CODEC
 from ..files.tensors import is_finite
 from .checkpoint import open_checkpoint
 from .config import CodecConfig
-from .layers import build_decoder, build_encoder
+from .network import Network
 from .precision import full_float32
-from .quantizer import Quantizer
 
 
 class Codec:
@@ -30,12 +28,10 @@ class Codec:
     the whole by as much. Where speed matters more, half precision is the choice: `dtype`.
     """
 
-    def __init__(self, config: CodecConfig, network: nn.ModuleDict, dtype: torch.dtype):
+    def __init__(self, config: CodecConfig, network: Network, dtype: torch.dtype):
         self.config = config
         self.dtype = dtype
-        self.encoder: nn.Sequential = network["encoder"]
-        self.quantizer: Quantizer = network["quantizer"]
-        self.decoder: nn.Sequential = network["decoder"]
+        self.encoder, self.quantizer, self.decoder = network.encoder, network.quantizer, network.decoder
 
     @classmethod
     def load(
@@ -62,7 +58,7 @@ class Codec:
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
         checkpoint = open_checkpoint(source, revision)
-        network = _empty_network(checkpoint.config)
+        network = Network(checkpoint.config)
         network = _fill(network, checkpoint.state_dict(network), device, dtype)
         if dtype != torch.float32:
             for name, tensor in network.state_dict().items():
@@ -81,7 +77,7 @@ class Codec:
     ) -> "Codec":
         """A codec with random weights that depend on `config` and `seed` alone. It makes noise, at a sound level."""
         device, dtype = resolve_device(device), resolve_dtype(dtype)
-        network = _empty_network(config)
+        network = Network(config)
         return cls(config, _fill(network, _random_state(network, seed), device, dtype), dtype)
 
     @property
@@ -206,35 +202,23 @@ class Codec:
         return codes
 
 
-def _empty_network(config: CodecConfig) -> nn.ModuleDict:
-    """The network without weights: names and shapes only."""
-    with torch.device("meta"):
-        parts = {"encoder": build_encoder(config), "quantizer": Quantizer(config), "decoder": build_decoder(config)}
-    return nn.ModuleDict(parts).requires_grad_(False).eval()
-
-
-def _fill(
-    network: nn.ModuleDict, state: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
-) -> nn.ModuleDict:
+def _fill(network: Network, state: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> Network:
     """Put float32 weights into an empty network and make it ready."""
     network.load_state_dict(state, assign=True)
-    for module in network.modules():
-        if hasattr(module, "prepare"):
-            module.prepare()
-    network["encoder"].to(device, dtype)
-    network["quantizer"].to(device)
-    network["decoder"].to(device, dtype)
+    network.prepare()
+    network.encoder.to(device, dtype)
+    network.quantizer.to(device)
+    network.decoder.to(device, dtype)
     return network
 
 
-def _random_state(network: nn.ModuleDict, seed: int) -> dict[str, torch.Tensor]:
+def _random_state(network: Network, seed: int) -> dict[str, torch.Tensor]:
     """Weights that keep a signal's size through the layers, drawn on the CPU so that no device changes them."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    drawn = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
     state = {}
     for name, parameter in network.state_dict().items():
         if name.endswith("alpha"):
-            state[name] = 0.5 + torch.rand(parameter.shape, **drawn)
+            state[name] = 0.5 + torch.rand(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
             continue
         if name.endswith("bias"):
             scale = 0.02
@@ -244,7 +228,7 @@ def _random_state(network: nn.ModuleDict, seed: int) -> dict[str, torch.Tensor]:
             # What a residual unit adds must be small, or the sum grows with every unit.
             in_residual_unit = name.startswith(("encoder", "decoder")) and name.count(".") == 3
             scale = (0.3 if in_residual_unit else 1.0) / parameter[0].numel() ** 0.5
-        state[name] = scale * torch.randn(parameter.shape, **drawn)
+        state[name] = scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
     last = [name for name in state if name.startswith("decoder")][-2:]  # weight and bias before the final tanh
     for name in last:
         state[name] *= 0.05  # full-scale noise hurts

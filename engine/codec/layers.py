@@ -15,7 +15,9 @@ DILATIONS = (1, 3, 9)
 
 
 class Snake(nn.Module):
-    """x + sin(alpha x)^2 / alpha, with one alpha a channel."""
+    """x + sin(alpha x)^2 / alpha, with one alpha per channel."""
+
+    inverse_alpha: torch.Tensor  # [1, channels, 1], made by `prepare`
 
     def __init__(self, channels: int):
         super().__init__()
@@ -48,10 +50,10 @@ class ResidualUnit(nn.Sequential):
 def build_encoder(config: CodecConfig) -> nn.Sequential:
     """Waveform [1, 1, samples] to latent [1, hidden_size, frames]."""
     channels = config.encoder_hidden_size
-    layers = [nn.Conv1d(1, channels, kernel_size=7, padding=3)]
+    layers: list[nn.Module] = [nn.Conv1d(1, channels, kernel_size=7, padding=3)]
     for stride in config.downsampling_ratios:
         layers += [ResidualUnit(channels, dilation) for dilation in DILATIONS]
-        layers += [Snake(channels), nn.Conv1d(channels, 2 * channels, **_resampling(stride))]
+        layers += [Snake(channels), _resampling(nn.Conv1d, channels, 2 * channels, stride)]
         channels *= 2
     layers += [Snake(channels), nn.Conv1d(channels, config.hidden_size, kernel_size=3, padding=1)]
     return nn.Sequential(*layers)
@@ -63,14 +65,16 @@ def build_decoder(config: CodecConfig) -> nn.Sequential:
     An even stride s makes s times as many samples of its input; an odd one makes one less, as the reference does.
     """
     channels = config.decoder_hidden_size
-    layers = [nn.Conv1d(config.hidden_size, channels, kernel_size=7, padding=3)]
+    layers: list[nn.Module] = [nn.Conv1d(config.hidden_size, channels, kernel_size=7, padding=3)]
     for stride in config.upsampling_ratios:
-        layers += [Snake(channels), nn.ConvTranspose1d(channels, channels // 2, **_resampling(stride))]
+        layers += [Snake(channels), _resampling(nn.ConvTranspose1d, channels, channels // 2, stride)]
         channels //= 2
         layers += [ResidualUnit(channels, dilation) for dilation in DILATIONS]
     layers += [Snake(channels), nn.Conv1d(channels, 1, kernel_size=7, padding=3), nn.Tanh()]
     return nn.Sequential(*layers)
 
 
-def _resampling(stride: int) -> dict[str, int]:
-    return {"kernel_size": 2 * stride, "stride": stride, "padding": math.ceil(stride / 2)}
+def _resampling(
+    kind: type[nn.Conv1d] | type[nn.ConvTranspose1d], inputs: int, outputs: int, stride: int
+) -> nn.Conv1d | nn.ConvTranspose1d:
+    return kind(inputs, outputs, kernel_size=2 * stride, stride=stride, padding=math.ceil(stride / 2))

@@ -4,15 +4,12 @@ cuDNN's convolutions, and bfloat16 (7 bits) on a CPU after `torch.set_float32_ma
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-_SETTINGS = (
-    torch.backends.cudnn.conv,
-    torch.backends.cuda.matmul,
-    torch.backends.mkldnn.conv,
-    torch.backends.mkldnn.matmul,
-)
+_backends: Any = torch.backends  # torch puts other objects in the place of its modules, which type checkers cannot see
+_SETTINGS = (_backends.cudnn.conv, _backends.cuda.matmul, _backends.mkldnn.conv, _backends.mkldnn.matmul)
 _lock = threading.Lock()
 _inside = 0  # how many threads are in `full_float32`
 _before: list[str] = []  # what the settings were before the first came

@@ -3,6 +3,9 @@
 Always in float32: the search compares near neighbours, and its cost is small beside the convolutions.
 """
 
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,6 +15,9 @@ from .config import CodecConfig
 
 class Codebook(nn.Module):
     """One stage: project the latent down, find the entry with the most similar direction, project that up."""
+
+    directions: torch.Tensor  # [N, d], made by `prepare`
+    direction_norms: torch.Tensor  # [N]
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -49,18 +55,25 @@ class Codebook(nn.Module):
 class Quantizer(nn.ModuleList):
     """The codebooks in order."""
 
+    table: torch.Tensor  # [C N, d], made by `prepare`, as the next three
+    offsets: torch.Tensor  # [C]
+    projection: torch.Tensor  # [hidden, C d]
+    bias: torch.Tensor  # [hidden]
+
     def __init__(self, config: CodecConfig):
         super().__init__(Codebook(config) for _ in range(config.n_codebooks))
 
+    def __iter__(self) -> Iterator[Codebook]:
+        return cast(Iterator[Codebook], super().__iter__())
+
     def prepare(self) -> None:
         """Lay all codebooks side by side, so that decoding is one look-up and one matrix product."""
-        first, size = self[0], self[0].entries.num_embeddings
         table = torch.cat([book.entries.weight.detach() for book in self])  # [C N, d]
-        offsets = torch.arange(len(self), device=table.device) * size  # [C]
+        offsets = torch.arange(0, len(table), len(table) // len(self), device=table.device)  # [C]
         projection = torch.cat([book.project_out.weight.detach()[:, :, 0] for book in self], dim=1)  # [hidden, C d]
-        bias = torch.zeros_like(first.project_out.bias.detach())
+        bias = projection.new_zeros(len(projection))
         for book in self:
-            bias += book.project_out.bias.detach()
+            bias += book.project_out.get_parameter("bias").detach()
         for name, tensor in (("table", table), ("offsets", offsets), ("projection", projection), ("bias", bias)):
             self.register_buffer(name, tensor, persistent=False)
 

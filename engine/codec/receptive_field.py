@@ -49,10 +49,10 @@ def _heard(layers: Iterable[nn.Module], first: int, last: int) -> tuple[int, int
 
 def _heard_by(layer: nn.Module, first: int, last: int) -> tuple[int, int]:
     if isinstance(layer, nn.Conv1d):  # output i = sum over taps of input i x stride - padding + tap x dilation
-        stride, padding = layer.stride[0], layer.padding[0]
+        stride, padding = layer.stride[0], _padding(layer)
         return first * stride - padding, last * stride - padding + _span(layer)
     if isinstance(layer, nn.ConvTranspose1d):  # input j adds to the outputs j x stride - padding + tap x dilation
-        stride, padding = layer.stride[0], layer.padding[0]
+        stride, padding = layer.stride[0], _padding(layer)
         return -((_span(layer) - padding - first) // stride), (last + padding) // stride  # rounded up, rounded down
     if isinstance(layer, ResidualUnit):  # the signal itself and what is added to it
         inner_first, inner_last = _heard(layer.children(), first, last)
@@ -60,6 +60,13 @@ def _heard_by(layer: nn.Module, first: int, last: int) -> tuple[int, int]:
     if isinstance(layer, (Snake, nn.Tanh)):
         return first, last
     raise TypeError(f"cannot tell how far a {type(layer).__name__} reaches")
+
+
+def _padding(layer: nn.Conv1d | nn.ConvTranspose1d) -> int:
+    padding = layer.padding[0]
+    if not isinstance(padding, int):
+        raise TypeError(f"cannot tell how far padding {layer.padding!r} reaches")
+    return padding
 
 
 def _span(layer: nn.Conv1d | nn.ConvTranspose1d) -> int:

@@ -5,12 +5,12 @@ announced are captured in CUDA graphs: the codec has 150 small kernels, whose la
 """
 
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 
-from ..cuda_graph import captured
+from ..cuda_graph import GraphPool, captured
 from .dac import Codec
 from .receptive_field import Reach, reach
 
@@ -50,7 +50,7 @@ class CodeWindows:
     def prepare(self, lengths: Iterable[int]) -> None:
         """Be ready for windows of these lengths in frames."""
 
-    def on_stream(self):
+    def on_stream(self) -> AbstractContextManager[object]:
         """A context in which codes are gathered and `decode` is called; it does not wait for other streams."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
@@ -95,7 +95,7 @@ class SoundWindows(CodeWindows):
         self.codec = codec
         self.reach = reach(codec.decoder)
         self._graphs: dict[int, _Graph] = {}
-        self._pool = None
+        self._pool: GraphPool | None = None
 
     def prepare(self, lengths: Iterable[int]) -> None:
         """On a GPU capture a graph for each length that has none yet, all in one memory pool."""
@@ -128,7 +128,7 @@ class SoundWindows(CodeWindows):
 class _Graph:
     """The codec captured for windows of one length."""
 
-    def __init__(self, codec: Codec, length: int, pool, stream: torch.cuda.Stream):
+    def __init__(self, codec: Codec, length: int, pool: GraphPool | None, stream: torch.cuda.Stream):
         self._codes = torch.zeros((length, codec.num_codebooks), dtype=torch.int64, device=codec.device)
         self._waveform = torch.zeros_like(codec.synthesize(self._codes))
 

@@ -85,7 +85,7 @@ class Checkpoint:
 
     def _open(self, path: Path) -> "_SafetensorsFile | _TorchTensors":
         if path not in self._opened:
-            self._opened[path] = _open_file(path, self._find_tensors)
+            self._opened[path] = open_tensors(path, self._find_tensors)
         return self._opened[path]
 
 
@@ -159,7 +159,8 @@ def _unwrapped(content: object) -> object:
     return content
 
 
-def _open_file(path: Path, find_tensors: Callable[[Any], Any]) -> "_SafetensorsFile | _TorchTensors":
+def open_tensors(path: Path, find_tensors: Callable[[Any], Any]) -> "_SafetensorsFile | _TorchTensors":
+    """The tensors of one file of weights, mapped and not read; every file that is read is opened here."""
     require_file(path, "weight file")
     return _SafetensorsFile(path) if path.suffix == ".safetensors" else _TorchTensors(path, find_tensors)
 

@@ -12,7 +12,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import torch
 
@@ -122,7 +122,9 @@ class _Archive:
                 key: _data_start(file, members.get(f"{folder}data/{key}"), storage)
                 for key, storage in outline.storages.items()
             }
-        mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+        mapped = cast(
+            torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+        )
         self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu").set_(mapped)
 
     def tensor(self, view: TensorView) -> torch.Tensor:
@@ -234,7 +236,9 @@ def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple, *rest: 
     return _view(storage, offset, shape, strides, storage.dtype)
 
 
-def _tensor_v3(storage: Storage, offset: int, shape: tuple, strides: tuple, grad, hooks, dtype, *rest) -> TensorView:
+def _tensor_v3(
+    storage: Storage, offset: int, shape: tuple, strides: tuple, grad: bool, hooks: Any, dtype: torch.dtype, *rest: Any
+) -> TensorView:
     return _view(storage, offset, shape, strides, dtype)
 
 

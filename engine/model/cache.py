@@ -17,7 +17,16 @@ class KVCache:
     values: torch.Tensor
 
     @classmethod
-    def allocate(cls, layers: int, rows: int, heads: int, positions: int, head_dim: int, dtype, device) -> "KVCache":
+    def allocate(
+        cls,
+        layers: int,
+        rows: int,
+        heads: int,
+        positions: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> "KVCache":
         shape = (layers, rows, heads, positions, head_dim)
         return cls(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)))
 

@@ -8,7 +8,7 @@ Symbols used in shape comments across the engine:
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..files.paths import read_json
 from ..messages import shown
@@ -39,7 +39,7 @@ class EncoderConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_positive(self, "encoder_config")
         _check_heads("encoder_config", self.num_attention_heads, self.num_key_value_heads)
         _check_rotates("encoder_config", self.head_dim)
@@ -65,7 +65,7 @@ class DecoderConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_positive(self, "decoder_config")
         _check_heads("decoder_config", self.num_attention_heads, self.num_key_value_heads)
         _check_heads("decoder_config.cross", self.cross_num_attention_heads, self.cross_num_key_value_heads)
@@ -90,7 +90,7 @@ class DiaConfig:
     eos_token_id: int = 1024
     pad_token_id: int = 1025
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         channels, vocab = self.decoder.num_channels, self.decoder.vocab_size
         if len(self.delay_pattern) != channels:
             raise ValueError(
@@ -182,7 +182,7 @@ class DiaConfig:
     def to_dict(self) -> dict[str, Any]:
         """The content of a config.json that `from_dict`, nari-labs/dia and transformers all read."""
 
-        def part(config, model_type):
+        def part(config: EncoderConfig | DecoderConfig, model_type: str) -> dict[str, Any]:
             return {"model_type": model_type, "hidden_act": "silu", **vars(config)}
 
         return {
@@ -199,7 +199,10 @@ class DiaConfig:
         }
 
 
-def _part(cls, name: str, raw: Any):
+Part = TypeVar("Part", EncoderConfig, DecoderConfig)
+
+
+def _part(cls: type[Part], name: str, raw: Any) -> Part:
     """Build one sub-config, refusing what would change the arithmetic if it were ignored."""
     if not isinstance(raw, dict):
         raise ValueError(f"config: {name} must be a JSON object, got {type(raw).__name__}")
@@ -227,7 +230,7 @@ def _scales_positions(rope: Any) -> bool:
     return rope not in (None, 1, 1.0)
 
 
-def _check_positive(config, name: str) -> None:
+def _check_positive(config: EncoderConfig | DecoderConfig, name: str) -> None:
     for item in fields(config):
         value, integer = getattr(config, item.name), item.type in (int, "int")
         wanted = (int,) if integer else (int, float)

@@ -1,21 +1,19 @@
 """Encoder and decoder as functions of their weights, and the decode step."""
 
-from collections.abc import Mapping
-
 import torch
 
 from ..kernels.norm_linear import norm_linear
 from ..kernels.rope import rope_table
 from ..kernels.sample_and_advance import embed, next_row
 from .config import DecoderConfig, DiaConfig, EncoderConfig
-from .layers import DecoderLayer, EncoderLayer, Norm
+from .layers import DecoderLayer, EncoderLayer, Norm, Weights, plain_weight
 from .state import DecodeState
 
 
 def parameter_shapes(config: DiaConfig) -> dict[str, tuple[int, ...]]:
     """Every weight of a model and its shape, in the order of use. Names that end in `norm.weight` are float32."""
     encoder, decoder = config.encoder, config.decoder
-    shapes = {"encoder.embedding.weight": (encoder.vocab_size, encoder.hidden_size)}
+    shapes: dict[str, tuple[int, ...]] = {"encoder.embedding.weight": (encoder.vocab_size, encoder.hidden_size)}
     for index in range(encoder.num_hidden_layers):
         shapes |= _block_shapes(f"encoder.layers.{index}", encoder)
     shapes["encoder.norm.weight"] = (encoder.hidden_size,)
@@ -32,7 +30,7 @@ def _block_shapes(name: str, sizes: EncoderConfig | DecoderConfig) -> dict[str, 
     width, inner = sizes.hidden_size, sizes.intermediate_size
     queries = sizes.num_attention_heads * sizes.head_dim
     keys = sizes.num_key_value_heads * sizes.head_dim
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "self_norm": (width,),
         "self_attn.qkv": (queries + 2 * keys, width),
         "self_attn.o": (width, queries),
@@ -53,8 +51,8 @@ def _block_shapes(name: str, sizes: EncoderConfig | DecoderConfig) -> dict[str, 
 class Encoder:
     """Text ids to one vector a position."""
 
-    def __init__(self, config: EncoderConfig, weights: Mapping[str, torch.Tensor]):
-        self.embedding = weights["encoder.embedding.weight"]
+    def __init__(self, config: EncoderConfig, weights: Weights):
+        self.embedding = plain_weight(weights, "encoder.embedding")
         dtype = self.embedding.dtype
         self.layers = [
             EncoderLayer(weights, f"encoder.layers.{index}", config, dtype) for index in range(config.num_hidden_layers)
@@ -65,21 +63,21 @@ class Encoder:
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [S] int64, S at most the model's positions -> [S, E] in the weights' dtype."""
-        rope = tuple(table[: ids.shape[0]] for table in self.rope)
+        cosines, sines = (table[: ids.shape[0]] for table in self.rope)
         x = self.embedding[ids].float()
         for layer in self.layers:
-            x = layer(x, rope)
+            x = layer(x, (cosines, sines))
         return self.norm(x)
 
 
 class DiaModel:
     """The whole model over weights named as in `parameter_shapes`."""
 
-    def __init__(self, config: DiaConfig, weights: Mapping[str, torch.Tensor]):
+    def __init__(self, config: DiaConfig, weights: Weights):
         self.config = config
         self.encoder = Encoder(config.encoder, weights)
         decoder = config.decoder
-        self.embedding = weights["decoder.embedding.weight"]
+        self.embedding = plain_weight(weights, "decoder.embedding")
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self.layers = [
             DecoderLayer(weights, f"decoder.layers.{index}", decoder, self.dtype)
@@ -107,14 +105,14 @@ class DiaModel:
         embedded = embed(state.grid[slot, : length + 1], self.embedding)
         state.residual.rows(slice(2 * slot, 2 * slot + 2)).write(embedded[length:], self.layers[0].self_norm.weight)
         x = embedded[:length].expand(2, -1, -1)
-        rope = tuple(table[:length] for table in self.rope)
+        cosines, sines = (table[:length] for table in self.rope)
         for index, layer in enumerate(self.layers):
             text_cache = layer.cross_attn.project_text(encoded)
             for cache, new in zip(state.cross_cache.layer(index), text_cache, strict=True):
                 cache[slot, :, : text.shape[0]] = new.transpose(0, 1)
             if length:
-                self_cache = [cache[2 * slot : 2 * slot + 2] for cache in state.self_cache.layer(index)]
-                x = layer.prefill(x, rope, self_cache, text_cache)
+                keys, values = (cache[2 * slot : 2 * slot + 2] for cache in state.self_cache.layer(index))
+                x = layer.prefill(x, (cosines, sines), (keys, values), text_cache)
 
     def feed(self, state: DecodeState) -> None:
         """Make each slot's row at its position the input of the next step, for rows that `step` did not write."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..kernels.attention import decode_attention
+from ..kernels.cpu.onednn import LinearWeight
 from ..kernels.gated_linear import gated_linear
 from ..kernels.linear import sequence_linear
 from ..kernels.norm import rms_norm
@@ -15,15 +16,30 @@ from ..kernels.norm_linear import norm_linear
 from ..kernels.qkv import project_qkv
 from ..kernels.residual_linear import residual_linear
 from ..kernels.rope import apply_rope
+from .config import DecoderConfig, EncoderConfig
+from .state import DecodeState
 
 Rope = tuple[torch.Tensor, torch.Tensor]  # cosines, sines, [N, Dh / 2] each
+Weights = Mapping[str, LinearWeight]  # named as in `parameter_shapes`
+
+
+def plain_weight(weights: Weights, name: str) -> torch.Tensor:
+    """A norm's weight or a table of embeddings.
+
+    Raises:
+        TypeError: it is quantized, which only the matrices of projections may be.
+    """
+    weight = weights[f"{name}.weight"]
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"{name}.weight must be a tensor, got {type(weight).__name__}")
+    return weight
 
 
 class Norm:
     """RMSNorm with its weight; the result is in the dtype of the weights that follow."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], name: str, eps: float, dtype: torch.dtype):
-        self.weight, self.eps, self.dtype = weights[f"{name}.weight"], eps, dtype
+    def __init__(self, weights: Weights, name: str, eps: float, dtype: torch.dtype):
+        self.weight, self.eps, self.dtype = plain_weight(weights, name), eps, dtype
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, self.weight, self.eps, self.dtype)
@@ -32,7 +48,7 @@ class Norm:
 class Mlp:
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], name: str):
+    def __init__(self, weights: Weights, name: str):
         self.gate_up, self.down = weights[f"{name}.gate_up.weight"], weights[f"{name}.down.weight"]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -41,9 +57,9 @@ class Mlp:
 
 
 class SelfAttention:
-    """Grouped-query self-attention with rotary positions. `sizes` is an EncoderConfig or a DecoderConfig."""
+    """Grouped-query self-attention with rotary positions."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], name: str, sizes):
+    def __init__(self, weights: Weights, name: str, sizes: EncoderConfig | DecoderConfig):
         self.qkv, self.o = weights[f"{name}.qkv.weight"], weights[f"{name}.o.weight"]
         self.heads = [sizes.num_attention_heads, sizes.num_key_value_heads, sizes.num_key_value_heads]
         self.head_dim = sizes.head_dim
@@ -64,14 +80,15 @@ class SelfAttention:
 class CrossAttention:
     """Attention from the decoder to the encoded text."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], name: str, sizes):
+    def __init__(self, weights: Weights, name: str, sizes: DecoderConfig):
         self.q, self.kv, self.o = (weights[f"{name}.{part}.weight"] for part in ("q", "kv", "o"))
         self.heads, self.groups = sizes.cross_num_attention_heads, sizes.cross_num_key_value_heads
         self.head_dim = sizes.cross_head_dim
 
     def project_text(self, encoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoded text [S, E] -> keys and values [S, G, Dh]."""
-        return sequence_linear(encoded, self.kv).view(-1, 2, self.groups, self.head_dim).unbind(dim=1)
+        keys, values = sequence_linear(encoded, self.kv).view(-1, 2, self.groups, self.head_dim).unbind(dim=1)
+        return keys, values
 
     def query(self, x: torch.Tensor) -> torch.Tensor:
         """x [N, width] -> [N, H, Dh]."""
@@ -89,7 +106,7 @@ class CrossAttention:
 
 
 class EncoderLayer:
-    def __init__(self, weights: Mapping[str, torch.Tensor], name: str, sizes, dtype: torch.dtype):
+    def __init__(self, weights: Weights, name: str, sizes: EncoderConfig, dtype: torch.dtype):
         self.self_norm = Norm(weights, f"{name}.self_norm", sizes.norm_eps, dtype)
         self.self_attn = SelfAttention(weights, f"{name}.self_attn", sizes)
         self.mlp_norm = Norm(weights, f"{name}.mlp_norm", sizes.norm_eps, dtype)
@@ -103,7 +120,7 @@ class EncoderLayer:
 
 
 class DecoderLayer:
-    def __init__(self, weights: Mapping[str, torch.Tensor], name: str, sizes, dtype: torch.dtype):
+    def __init__(self, weights: Weights, name: str, sizes: DecoderConfig, dtype: torch.dtype):
         self.self_norm = Norm(weights, f"{name}.self_norm", sizes.norm_eps, dtype)
         self.self_attn = SelfAttention(weights, f"{name}.self_attn", sizes)
         self.cross_norm = Norm(weights, f"{name}.cross_norm", sizes.norm_eps, dtype)
@@ -111,10 +128,16 @@ class DecoderLayer:
         self.mlp_norm = Norm(weights, f"{name}.mlp_norm", sizes.norm_eps, dtype)
         self.mlp = Mlp(weights, f"{name}.mlp")
         # Set by the model, which knows the encoder and the layer after this one.
-        self.without_text: torch.Tensor | None = None  # [D] float32
-        self.next_norm: Norm | None = None
+        self.without_text: torch.Tensor  # [D] float32
+        self.next_norm: Norm
 
-    def prefill(self, x: torch.Tensor, rope: Rope, self_cache, cross_cache) -> torch.Tensor:
+    def prefill(
+        self,
+        x: torch.Tensor,
+        rope: Rope,
+        self_cache: tuple[torch.Tensor, torch.Tensor],
+        cross_cache: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
         """Run the rows of one slot's prompt.
 
         Args:
@@ -137,11 +160,12 @@ class DecoderLayer:
         x = x + torch.stack(mixed)
 
         query = self.cross_attn.query(self.cross_norm(x[1]))
-        with_text = sequence_linear(_sequence_attention(query, *cross_cache, causal=False), self.cross_attn.o)
+        keys, values = cross_cache
+        with_text = sequence_linear(_sequence_attention(query, keys, values, causal=False), self.cross_attn.o)
         x = x + torch.stack((self.without_text.expand_as(with_text), with_text.float()))
         return x + self.mlp(self.mlp_norm(x))
 
-    def step(self, state, rope: Rope, index: int) -> None:
+    def step(self, state: DecodeState, rope: Rope, index: int) -> None:
         """Run one row of every slot: the state's residual goes one layer on, its self cache gains a row."""
         residual, buffers = state.residual, state.buffers
         keys, values = state.self_cache.layer(index)
@@ -162,6 +186,6 @@ class DecoderLayer:
 
 def _sequence_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
     """softmax(q k^T) v of one sequence: query [N, H, Dh], key and value [M, G, Dh] -> [N, H * Dh]."""
-    heads_first = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-    mixed = F.scaled_dot_product_attention(*heads_first, is_causal=causal, scale=1.0, enable_gqa=True)
+    query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))  # heads first
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=1.0, enable_gqa=True)
     return mixed[0].transpose(0, 1).flatten(1)

@@ -34,12 +34,14 @@ class StepBuffers:
     cross_attention: AttentionScratch
 
     @classmethod
-    def allocate(cls, sizes: DecoderConfig, slots: int, dtype, device) -> "StepBuffers":
+    def allocate(
+        cls, sizes: DecoderConfig, slots: int, dtype: torch.dtype, device: torch.device | str
+    ) -> "StepBuffers":
         rows = 2 * slots
         heads, head_dim = sizes.num_attention_heads, sizes.head_dim
         cross_heads, cross_head_dim = sizes.cross_num_attention_heads, sizes.cross_head_dim
 
-        def empty(*shape, kind=dtype):
+        def empty(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
             return torch.empty(shape, dtype=kind, device=device)
 
         return cls(
@@ -103,14 +105,16 @@ class DecodeState:
     buffers: StepBuffers
 
     @classmethod
-    def allocate(cls, config: DiaConfig, slots: int, rows: int, text: int, dtype, device) -> "DecodeState":
+    def allocate(
+        cls, config: DiaConfig, slots: int, rows: int, text: int, dtype: torch.dtype, device: torch.device | str
+    ) -> "DecodeState":
         """Room for `slots` requests of up to `rows` decoder rows and `text` bytes; caches in `dtype` on `device`."""
         decoder = config.decoder
         layers, channels = decoder.num_hidden_layers, decoder.num_channels
 
         residual = Residual.allocate(2 * slots, decoder.hidden_size, dtype, device)
 
-        def per_slot(value, kind):
+        def per_slot(value: float, kind: torch.dtype) -> torch.Tensor:
             return torch.full((slots,), value, dtype=kind, device=device)
 
         # An even number of columns: rows then start at multiples of 16 bytes, by which Triton specializes kernels.
@@ -140,7 +144,7 @@ class DecodeState:
         )
 
     @classmethod
-    def bytes_per_slot(cls, config: DiaConfig, rows: int, text: int, dtype) -> int:
+    def bytes_per_slot(cls, config: DiaConfig, rows: int, text: int, dtype: torch.dtype) -> int:
         """What each slot more adds to the memory of `allocate`."""
         one, two = (_nbytes(cls.allocate(config, slots, rows, text, dtype, "meta")) for slots in (1, 2))
         return two - one
@@ -204,11 +208,11 @@ class DecodeState:
         self.last_text.zero_()
 
 
-def _nbytes(value) -> int:
+def _nbytes(value: object) -> int:
     """Of the tensors in a dataclass and those within it, each once."""
     storages = {}
 
-    def visit(item) -> None:
+    def visit(item: object) -> None:
         if isinstance(item, torch.Tensor):
             storage = item.untyped_storage()
             storages[storage._cdata] = storage.nbytes()

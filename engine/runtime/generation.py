@@ -4,9 +4,9 @@ import torch
 
 from ..model.config import DiaConfig
 from ..model.delay import undelay
+from ..model.nonfinite import require_finite_logits
 from ..model.state import DecodeState
 from ..sampling_params import ResolvedSamplingParams
-from .nonfinite import require_finite_logits
 from .request import Request
 from .runner import Stepper
 

@@ -20,10 +20,10 @@ from ..codec.receptive_field import Reach
 from ..codec.windowed import CodeWindows, HostCopy
 from ..kernels.advance import RUNNING
 from ..messages import shown
+from ..model.nonfinite import non_finite_logits
 from ..model.state import DecodeState
 from ..sampling_params import require_integer
 from .generation import spoken_codes, start_requests
-from .nonfinite import non_finite_logits
 from .request import Request
 from .runner import Stepper
 

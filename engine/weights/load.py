@@ -4,12 +4,13 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..device import DTYPES
 from ..files.tensors import Checkpoint, require_finite, require_fit
-from ..kernels.quantized import FORMATS, Weight, plain
+from ..kernels.quantized import FORMATS, QuantWeight, Weight, plain
 from ..messages import listed
 from ..model.config import DiaConfig
 from ..model.dia import parameter_shapes
@@ -151,15 +152,28 @@ def _format(checkpoint: StoredWeights, pieces: list[Piece]) -> str | None:
     return kind if all(FORMATS[kind].fits(header.shape[1]) for header in headers) else None
 
 
-def _joined(checkpoint: StoredWeights, pieces: list[Piece], kind, dtype: torch.dtype, device) -> Weight:
-    joined = kind.join([checkpoint.read(piece.name, dtype) for piece in pieces], device)
+def _joined(
+    checkpoint: StoredWeights,
+    pieces: list[Piece],
+    kind: type[QuantWeight],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Weight:
+    parts: list[Any] = [checkpoint.read(piece.name, dtype) for piece in pieces]  # of this kind
+    joined = kind.join(parts, device)
     _check_numbers(checkpoint, pieces, joined.absmax, dtype)
     return joined
 
 
-def _quantized(checkpoint: StoredWeights, pieces: list[Piece], kind, dtype: torch.dtype, device) -> Weight:
+def _quantized(
+    checkpoint: StoredWeights,
+    pieces: list[Piece],
+    kind: type[QuantWeight],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Weight:
     """Piece by piece: the whole matrix is never held before it is quantized."""
-    parts = []
+    parts: list[Any] = []  # of this kind
     for piece in pieces:
         stored = plain(checkpoint.read(piece.name, torch.float32)).to(device)
         parts.append(kind.quantize(piece.as_rows(stored).contiguous(), dtype))

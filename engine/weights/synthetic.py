@@ -2,8 +2,12 @@
 measure it at Dia's true size. They make noise, not speech."""
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +18,9 @@ from ..model.dia import parameter_shapes
 from .recipes import Recipe, chosen_formats
 
 PREFIX = "synthetic:"
+MOST_THREADS = 8
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 CONFIGS = {
     "tiny": DiaConfig(
         encoder=EncoderConfig(
@@ -44,29 +51,60 @@ def synthetic_config(model: str, revision: str | None = None) -> DiaConfig:
     return CONFIGS[name]
 
 
-def random_weights(config: DiaConfig, *, dtype: torch.dtype, device, seed: int = 0) -> dict[str, torch.Tensor]:
+def random_weights(
+    config: DiaConfig, *, dtype: torch.dtype, device: torch.device | str, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Weights named as in `parameter_shapes`: the same values for the same seed, rounded to `dtype`."""
-    return dict(stream_random_weights(config, dtype=dtype, device=device, seed=seed))
+    return {name: _in_dtype(name, values, dtype) for name, values in _random_values(config, device, seed)}
 
 
 def stream_random_weights(
-    config: DiaConfig, *, dtype: torch.dtype, device, seed: int = 0, recipe: Recipe | None = None
+    config: DiaConfig, *, dtype: torch.dtype, device: torch.device | str, seed: int = 0, recipe: Recipe | None = None
 ) -> Iterator[tuple[str, Weight]]:
-    """The items of `random_weights` one by one, those that the recipe names quantized.
+    """The items of `random_weights` one by one, those that the recipe names quantized."""
+    formats = chosen_formats(recipe, config) if recipe else {}
+    for name, values in _random_values(config, device, seed):
+        yield (
+            name,
+            FORMATS[formats[name]].quantize(values, dtype) if name in formats else _in_dtype(name, values, dtype),
+        )
+
+
+def _in_dtype(name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return values if name.endswith("norm.weight") else values.to(dtype)
+
+
+def _random_values(config: DiaConfig, device: torch.device | str, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and float32 values of each weight.
 
     Uniform, with the deviation 1/sqrt(fan in) that keeps the residual stream of unit size, and queries and keys so
     small that attention (which Dia does not scale) has logits of unit deviation.
     """
-    formats = chosen_formats(recipe, config) if recipe else {}
-    for index, (name, shape) in enumerate(parameter_shapes(config).items()):
+
+    def made(numbered: tuple[int, tuple[str, tuple[int, ...]]]) -> tuple[str, torch.Tensor]:
+        index, (name, shape) = numbered
+        values = torch.empty(shape, dtype=torch.float32, device="cpu")
         if name.endswith("norm.weight"):
-            yield name, torch.ones(shape, dtype=torch.float32, device=device)
-            continue
+            return name, values.fill_(1.0)
         generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + index)
         bound = math.sqrt(3.0) * _deviation(name, shape, config)
-        values = torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound, generator=generator)
-        values = values.to(device)
-        yield name, FORMATS[formats[name]].quantize(values, dtype) if name in formats else values.to(dtype)
+        return name, values.uniform_(-bound, bound, generator=generator)
+
+    # One thread of torch makes random numbers: the full size takes ten seconds.
+    threads = min(MOST_THREADS, torch.get_num_threads())
+    for name, values in _ahead(made, enumerate(parameter_shapes(config).items()), threads):
+        yield name, values.to(device)
+
+
+def _ahead(function: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
+    """What `function` makes of each item, in their order; the next `threads` are made meanwhile."""
+    left = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        coming = deque(pool.submit(function, item) for item in islice(left, threads))
+        while coming:
+            result = coming.popleft().result()
+            coming.extend(pool.submit(function, item) for item in islice(left, 1))
+            yield result
 
 
 def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
@@ -81,7 +119,9 @@ def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
     return deviation
 
 
-def synthetic_codec(config: DiaConfig, model: str, device, dtype: torch.dtype = torch.float32) -> Codec:
+def synthetic_codec(
+    config: DiaConfig, model: str, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> Codec:
     """A codec of random weights for a synthetic model: the true codec's sizes for `full`, narrow ones for `tiny`."""
     channels = config.decoder.num_channels
     sizes = CodecConfig(n_codebooks=channels, codebook_size=config.eos_token_id)

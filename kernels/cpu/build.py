@@ -77,7 +77,7 @@ def _compiler() -> list[str]:
 
 def _compile(command: list[str], target: Path) -> None:
     """Raises OSError; ChildProcessError if the compiler ran and failed."""
-    command = [*command, *SOURCES, "-o", target, "-lm"]
+    command = [*command, *map(str, SOURCES), "-o", str(target), "-lm"]
     environment = {**os.environ, "TMPDIR": str(target.parent)}  # Python found that it can write there
     try:
         done = subprocess.run(

@@ -1,9 +1,12 @@
 """y = x W^T over an int8 or NF4 weight in the compiled code. The weight stays as it is in memory."""
 
+import ctypes
+from typing import TypeGuard
+
 import torch
 
 from ..dispatch import require_contiguous
-from ..quantized import NF4Weight, QuantWeight, Weight, is_quantized, levels_on, linear_by_parts
+from ..quantized import NF4Weight, QuantWeight, is_quantized, levels_on, linear_by_parts
 from .build import library
 from .limbs import digits_of
 
@@ -14,7 +17,7 @@ PART = 2**22  # weights that are read back at once for a sequence, and multiplie
 _levels = levels_on("cpu")
 
 
-def is_compiled(weight: Weight) -> bool:
+def is_compiled(weight: object) -> TypeGuard[QuantWeight]:
     """Whether there is compiled code for the products of a weight."""
     if not is_quantized(weight) or weight.device.type != "cpu":
         return False
@@ -40,9 +43,9 @@ def multiply(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
     given = x.data_ptr(), KINDS[x.dtype], *x.shape
     target = outputs, y.data_ptr(), torch.get_num_threads()
     if isinstance(weight, NF4Weight):
-        made = library().multiply_nf4(*given, *_addresses(weight), *target)
+        made = _functions().multiply_nf4(*given, *_addresses(weight), *target)
     else:
-        made = library().multiply_int8(*given, digits_of(weight.dtype), *_addresses(weight), *target)
+        made = _functions().multiply_int8(*given, digits_of(weight.dtype), *_addresses(weight), *target)
     if not made:
         raise MemoryError(f"no memory for {x.shape[0]} rows of {x.shape[1]} inputs")
     return y
@@ -60,10 +63,17 @@ def read(weight: QuantWeight) -> torch.Tensor:
     matrix = torch.empty((rows, columns), dtype=dtype, device="cpu")
     target = KINDS[dtype], matrix.data_ptr(), torch.get_num_threads()
     if isinstance(weight, NF4Weight):
-        library().read_nf4(*_addresses(weight), weight.absmax.numel(), *target)
+        _functions().read_nf4(*_addresses(weight), weight.absmax.numel(), *target)
     else:
-        library().read_int8(*_addresses(weight), rows, columns, *target)
+        _functions().read_int8(*_addresses(weight), rows, columns, *target)
     return matrix.to(weight.dtype)
+
+
+def _functions() -> ctypes.CDLL:
+    compiled = library()
+    if compiled is None:
+        raise RuntimeError("the products of quantized weights are not compiled here, see is_compiled")
+    return compiled
 
 
 def _addresses(weight: QuantWeight) -> list[int]:

@@ -54,12 +54,12 @@ class PackedInt8Weight:
         """x [M, K] of any float dtype -> [M, N] float32."""
         count = digits_of(self.dtype)
         lines, unit = write_digits(x, count)
-        total, *lower = self._multiply(lines).view(count, x.shape[0], -1).unbind()
+        total, *lower = self.multiply_lines(lines).view(count, x.shape[0], -1).unbind()
         for part in lower:
             total = torch.add(part, total, alpha=256)
         return total.mul_(unit)
 
-    def _multiply(self, lines: torch.Tensor) -> torch.Tensor:
+    def multiply_lines(self, lines: torch.Tensor) -> torch.Tensor:
         """lines [M, K] int8 -> their exact sums of products times the scales, [M, N] float32.
 
         The lines go in as unsigned numbers with a zero point of 128. oneDNN takes that back in 32-bit integers, so the
@@ -72,7 +72,10 @@ class PackedInt8Weight:
         )
 
 
-def fastest(weight: Weight) -> Weight | PackedInt8Weight:
+LinearWeight = Weight | PackedInt8Weight  # what a projection is given
+
+
+def fastest(weight: Weight) -> LinearWeight:
     """The weight in the form that its device multiplies fastest."""
     if isinstance(weight, torch.Tensor) or weight.device.type != "cpu" or is_compiled(weight):
         return weight
@@ -104,7 +107,7 @@ def multiplies_int8() -> bool:
         weight = PackedInt8Weight.pack(
             Int8Weight(values, torch.full((32,), 127.0, dtype=torch.float32, device="cpu"), torch.float32)
         )
-        found = weight._multiply(values[:4])
+        found = weight.multiply_lines(values[:4])
     except (RuntimeError, AttributeError):  # another torch, or a CPU that oneDNN has no int8 product for
         return False
     return torch.equal(found, values[:4].float() @ values.float().t() * weight.scale)

@@ -1,12 +1,14 @@
 """`benchmarks.gpu` without a GPU: what it plans, how it divides its time, and that a cut run goes on where it was."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import torch
 from benchmarks import gpu, gpu_plan, gpu_report, tokens_per_sec
 from benchmarks.gpu_plan import PARTS, Measurement, plan
 from benchmarks.journal import Journal
+from benchmarks.setting import check_steps
 
 
 class Clock:
@@ -39,7 +42,7 @@ class FakeGPU:
         self.clock.now += min(self.seconds, seconds)
         if measurement.json:
             measurement.json.write_text(json.dumps({"timeline": [], "name": measurement.name}))
-        return "passed" if self.seconds <= seconds else "timed out"
+        return gpu.Outcome("passed" if self.seconds <= seconds else "timed out")
 
 
 def names(part, journal):
@@ -71,6 +74,23 @@ def test_switches_are_tried_both_ways_next_to_each_other(tmp_path):
 def test_every_test_for_a_gpu_is_in_a_file_that_is_run(request):
     marked = {item.path for item in request.session.items if "gpu" in item.keywords}
     assert marked <= set(gpu_plan.gpu_test_files()) and len(gpu_plan.gpu_test_files()) > 3
+
+
+def test_kernels_are_tested_in_float32_as_well(tmp_path):
+    commands = {measurement.name: measurement.command for measurement in plan("correctness", tmp_path / "j.jsonl")}
+    assert "gpu" not in commands["test_kernels"] and "gpu" not in commands["test_quant_kernels"]
+    assert commands["test_runner"][-3:-1] == ["-m", "gpu"]
+
+
+def test_so_few_steps_that_none_is_timed_are_refused():
+    """Eight of them are one launch, and the first launch is not timed."""
+    gpu_device, cpu = torch.device("cuda", 0), torch.device("cpu")
+    check_steps("--steps", 8, gpu_device)
+    check_steps("--peer-steps", 2, cpu, untimed=1)
+    with pytest.raises(ValueError, match="--steps must be at least 8 on this device, got 7"):
+        check_steps("--steps", 7, gpu_device)
+    with pytest.raises(ValueError, match="--peer-steps must be at least 9 on this device, got 8"):
+        check_steps("--peer-steps", 8, gpu_device, untimed=1)
 
 
 @pytest.mark.parametrize("part", ["speed", "tuning", "audio"])
@@ -148,15 +168,29 @@ def test_a_command_ends_with_its_children():
         time.sleep(0.01)
 
 
-def test_how_a_command_ends_is_its_status():
-    def python(code, **environment):
-        return Measurement("tuning", "x", [sys.executable, "-c", code], environment)
+def python(code, **environment):
+    return Measurement("tuning", "x", [sys.executable, "-c", code], environment)
 
-    assert gpu.run_command(python("import time; time.sleep(600)"), 0.2) == "timed out"
-    assert gpu.run_command(python("1 / 0"), 60) == "failed"
+
+def test_how_a_command_ends_is_its_status():
+    assert gpu.run_command(python("import time; time.sleep(600)"), 0.2).status == "timed out"
+    assert gpu.run_command(python("1 / 0"), 60).status == "failed"
     code = "import os; assert os.environ.get('DIA_PDL') == '0'"
-    assert gpu.run_command(python(code), 60) == "failed"
-    assert gpu.run_command(python(code, DIA_PDL="0"), 60) == "passed"
+    assert gpu.run_command(python(code), 60).status == "failed"
+    assert gpu.run_command(python(code, DIA_PDL="0"), 60).status == "passed"
+
+
+def test_what_a_command_printed_last_is_shown_and_kept_if_it_failed(tmp_path, monkeypatch, capfd):
+    code = "for number in range(100): print('line', number)\n1 / 0"
+    monkeypatch.setattr(gpu, "plan", lambda part, journal, reference: [python(code), Measurement("tuning", "y", [])])
+    outcomes = [gpu.run_command(python(code), 60), gpu.Outcome("passed", "not kept")]
+    journal = Journal(tmp_path / "j.jsonl")
+    gpu.run_parts(["tuning"], journal, run=lambda measurement, seconds: outcomes.pop(0))
+    failed, passed = journal.entries("tuning")
+    assert failed["output"].endswith("ZeroDivisionError: division by zero\n") and "line 99" in failed["output"]
+    assert "line 9\n" not in failed["output"], "the last lines, not all"
+    assert gpu._without_folders(f"File {gpu_plan.ROOT}/a.py") == "File ./a.py"
+    assert "output" not in passed and "line 0\nline 1\n" in capfd.readouterr().out
 
 
 def test_a_benchmark_goes_on_after_the_results_it_has(tmp_path, monkeypatch, capsys):
@@ -196,6 +230,42 @@ def test_a_result_that_does_not_fit_is_a_line_and_the_next_is_measured(tmp_path)
     options.journal = None
     with pytest.raises(torch.OutOfMemoryError):
         tokens_per_sec.Record(options).out_of_memory("dia-engine", torch.OutOfMemoryError("x"))
+
+
+def test_nvidia_smi_is_asked_for_the_gpu_that_torch_uses(monkeypatch):
+    """CUDA_VISIBLE_DEVICES=3 is torch's number 0, and nvidia-smi's number 3."""
+    asked = []
+
+    def run(command, **options):
+        asked.append(command[command.index("-i") + 1])
+        return SimpleNamespace(stdout="1980 MHz, 2619 MHz, 41, 120.00 W\n")
+
+    monkeypatch.setattr(gpu_report.subprocess, "run", run)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="12ab-34"))
+    assert gpu_report.current_clocks()["sm"] == "1980 MHz"
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())
+    gpu_report.current_clocks()
+    assert asked == ["GPU-12ab-34", "0"]
+
+
+def test_the_journal_of_a_relative_folder_is_found_by_commands_in_another(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--parts", "kernels", "--results", "here"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "setting", lambda: {"gpu": "H100", "date": "2026-01-02"})
+    monkeypatch.setattr(gpu, "current_clocks", dict)
+    commands = []
+    monkeypatch.setattr(
+        gpu, "run_command", lambda measurement, _: commands.append(measurement) or gpu.Outcome("passed")
+    )
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert gpu.main() == 0
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert commands[0].command[-1] == str(tmp_path / "here" / "h100-2026-01-02.jsonl")
 
 
 def test_other_code_or_another_driver_gets_a_file_of_its_own(tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from benchmarks.kernel_report import instructions_per_weight
 from benchmarks.machine_code import Build, read_amd, read_nvidia
 from dia_engine.kernels.dispatch import Launch
 from tests.helpers import run_python
@@ -40,6 +41,25 @@ SOUND = Build(
 )
 
 
+LOOP = """
+.text._k:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+.L_x_1:
+        /*0020*/                   LDGSTS.E.128 [R1], desc[UR4][R4.64] ;
+.L_x_2:
+        /*0030*/                   IADD3 R1, R1, 0x1, RZ ;
+        /*0040*/              @P1 BRA `(.L_x_2) ;
+        /*0050*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*0060*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*0070*/              @P0 BRA `(.L_x_1) ;
+        /*0080*/                   EXIT ;
+.L_x_3:
+        /*0090*/                   BRA `(.L_x_3);
+        /*00a0*/                   NOP;
+"""
+
+
 def launch(weight=torch.bfloat16, activations=torch.bfloat16, dependent=False, early=()):
     arguments = {"weight_ptr": torch.empty(0, dtype=weight), "z_ptr": torch.empty(0, dtype=activations)}
     return Launch(None, (1,), arguments, {}, 8, 3, True, dependent, early)
@@ -47,7 +67,20 @@ def launch(weight=torch.bfloat16, activations=torch.bfloat16, dependent=False, e
 
 def test_instructions_are_counted_and_data_is_not():
     build = read_nvidia(SASS, USAGE, 1024, 90)
-    assert build == Build(90, 40, 8, 1024, 128, "HMMA.16816", 8, loads_before_wait=1)
+    assert build == Build(90, 40, 8, 1024, 128, "HMMA.16816", 8, loads_before_wait=1, products=1)
+
+
+def test_instructions_that_are_executed_are_counted_by_the_products_that_are_needed():
+    build = read_nvidia(LOOP, USAGE, 1024, 90)
+    assert (build.instructions, build.products, build.loop, build.loop_products) == (9, 3, 6, 2)
+    # 208 columns of a slice are 13 products: one before the loop, two in each of its 6 turns.
+    constants = {"K": 8 * 208, "SLICES": 8, "UNIT": 16, "TILE": 16, "BLOCK_M": 8}
+    projection = replace(launch(), constants=constants)
+    assert build.executed(projection) == 9 + 5 * 6
+    assert instructions_per_weight(build, projection) == (9 + 5 * 6) * 256 / (16 * 8 * 208)
+    assert build.executed(launch()) is None, "not a projection"
+    unrolled = read_nvidia(SASS, USAGE, 1024, 90)
+    assert unrolled.executed(projection) == 8
 
 
 def test_a_store_before_the_wait_is_found():

@@ -3,8 +3,9 @@
     python -m tests.kernels.compiled_tilings sample|all
 
 `sample`: float32 with quantized weights, whose operands pass through shared memory, and the widest tiles, of the
-largest and the longest matrix. `all`: every dtype, weight format, slot count and NVIDIA architecture. Prints what does
-not fit and then the number of builds; exit status 1 if something does not fit.
+largest and the longest matrix. `all`: every dtype and weight format for the architectures that the tests of
+`kernel_report` leave out, which compile every kernel for the others. Prints what does not fit and then the number of
+builds; exit status 1 if something does not fit.
 """
 
 import itertools
@@ -30,10 +31,10 @@ SAMPLE = [
 ]
 ALL = list(
     itertools.product(
-        [name for name in SHARED_MEMORY_LIMIT if isinstance(name, int)],
+        [75, 100],
         ["bfloat16", "float16", "float32"],
         [None, "int8", "nf4"],
-        [1, 2, 4, 8, 16, 32, 64],
+        [1, 8, 16, 64],  # 8, 16, 32 and 64 input rows of a program
     )
 )
 

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels' tests run on the GPU itself")
 
 ROOT = Path(__file__).resolve().parents[2]
-WEIGHTS = ["bfloat16", "float16", "float32", "bfloat16:int8", "bfloat16:nf4", "float32:int8", "float32:nf4"]
+WEIGHTS = [dtype + quant for quant in ("", ":int8", ":nf4") for dtype in ("bfloat16", "float16", "float32")]
 architectures = pytest.mark.parametrize("architecture", ["86", "90"])
 
 SAMPLE = {

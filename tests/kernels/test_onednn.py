@@ -30,7 +30,9 @@ def test_sums_are_exact_where_they_are_largest():
     values = torch.full((16, 8192), 127, dtype=torch.int8)
     values[::2] = -127
     packed = PackedInt8Weight.pack(Int8Weight(values, torch.full((16,), 127.0), torch.float32))
-    assert torch.equal(packed._multiply(values[:3]), (values[:3].double() @ values.double().t()).float() * packed.scale)
+    assert torch.equal(
+        packed.multiply_lines(values[:3]), (values[:3].double() @ values.double().t()).float() * packed.scale
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -87,7 +89,7 @@ def test_a_cpu_whose_sums_overflow_is_found_out(monkeypatch):
         pairs = ((rows[:, None].int() + 128) * values).unflatten(-1, (-1, 2)).sum(-1)
         return (pairs.clamp(-(2**15), 2**15 - 1).sum(-1) - 128 * values.sum(-1)) * self.scale
 
-    monkeypatch.setattr(PackedInt8Weight, "_multiply", saturating)
+    monkeypatch.setattr(PackedInt8Weight, "multiply_lines", saturating)
     assert not multiplies_int8.__wrapped__()
 
 
@@ -109,7 +111,7 @@ def test_lines_go_in_as_unsigned_numbers(monkeypatch):
     monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", recorded)
     lines = torch.arange(-128, 128, dtype=torch.int8).view(4, 64)
     weight = int8_matrix(48, 64)
-    found = PackedInt8Weight.pack(weight)._multiply(lines)
+    found = PackedInt8Weight.pack(weight).multiply_lines(lines)
     assert given == [(torch.uint8, 128)]
     assert torch.equal(found, (lines.double() @ weight.values.double().t()).float() * weight.scale)
 

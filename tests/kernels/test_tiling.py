@@ -173,3 +173,6 @@ def test_tuning_is_read_from_the_environment(monkeypatch):
     monkeypatch.setenv("DIA_TUNE_WIDEST_TILE", "48")
     with pytest.raises(ValueError, match="DIA_TUNE_WIDEST_TILE must be 32 or 64, got '48'"):
         Tuning.read()
+    monkeypatch.setenv("DIA_TUNE_INTERLEAVED", "yes")
+    with pytest.raises(ValueError, match="DIA_TUNE_INTERLEAVED must be 0 or 1, got 'yes'"):
+        Tuning.read()

@@ -134,8 +134,8 @@ def test_dropping_the_mapping_before_every_read_changes_nothing(tmp_path, monkey
     else:
         save_file(state, tmp_path / name)
     opened = []
-    open_file = checkpoint._open_file
-    monkeypatch.setattr(checkpoint, "_open_file", lambda path, *rest: opened.append(path) or open_file(path, *rest))
+    open_file = checkpoint.open_tensors
+    monkeypatch.setattr(checkpoint, "open_tensors", lambda path, *rest: opened.append(path) or open_file(path, *rest))
     monkeypatch.setattr(checkpoint, "MAPPED_BYTES", 0)
     assert_equal(load_weights([tmp_path / name], CONFIG, dtype=torch.float32, device="cpu"), fused(state))
     assert len(opened) == (1 if name == "legacy.pth" else 1 + len(state))

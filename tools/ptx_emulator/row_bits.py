@@ -1,7 +1,7 @@
 """Has a request the same bits alone and in a batch? Runs every kernel of a step as compiled, in the PTX emulator.
 
-    python -m tools.ptx_emulator.row_bits --arch 86 90 [--slots 2 5 9 20] [--weights bfloat16 float16 float32
-                                          bfloat16:int8 bfloat16:nf4 float32:int8 float32:nf4] [--kernels norm ...]
+    python -m tools.ptx_emulator.row_bits --arch 86 90 [--slots 2 5 9 20] [--weights bfloat16 float16:int8 ...]
+                                          [--kernels norm ...]
 
 Three requests run alone and then as the first, the middle and the last of each batch. Prints what differs: kernel and
 output, weights, slots, place, how many elements; or that a kernel needs more shared memory than there is. Exit status 1
@@ -21,7 +21,7 @@ from dia_engine.kernels.dispatch import launches_to
 from .driver import ARCHITECTURES, activate, emulate
 from .one_step import KERNELS, OneStep
 
-WEIGHTS = ("bfloat16", "float16", "float32", "bfloat16:int8", "bfloat16:nf4", "float32:int8", "float32:nf4")
+WEIGHTS = tuple(dtype + quant for quant in ("", ":int8", ":nf4") for dtype in ("bfloat16", "float16", "float32"))
 FIRST, MIDDLE, LAST = range(3)  # the requests that are compared; the others fill the batch
 
 

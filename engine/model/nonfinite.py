@@ -2,7 +2,7 @@
 
 import torch
 
-from ..model.state import DecodeState
+from .state import DecodeState
 
 CAUSES = {
     torch.float16: "float16 cannot hold some activations: use bfloat16 or float32",

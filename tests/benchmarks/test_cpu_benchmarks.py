@@ -1,0 +1,85 @@
+"""The benchmarks of a CPU: their figures by hand, and that they run. No test depends on how long anything takes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import busy_neighbor, cpu_products
+from dia_engine.kernels import linear
+from dia_engine.model.config import DiaConfig
+
+
+def test_shapes_of_a_step():
+    shapes = cpu_products.step_shapes(DiaConfig())
+    assert set(shapes) == {(3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192), (9252, 2048)}
+    assert shapes[3072, 2048] == ["self_attn.qkv"] and shapes[9252, 2048] == ["head"]
+    assert set(shapes[2048, 2048]) == {"self_attn.o", "cross_attn.q", "cross_attn.o"}
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "nf4"])
+def test_every_product_gives_the_same_and_one_is_chosen(kind):
+    weight = cpu_products._weight(kind, (48, 128))
+    found = cpu_products.candidates(weight)
+    x = torch.randn(4, 128).to(weight.dtype)
+    dense = weight if isinstance(weight, torch.Tensor) else weight.dequantize()
+    for product, form in found.values():
+        torch.testing.assert_close(product(x, form).float(), (x @ dense.t()).float(), rtol=2e-2, atol=3e-2)
+    (first, second) = cpu_products.measure(kind, (48, 128), rows=[2, 3], rounds=1)
+    assert first["chosen"] in found and set(first["milliseconds"]) == set(found)
+    assert (first["rows"], second["rows"]) == (2, 3)
+
+
+def test_a_wrong_rule_is_told():
+    def result(rows, chosen, **milliseconds):
+        return {"kind": "int8", "shape": [8, 4], "rows": rows, "chosen": chosen, "milliseconds": milliseconds}
+
+    right = [result(2, "C", C=1.09, oneDNN=1.0), result(32, "C", C=5.0, oneDNN=1.0)]
+    assert cpu_products.verdict(right).startswith("the rule is right")
+    said = cpu_products.verdict([*right, result(2, "C", C=3.0, oneDNN=2.0)])
+    assert said == "the rule is wrong: int8 8 x 4 with 2 rows takes 1.50x as long with C as with oneDNN"
+
+
+def test_products_command(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.cpu_products", "--model", "synthetic:tiny", "--rows", "2"]
+    file = tmp_path / "x.json"
+    done = subprocess.run(
+        [*command, "--kinds", "bfloat16", "--rounds", "1", "--json", file], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    assert {result["kind"] for result in report["results"]} == {"bfloat16"} and report["cores"] >= 1
+
+
+def test_every_rule_has_a_name():
+    products = {value for name, value in vars(linear).items() if name.startswith("multiply")}
+    assert products - set(cpu_products.NAMES) == {linear.multiply_plain, linear.multiply_sequence}  # not a CPU's step
+
+
+def test_ratios_are_those_of_medians():
+    times = {"alone": [(2.0, 1.0), (9.0, 5.0), (2.2, 1.2)], "2 spinning": [(4.4, 3.6), (6.6, 2.4), (5.5, 3.0)]}
+    alone, busy = busy_neighbor.summary(times)
+    assert alone["whole_seconds"] == 2.2 and alone["whole_ratio"] == alone["sound_ratio"] == 1
+    assert busy["whole_ratio"] == pytest.approx(2.5) and busy["sound_ratio"] == pytest.approx(2.5)
+    report = {"device": "a CPU", "cores": 2, "torch": "2", "runs": 3, "results": [alone, busy]}
+    assert "2 spinning                 5.50 s  2.50x   3.00 s  2.50x" in busy_neighbor.table(report)
+
+
+@pytest.mark.parametrize("program", [busy_neighbor.SPINNING, busy_neighbor.COMPUTING])
+def test_neighbors_end_with_the_process_that_began_them(program):
+    """Also if it is killed, which leaves it no time to end them."""
+    begin = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
+    parent = subprocess.Popen([sys.executable, "-c", begin, program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "\n"  # the neighbor runs
+    parent.kill()
+    assert parent.stdout.read() == ""  # the end of the pipe, which the neighbor holds too
+    parent.wait()
+
+
+def test_neighbors_run_and_end():
+    with busy_neighbor.running([busy_neighbor.SPINNING]):
+        pass
+    with pytest.raises(OSError, match="status 3"), busy_neighbor.running(["raise SystemExit(3)"]):
+        pass
