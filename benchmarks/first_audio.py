@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from dia_engine import Engine
-from dia_engine.codec.precision import full_float32
 from dia_engine.codec.windowed import HostCopy, SoundWindows
 from dia_engine.model.tokenizer import encode_text
+from dia_engine.precision import full_float32
 from dia_engine.runtime.call import Call
 from dia_engine.runtime.chunking import ChunkSizes, full_windows
 from dia_engine.runtime.request import parse_requests

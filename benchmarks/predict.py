@@ -28,7 +28,7 @@ from dia_engine.info import weight_bytes
 from dia_engine.kernels.dispatch import Launch
 from dia_engine.model.config import DiaConfig
 from dia_engine.model.dia import parameter_shapes
-from dia_engine.runtime.runner import STEPS_PER_GRAPH
+from dia_engine.runtime.runner import STEPS_PER_LAUNCH
 from dia_engine.weights.recipes import RECIPES, chosen_formats
 
 from .command import run
@@ -40,7 +40,7 @@ CONFIG, DTYPE = DiaConfig(), torch.bfloat16
 REACHED = 0.9  # of the bandwidth
 ISSUED = 0.6  # of the issue slots
 WARPS_PER_CLOCK = 4  # instructions of warps that a multiprocessor issues in a clock
-HOST_COPY = 4e-6 / STEPS_PER_GRAPH  # seconds of a step
+HOST_COPY = 4e-6 / STEPS_PER_LAUNCH[0]  # seconds of a step
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from .kernels.quantized import Weight
 from .messages import shown
 from .model.config import DiaConfig
 from .model.dia import DiaModel
+from .precision import full_float32
 from .process import check_not_forked
 from .runtime.call import Call, Chunk, Generation
 from .runtime.chunking import ChunkSizes
@@ -75,7 +76,7 @@ class Engine:
         limits = limits or Limits()
         self.max_rows = limits.rows(config)
         table = weights["decoder.embedding.weight"]
-        with torch.no_grad(), torch.autocast(table.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(table.device.type, enabled=False), full_float32():
             self.model = DiaModel(config, weights)
         self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype

@@ -382,3 +382,25 @@ def test_other_models_keep_their_threads(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch")
     limit_threads("nari-labs/Dia-1.6B-0626")
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the docs"), "CUDA out of memory."),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("the model's numbers are NaN"), "the model's numbers are NaN"),
+        (OSError(28, "No space left on device", "a.wav"), "a.wav: No space left on device"),
+    ],
+)
+@pytest.mark.parametrize("streams", [[], ["--stream"]])
+def test_what_fails_on_the_way_is_one_line(tmp_path, monkeypatch, capsys, error, message, streams):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("dia_engine.model.dia.DiaModel.step", fail)
+    monkeypatch.chdir(tmp_path)
+    assert main(["say", TEXT, *map(str, QUICK), *streams]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"dia-engine: error: {message}")
+    assert not list(tmp_path.iterdir())

@@ -232,7 +232,7 @@ def test_a_codec_that_does_not_fit_is_refused(engine):
         Engine.load("synthetic:tiny", codec=other)
 
 
-@pytest.mark.parametrize("mode", ["autocast", "inference_mode", "enable_grad", "float64"])
+@pytest.mark.parametrize("mode", ["autocast", "inference_mode", "enable_grad", "float64", "medium"])
 def test_a_callers_modes_change_nothing(mode):
     tone = (0.3 * np.sin(np.arange(4000) * 0.05)).astype(np.float32)
     knobs = {"seed": 1, "audio_prompt": (tone, 44100), **SHORT}
@@ -261,7 +261,16 @@ def test_a_callers_modes_change_nothing(mode):
         finally:
             torch.set_default_dtype(torch.float32)
 
+    @contextmanager
+    def medium_precision():
+        torch.set_float32_matmul_precision("medium")  # on some CPUs float32 is then multiplied in bfloat16
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
     modes = {
+        "medium": medium_precision,
         "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
         "inference_mode": torch.inference_mode,
         "enable_grad": torch.enable_grad,

@@ -11,10 +11,10 @@ from ..device import resolve_device, resolve_dtype
 from ..files.audio import check_peak, check_sample_rate, resample
 from ..files.hub import DEFAULT_CODEC
 from ..files.tensors import is_finite
+from ..precision import full_float32
 from .checkpoint import open_checkpoint
 from .config import CodecConfig
 from .network import Network
-from .precision import full_float32
 
 
 class Codec:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..precision import full_float32
 from .call import Call
 from .chunking import ChunkSizes
 from .limits import Limits
@@ -135,7 +136,8 @@ class EngineThread:
         try:
             with self._modes():
                 while self._take(self._waiting_items()):
-                    self.scheduler.step()
+                    with full_float32():  # for one step: the setting is the whole process's
+                        self.scheduler.step()
             error: BaseException = RuntimeError(self._unusable)
         except BaseException as failure:  # nothing that a request alone could be blamed for
             error = RuntimeError(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dia_engine.codec.precision import full_float32
+from dia_engine.precision import full_float32
 from dia_engine.weights.synthetic import synthetic_codec, synthetic_config
 
 CONV = torch.backends.cudnn.conv
@@ -29,6 +29,22 @@ def test_the_codec_computes_without_tf32_and_restores_the_setting(before):
     assert CONV.fp32_precision == before
     codec.decode(codes)
     assert seen == ["ieee", "ieee"] and CONV.fp32_precision == before
+
+
+@pytest.mark.parametrize("asked", ["highest", "high", "medium"])
+def test_products_are_exact_whatever_a_caller_allows(asked):
+    matrix = torch.randn(256, 256)
+    wanted = matrix @ matrix
+    torch.set_float32_matmul_precision(asked)
+    try:
+        settings = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+        with full_float32():
+            assert torch.equal(matrix @ matrix, wanted)
+            assert torch.backends.cuda.matmul.fp32_precision == torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        after = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+        assert after == settings and torch.get_float32_matmul_precision() == asked
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_the_last_thread_to_leave_restores_it(before):
