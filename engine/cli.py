@@ -90,6 +90,8 @@ def _show(text: str, stream: TextIO | None) -> None:
         except BrokenPipeError:
             raise
         except OSError as error:
+            if stream is sys.stdout:
+                _silence_output()  # or the interpreter tries again when it exits
             raise OSError(error.errno, error.strerror, "standard output or error") from error
 
 
