@@ -1,0 +1,154 @@
+"""What company costs: callers at once against one after the other, and the first audio of one more stream.
+
+    python -m benchmarks.together --model talker
+
+Threads that each call `Engine.generate` at the same moment, against the same calls one after the other, whose sounds
+must be equal; then the time to the first chunk of a stream while others are being read, against that of one alone.
+"""
+
+import argparse
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from dia_engine import Engine
+
+from .command import run
+from .load import with_slots
+from .setting import cores, machine
+
+TEXT = "[S1] Hello, my little robot. Can you sing? [S2] No, I can count very well."
+
+
+def main() -> None:
+    options = _arguments()
+    engine = Engine.load(options.model, dtype=options.dtype, quant=options.quant, device=options.device)
+    engine = engine if options.callers <= engine.max_slots else with_slots(engine, options.callers)
+    report = {
+        **machine(engine), "benchmark": "together", "cores": cores(), "model": options.model, "quant": options.quant,
+        "dtype": str(engine.dtype).removeprefix("torch."), "slots": engine.max_slots, "callers": options.callers,
+    }  # fmt: skip
+    report["generate"] = callers_at_once(engine, options)
+    print(generate_line(report), flush=True)
+    report["first_audio"] = one_more(engine, options)
+    print(first_audio_line(report), flush=True)
+    if options.json:
+        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.together", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="talker", help="hub id, folder, talker or synthetic:... (%(default)s)")
+    parser.add_argument("--dtype", help="default: what suits the device")
+    parser.add_argument("--quant", help="int8 or nf4")
+    parser.add_argument("--device", help="default: cuda if there is one")
+    parser.add_argument("--callers", type=int, default=8, help="threads, and streams in all (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, help="of each generation; synthetic models do not end (200 for them)")
+    parser.add_argument("--runs", type=int, default=5, help="of each comparison (%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    options = parser.parse_args()
+    for name in ("callers", "runs"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if options.max_tokens is None and options.model.startswith("synthetic:"):
+        options.max_tokens = 200
+    return options
+
+
+def callers_at_once(engine: Engine, options: argparse.Namespace) -> dict:
+    """Seconds of the calls one after the other and at once, medians, and whether the sounds are equal."""
+    calls = [
+        lambda seed=seed: engine.generate(TEXT, seed=seed, max_tokens=options.max_tokens)
+        for seed in range(options.callers)
+    ]
+    times, equal = [], True
+    for number in range(1 + options.runs):
+        apart, apart_seconds = _timed(lambda: [call() for call in calls])
+        at_once, at_once_seconds = _timed(lambda: in_threads(calls))
+        equal = equal and all(np.array_equal(a, b) for a, b in zip(apart, at_once, strict=True))
+        if number:  # the first calls allocate and compile
+            times.append((apart_seconds, at_once_seconds))
+    medians = [statistics.median(column) for column in zip(*times, strict=True)]
+    return {
+        "apart_seconds": medians[0],
+        "at_once_seconds": medians[1],
+        "ratio": statistics.median(b / a for a, b in times),
+        "equal": equal,
+    }
+
+
+def one_more(engine: Engine, options: argparse.Namespace) -> dict:
+    """Seconds to the first chunk alone, and while `callers` - 1 others stream; medians."""
+
+    def first_chunk(seed: int) -> float:
+        started = time.perf_counter()
+        with engine.stream(TEXT, seed=seed, max_tokens=options.max_tokens) as stream:
+            next(stream)
+            return time.perf_counter() - started
+
+    times = []
+    for number in range(2 + 2 * options.runs):
+        alone = first_chunk(seed=0)
+        with ExitStack() as stack:
+            others = [
+                stack.enter_context(engine.stream(TEXT, seed=1 + seed, max_tokens=options.max_tokens))
+                for seed in range(options.callers - 1)
+            ]
+            in_threads([lambda stream=stream: next(stream) for stream in others])  # all of them are running
+            times.append((alone, first_chunk(seed=0)))
+        if number < 2:
+            times.clear()
+    medians = [statistics.median(column) for column in zip(*times, strict=True)]
+    return {
+        "alone_seconds": medians[0],
+        "in_company_seconds": medians[1],
+        "ratio": statistics.median(b / a for a, b in times),
+    }
+
+
+def in_threads(calls: Sequence[Callable[[], np.ndarray]]) -> list[np.ndarray]:
+    """What each call returns, all called at once."""
+    results: list[np.ndarray] = [np.zeros(0)] * len(calls)
+    barrier = threading.Barrier(len(calls))
+
+    def work(index: int) -> None:
+        barrier.wait()
+        results[index] = calls[index]()
+
+    threads = [threading.Thread(target=work, args=(index,), daemon=True) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def _timed(function: Callable[[], list[np.ndarray]]) -> tuple[list[np.ndarray], float]:
+    started = time.perf_counter()
+    return function(), time.perf_counter() - started
+
+
+def generate_line(report: dict) -> str:
+    row = report["generate"]
+    return (
+        f"{report['callers']} callers: {row['apart_seconds']:.2f} s in turn, {row['at_once_seconds']:.2f} s "
+        f"at once, ratio {row['ratio']:.2f}; sounds {'equal' if row['equal'] else 'DIFFER'}"
+    )
+
+
+def first_audio_line(report: dict) -> str:
+    row = report["first_audio"]
+    return (
+        f"first audio: {row['alone_seconds']:.3f} s alone, {row['in_company_seconds']:.3f} s beside "
+        f"{report['callers'] - 1} streams, ratio {row['ratio']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
