@@ -3,6 +3,7 @@
 Imports nothing of the engine but its public class: `load` runs this on other versions of it too.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -86,6 +87,11 @@ def open_loop(target: Target, scripts: Sequence[Script], arrivals: Sequence[floa
     for thread in clients:
         thread.join()
     return [result for result in results if result is not None]
+
+
+def quiet_logs() -> None:
+    """No warning for each request that `max_tokens` cuts: it is there to do that."""
+    logging.getLogger("dia_engine").setLevel(logging.ERROR)
 
 
 def poisson_arrivals(rate: float, count: int, seed: int = 0) -> list[float]:

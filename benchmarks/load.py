@@ -18,7 +18,7 @@ from pathlib import Path
 from dia_engine import Engine
 from dia_engine.runtime.limits import Limits
 
-from .clients import InProcess, OneAtATime, Script, Target, open_loop, poisson_arrivals
+from .clients import InProcess, OneAtATime, Script, Target, open_loop, poisson_arrivals, quiet_logs
 from .command import run
 from .player import Heard, percentiles, summary
 from .plot import draw_load, require_matplotlib
@@ -36,6 +36,7 @@ Measure = Callable[[Sequence[Script], Sequence[float]], list[Heard]]
 
 def main() -> None:
     options = _arguments()
+    quiet_logs()
     loaded = Engine.load(options.model, dtype=options.dtype, quant=options.quant, device=options.device)
     report = {**machine(loaded), **_setting(options, loaded), "capacity": [], "loads": []}
     for slots in options.slots or [loaded.max_slots]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from dia_engine import Engine
 
+from .clients import quiet_logs
 from .command import run
 from .load import with_slots
 from .setting import cores, machine
@@ -28,6 +29,7 @@ TEXT = "[S1] Hello, my little robot. Can you sing? [S2] No, I can count very wel
 
 def main() -> None:
     options = _arguments()
+    quiet_logs()
     engine = Engine.load(options.model, dtype=options.dtype, quant=options.quant, device=options.device)
     engine = engine if options.callers <= engine.max_slots else with_slots(engine, options.callers)
     report = {

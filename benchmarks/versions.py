@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .clients import InProcess, Script, open_loop
+from .clients import InProcess, Script, open_loop, quiet_logs
 from .player import Heard
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +71,10 @@ class Version:
         answer = self._process.stdout.readline()
         if not answer:
             raise OSError(f"an engine's process ended with status {self._process.wait()}")
-        return json.loads(answer)
+        result, error = json.loads(answer)
+        if error:
+            raise ValueError(error)
+        return result
 
     def _end(self) -> None:
         self._process.kill()
@@ -109,6 +112,12 @@ class _Answers:
 def answer_questions() -> None:
     """Answer the questions on standard input, a line of JSON each."""
     output, sys.stdout = sys.stdout, sys.stderr
+    quiet_logs()
     answers = _Answers()
     for question, arguments in map(json.loads, sys.stdin):
-        print(json.dumps(getattr(answers, question)(**arguments)), file=output, flush=True)
+        result, error = None, ""
+        try:
+            result = getattr(answers, question)(**arguments)
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {failure}"
+        print(json.dumps([result, error]), file=output, flush=True)
