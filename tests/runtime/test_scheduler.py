@@ -271,6 +271,7 @@ def test_windows_of_streams_ahead_of_their_players_give_way_to_a_first_chunk():
 def test_a_codec_that_holds_up_the_steps_decodes_one_window_that_can_wait_between_two_launches():
     """A request that comes in between waits for one, not for those of all."""
     runner = ArithmeticRunner(max_slots=3)
+    runner.prefill_budget = 1000  # they run from the same launch on, so that their windows are complete at the same one
     scheduler = scheduler_over(runner)
     calls = [Call(1, streaming=False) for _ in range(3)]
     decode = scheduler.decoder.decode
