@@ -80,6 +80,11 @@ class EngineThread:
         """Requests that run or wait."""
         return self._submitted - self.scheduler.ended
 
+    @property
+    def usable(self) -> bool:
+        """Whether calls are taken: not after `close`, nor after a failure of the device."""
+        return not self._unusable
+
     def submit(self, requests: list[Request], call: Call, sizes: ChunkSizes) -> None:
         """Queue requests, whose prompts are codes; their results go to the call.
 
