@@ -44,21 +44,24 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any]) -> tuple
     """
     suffix = _suffix(options.format)
     Limits(options.slots, None, options.max_rows).rows(resolve_model(options.model, options.revision).config)
-    asked = {**{name: getattr(options, name) for name in SAME_AUDIO}, **sampling, "format": suffix}
+    affecting = {**{name: getattr(options, name) for name in SAME_AUDIO}, **sampling, "format": suffix}
     folder, scripts = _check_folder(options.output), user_path(options.scripts)
     _require_regular(scripts)
     with open(scripts, "rb") as file:
-        total = sum(1 for _ in check_script_file(file, str(scripts)))
+        asked, total = {}, 0
+        for line in check_script_file(file, str(scripts)):
+            total += 1
+            if line.id is not None:
+                asked[line.id] = line.digest(affecting)
         folder.mkdir(parents=True, exist_ok=True)
-        with open_manifest(folder) as manifest:
-            file.seek(0)
-            done = sum(manifest.has(line.id, line.digest(asked)) for line in read_lines(file))
+        with open_manifest(folder, asked) as manifest:
+            done = len(manifest.done)
             if done == total:
                 return [f"{options.output}: all of the {total} scripts were there already"], 0
             file.seek(0)
             outcome = Outcome()
             try:
-                job = Job(_load(options), manifest, suffix, scripts.parent, sampling, _new_seed, asked)
+                job = Job(_load(options), manifest, suffix, scripts.parent, sampling, _new_seed, affecting)
                 started = time.perf_counter()
                 with _progress(total, done, outcome, options.quiet) as on_record, _each_warning_once():
                     run_job(job, read_lines(file), on_record)

@@ -120,7 +120,7 @@ def run_job(job: Job, lines: Iterator[Line], on_record: Callable[[Record], Any])
         OSError, RuntimeError: what ended the job, see `Job.make`. After that, as after KeyboardInterrupt or SystemExit,
             the manifest has every file that is whole.
     """
-    left = (line for line in lines if not job.manifest.has(line.id, line.digest(job.options)))
+    left = (line for line in lines if line.id not in job.manifest.done)
     with _workers(job, left) as ends:
         for end in ends:
             if isinstance(end, BaseException):

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -48,18 +48,15 @@ class Manifest:
     """The records of a folder. One process at a time works in a folder.
 
     Attributes:
-        made: files recorded since this was opened.
+        done: ids of the requests that had been made when this was opened.
+        made: files recorded since.
     """
 
     def __init__(self, folder: Path):
         """`open_manifest` makes one."""
         self.folder, self.made = folder, 0
-        self._done: dict[str, str] = {}  # id -> hash of the request
+        self.done: set[str] = set()
         self._appending = threading.Lock()
-
-    def has(self, id: str | None, request: str) -> bool:
-        """Whether this very request has been made, and its file is there."""
-        return id is not None and self._done.get(id) == request
 
     def append(self, record: Record) -> None:
         """Add a record, on the disk when this returns. Any thread may."""
@@ -69,9 +66,9 @@ class Manifest:
             os.fsync(file.fileno())
             self.made += record.error is None
 
-    def clean(self) -> None:
-        """Leave only the records of files that are there: failed lines are tried again, a line that was half written
-        and files that a killed process was writing go."""
+    def clean(self, asked: Mapping[str, str]) -> None:
+        """Leave only the records of files that are there and wanted so: failed lines are tried again, a line that was
+        half written and files that a killed process was writing go. `asked` are hashes of requests by id."""
         for path in self.folder.iterdir():
             if ABANDONED.fullmatch(path.name):
                 path.unlink()
@@ -84,15 +81,16 @@ class Manifest:
                 record = _decoded(line)
                 if record is not None and record.id is not None:
                     records.pop(record.id, None)  # the last one counts, in its place
-                    if record.error is None and record.file and (self.folder / record.file).is_file():
+                    there = record.file is not None and (self.folder / record.file).is_file()
+                    if there and asked.get(record.id, record.request) == record.request:
                         records[record.id] = record
         write_whole(path, b"".join(map(_encoded, records.values())))
-        self._done = {id: record.request for id, record in records.items()}
+        self.done = records.keys() & asked.keys()
 
 
 @contextmanager
-def open_manifest(folder: Path) -> Iterator[Manifest]:
-    """The manifest of a folder, for this process alone.
+def open_manifest(folder: Path, asked: Mapping[str, str]) -> Iterator[Manifest]:
+    """The manifest of a folder, for this process alone; see `Manifest.clean`.
 
     Raises:
         RuntimeError: another process works in the folder.
@@ -106,7 +104,7 @@ def open_manifest(folder: Path) -> Iterator[Manifest]:
             except BlockingIOError:
                 raise RuntimeError(f"another dia-engine batch is at work in {folder}") from None
         manifest = Manifest(folder)
-        manifest.clean()
+        manifest.clean(asked)
         yield manifest
     finally:
         os.close(lock)
