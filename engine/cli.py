@@ -215,6 +215,8 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("model", help="hub id, folder, talker, or synthetic:tiny / synthetic:full")
     info.add_argument("--dtype", default="bfloat16", help="dtype that memory is counted in (default: %(default)s)")
     info.add_argument("--quant", help="count the memory of a quantized model: int8 or nf4")
+    info.add_argument("--device", help="whose free memory is looked at (default: cuda if there is one, else cpu)")
+    info.add_argument("--max-rows", type=int, metavar="N", help="decoder rows per slot (default: all of the model's)")
     info.add_argument("--revision", help="revision of the hub repository")
 
     quantize = commands.add_parser(
@@ -520,7 +522,10 @@ def _info(options: argparse.Namespace) -> None:
 
     if sys.stdout is None:
         raise ValueError("standard output is closed, where the description should go")
-    _show(describe(options.model, options.revision, options.dtype, options.quant), sys.stdout)
+    text = describe(
+        options.model, options.revision, options.dtype, options.quant, device=options.device, max_rows=options.max_rows
+    )
+    _show(text, sys.stdout)
 
 
 def _quantize(options: argparse.Namespace) -> None:
