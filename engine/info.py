@@ -78,8 +78,9 @@ def describe(
         return footprint(config, chosen, weights=total_bytes(config, chosen, formats), codec=codec, rows=rows)
 
     mine, free = with_formats(stored or formats), free_memory(place)
-    plans = {} if stored else {name: with_formats(chosen_formats(recipe, config)) for name, recipe in RECIPES.items()}
-    others = [(name, plan) for name, plan in plans.items() if plan.weights < mine.weights]
+    # Planned only where they are asked for: a recipe may have something to warn of.
+    plans = ((name, with_formats(chosen_formats(recipe, config))) for name, recipe in RECIPES.items() if not stored)
+    others = ((name, plan) for name, plan in plans if plan.weights < mine.weights)
     table = _table(config, chosen, stored or formats)
     slots = mine.default_slots(free, place.type == "cuda")
     return "\n".join((*lines, "", *table, *_slots(mine, slots, dtype), "", *verdict(mine, free, place, others)))
