@@ -177,9 +177,9 @@ class EngineThread:
                 self.scheduler.add(request, index, item.call, item.sizes)
         return True
 
-    @staticmethod
-    def _refuse(item: Any, error: BaseException) -> None:
+    def _refuse(self, item: Any, error: BaseException) -> None:
         if isinstance(item, _Work):
             item.outcome.put((None, error))
         elif item is not None:
+            self.scheduler.ended += len(item.requests)
             item.call.fail(error)
