@@ -418,6 +418,11 @@ class Engine:
         return self._thread.active
 
     @property
+    def usable(self) -> bool:
+        """Whether calls can work: not closed, and its device has not failed."""
+        return self._thread.usable
+
+    @property
     def max_slots(self) -> int:
         """Requests that run at the same time."""
         return self._thread.scheduler.runner.max_slots

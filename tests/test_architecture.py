@@ -18,7 +18,7 @@ ALLOWED = {
     "weights": {"kernels", "files", "model", "codec", ""},
     "runtime": {"kernels", "files", "model", "codec", ""},
 }
-ON_TOP = {"engine", "cli", "info", "__init__", "__main__"}
+ON_TOP = {"engine", "batch", "capacity", "cli", "info", "__init__", "__main__"}
 MOST_MODULES = 10
 
 

@@ -8,8 +8,8 @@ work.
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -71,14 +71,19 @@ class EngineThread:
         self._pid = os.getpid()
         self.scheduler = self._make_scheduler()
         self._inbox: queue.SimpleQueue[_Submission | _Work | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collection inside it can come to `close`
         self._submitted = 0
         self._thread: threading.Thread | None = None
 
     @property
     def active(self) -> int:
-        """Requests that run or wait."""
-        return self._submitted - self.scheduler.ended
+        """Requests that run or wait in this process."""
+        return 0 if self._pid != os.getpid() else self._submitted - self.scheduler.ended
+
+    @property
+    def usable(self) -> bool:
+        """Whether calls are taken: not after `close`, nor after a failure of the device."""
+        return not self._unusable
 
     def submit(self, requests: list[Request], call: Call, sizes: ChunkSizes) -> None:
         """Queue requests, whose prompts are codes; their results go to the call.
@@ -124,8 +129,10 @@ class EngineThread:
         if self._unusable:
             raise RuntimeError(self._unusable)
 
-    def _running(self) -> threading.Lock:
-        """The lock under which the inbox is filled, once there is a thread that will empty it."""
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Holds the lock under which the inbox is filled, with a thread that will empty it: what ends the thread takes
+        the lock before it looks into the inbox for the last time."""
         if self._pid != os.getpid():  # threads do not survive a fork, and their locks may be held for ever
             self._begin()
         with self._lock:
@@ -134,7 +141,7 @@ class EngineThread:
                 # A daemon: `close` ends it when the interpreter exits.
                 self._thread = threading.Thread(target=self._main, name="dia-engine", daemon=True)
                 self._thread.start()
-        return self._lock
+            yield
 
     def _main(self) -> None:
         try:
@@ -174,9 +181,9 @@ class EngineThread:
                 self.scheduler.add(request, index, item.call, item.sizes)
         return True
 
-    @staticmethod
-    def _refuse(item: Any, error: BaseException) -> None:
+    def _refuse(self, item: Any, error: BaseException) -> None:
         if isinstance(item, _Work):
             item.outcome.put((None, error))
         elif item is not None:
+            self.scheduler.ended += len(item.requests)
             item.call.fail(error)

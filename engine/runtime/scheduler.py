@@ -167,19 +167,19 @@ class Scheduler:
 
     def _remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is, and free its slot."""
+        self._free_slot(sequence)
         self.ended += 1
         for queue in (self.waiting, self.prefilling, self.finishing):
             if sequence in queue:
                 queue.remove(sequence)
-        self._free_slot(sequence)
 
     def _free_slot(self, sequence: Sequence) -> None:
         if sequence.slot < 0:
             return
+        self.runner.release(sequence.slot)  # first: if the device has failed, `fail_all` must find the sequence
         slot, sequence.slot = sequence.slot, -1
         self.running.pop(slot, None)
         heappush(self._free, slot)
-        self.runner.release(slot)
 
     def _fail(self, sequence: Sequence, error: BaseException) -> None:
         self._remove(sequence)
@@ -270,8 +270,8 @@ class Scheduler:
         except Exception as error:
             self._fail(sequence, error)
             return
-        self.finishing.append(sequence)
         self._free_slot(sequence)
+        self.finishing.append(sequence)
 
     def _decode_windows(self) -> None:
         """Hand complete windows to the codec, first those that a listener waits for. As long as a stream has not made
