@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO
 
 if TYPE_CHECKING:
@@ -162,6 +163,13 @@ def _cleaning_up_on_sigterm() -> Iterator[None]:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # as argparse has it
+        """Refuse `-hello`, a script without `--` before it, which Python 3.12 and later take for `-h`."""
+        for argument in takewhile(lambda argument: argument != "--", sys.argv[1:] if args is None else args):
+            if argument.startswith("-h") and argument != "-h":
+                self.error(f"unrecognized arguments: {argument}")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """One line, like every other error, instead of the whole usage."""
         if message.startswith("unrecognized arguments: -") or "ignored explicit argument" in message:

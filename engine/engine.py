@@ -369,6 +369,7 @@ class Engine:
     ) -> AudioStream[Any]:
         """What `stream` returns, for a list of texts if `batch`; see `runtime.request.parse_requests`."""
         check_not_forked(self.device)
+        self._thread.check_usable()
 
         def start(is_closed: Callable[[], bool]) -> Call | None:
             encoded = []
