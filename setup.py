@@ -39,7 +39,7 @@ setup(
             "assets/talker/*.*",
             "assets/talker/codec/*.*",
         ],  # the small model that `Engine.load("talker")` reads
-        "dia_engine.kernels.cpu": ["*.c", "*.h"],  # compiled on first use
+        "dia_engine.kernels.cpu": ["native/*.c", "native/*.h"],  # compiled on first use
     },
     install_requires=[
         "torch>=2.9",

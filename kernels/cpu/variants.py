@@ -1,0 +1,53 @@
+"""Which variant of the compiled code a CPU runs: a rule over its features, that never depends on a timing."""
+
+import os
+import platform
+from dataclasses import dataclass
+
+from . import features
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One build of native/step.c. All variants give the same bits."""
+
+    name: str
+    flags: tuple[str, ...]
+
+    def runs_here(self) -> bool:
+        """Whether this CPU has the instructions."""
+        return _NEEDS[self.name]()
+
+
+# The fastest first.
+VARIANTS = (
+    Variant("avx512bf16", ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16")),
+    Variant("avx512", ("-march=x86-64-v4", "-mavx512vnni")),
+    Variant("avx2", ("-march=x86-64-v3",)),
+    Variant("neon", ("-march=armv8-a",)),
+)
+_NEEDS = {
+    "avx512bf16": lambda: _NEEDS["avx512"]() and features.has_avx512_bf16(),
+    "avx512": lambda: features.has_avx512() and features.has_vnni(),
+    "avx2": features.has_avx2,
+    "neon": lambda: platform.machine() in ("aarch64", "arm64"),
+}
+
+
+def chosen_variant() -> Variant | None:
+    """The fastest variant that this CPU runs, None if there is none; or what the environment variable DIA_CPU names.
+
+    Raises:
+        ValueError: DIA_CPU names none, or one that this CPU does not run.
+    """
+    asked = os.environ.get("DIA_CPU", "")
+    if asked == "none":
+        return None
+    possible = [variant for variant in VARIANTS if variant.runs_here()]
+    if not asked:
+        return possible[0] if possible else None
+    for variant in possible:
+        if variant.name == asked:
+            return variant
+    names = ", ".join([variant.name for variant in possible] + ["none"])
+    raise ValueError(f"DIA_CPU must name a variant that this CPU runs ({names}), got {asked!r}")
