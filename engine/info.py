@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from .device import resolve_dtype
+from .kernels.cpu.variants import description
 from .kernels.quantized import FORMATS
 from .model.config import DiaConfig
 from .model.dia import parameter_shapes
@@ -62,7 +63,12 @@ def describe(model: str | Path, revision: str | None, dtype: str, quant: str | N
     stored = source.stored_formats
     if recipe is not None and stored:
         check_formats(str(model), stored, formats)
-    lines = [f"model       {model}", f"weights     {source.description}", *_sizes(config)]
+    lines = [
+        f"model       {model}",
+        f"weights     {source.description}",
+        *_sizes(config),
+        f"CPU step    {description()}",
+    ]
     if recipe is not None:
         lines.append(f"quantized   {', '.join(f'{pattern} in {format}' for pattern, format in recipe.items())}")
     return "\n".join((*lines, "", *_table(config, chosen, stored or formats)))

@@ -51,7 +51,7 @@ def library_of(variant: Variant) -> ctypes.CDLL | None:
 
 def _compiled(variant: Variant) -> ctypes.CDLL:
     """Raises OSError, with what the compiler says."""
-    command = [*_compiler(), *FLAGS, *variant.flags]
+    command = _command(variant)
     folder = _cache_folder()
     if folder is None:
         # Windows does not delete a library that is in use; elsewhere the file is needed no more once it is loaded.
@@ -69,6 +69,11 @@ def _compiled(variant: Variant) -> ctypes.CDLL:
     return _load(target)
 
 
+def _command(variant: Variant) -> list[str]:
+    """Raises OSError."""
+    return [*_compiler(), *FLAGS, *variant.flags]
+
+
 def _load(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
@@ -76,7 +81,7 @@ def _load(path: Path) -> ctypes.CDLL:
 def _fingerprint(command: list[str]) -> str:
     """Of all that the library depends on: the sources, the compiler and its version, the flags."""
     digest = hashlib.sha256(repr(command).encode())
-    for source in sorted(SOURCES.iterdir()):
+    for source in sorted(SOURCES.glob("*.[ch]")):
         digest.update(source.read_bytes())
     path = shutil.which(command[0])
     if path:

@@ -19,7 +19,7 @@ def is_compiled(weight: object) -> TypeGuard[QuantWeight]:
 
 
 def thread_count() -> int:
-    """How many threads the compiled code may use: as many as torch, and no more than there are cores for this process."""
+    """How many threads the compiled code may use: as many as torch, at most one per core that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(torch.get_num_threads(), cores)
 

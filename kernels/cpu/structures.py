@@ -2,10 +2,11 @@
 
 import ctypes
 from ctypes import POINTER, c_float, c_int, c_long, c_void_p
+from typing import TypeGuard
 
 import torch
 
-from ..quantized import Int8Weight, NF4Weight
+from ..quantized import Int8Weight, NF4Weight, Weight
 from .limbs import digits_of
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # `Kind`
@@ -57,7 +58,7 @@ class State(ctypes.Structure):
     ]  # fmt: skip
 
 
-def is_compilable(weight: object) -> bool:
+def is_compilable(weight: object) -> TypeGuard[Weight]:
     """Whether the compiled code, where there is any, multiplies with a weight."""
     if isinstance(weight, torch.Tensor):
         parts = [weight]
@@ -73,16 +74,20 @@ def is_compilable(weight: object) -> bool:
     return known and all(part.device.type == "cpu" and part.is_contiguous() for part in parts)
 
 
-def matrix_of(weight: torch.Tensor | Int8Weight | NF4Weight) -> Matrix:
-    """A weight as the compiled code reads it; `is_compilable`, and kept alive by the caller."""
+def matrix_of(weight: object) -> Matrix:
+    """A weight as the compiled code reads it, kept alive by the caller.
+
+    Raises:
+        TypeError: it is not `is_compilable`.
+    """
+    if not is_compilable(weight):
+        raise TypeError(f"there is no compiled product with {type(weight).__name__}")
     outputs, columns = weight.shape
     if isinstance(weight, torch.Tensor):
         return Matrix(weight.data_ptr(), None, outputs, columns, KINDS[weight.dtype], 0)
     if isinstance(weight, Int8Weight):
         values, scales = weight.values, weight.absmax
-        return Matrix(
-            values.data_ptr(), scales.data_ptr(), outputs, columns, FORMAT_INT8, digits_of(weight.dtype)
-        )
+        return Matrix(values.data_ptr(), scales.data_ptr(), outputs, columns, FORMAT_INT8, digits_of(weight.dtype))
     format = FORMAT_NF4 if weight.dtype == torch.bfloat16 else FORMAT_WIDE_NF4
     return Matrix(weight.packed.data_ptr(), weight.absmax.data_ptr(), outputs, columns, format, 0)
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import features
@@ -26,8 +27,8 @@ VARIANTS = (
     Variant("avx2", ("-march=x86-64-v3",)),
     Variant("neon", ("-march=armv8-a",)),
 )
-_NEEDS = {
-    "avx512bf16": lambda: _NEEDS["avx512"]() and features.has_avx512_bf16(),
+_NEEDS: dict[str, Callable[[], bool]] = {
+    "avx512bf16": lambda: features.has_avx512() and features.has_vnni() and features.has_avx512_bf16(),
     "avx512": lambda: features.has_avx512() and features.has_vnni(),
     "avx2": features.has_avx2,
     "neon": lambda: platform.machine() in ("aarch64", "arm64"),
@@ -51,3 +52,11 @@ def chosen_variant() -> Variant | None:
             return variant
     names = ", ".join([variant.name for variant in possible] + ["none"])
     raise ValueError(f"DIA_CPU must name a variant that this CPU runs ({names}), got {asked!r}")
+
+
+def description() -> str:
+    """The choice in words, for people."""
+    variant = chosen_variant()
+    if variant is None:
+        return "torch's, as there is no compiled one for this CPU or DIA_CPU says so"
+    return f"compiled for {variant.name}, if there is a C compiler"
