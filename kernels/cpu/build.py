@@ -1,4 +1,5 @@
-"""native/step.c as a library for this CPU, compiled on first use, as Triton compiles its kernels, and kept on disk."""
+"""native/step.c as a library for this CPU: the one that came with the package, or one that is compiled on first use,
+as Triton compiles its kernels, and kept on disk."""
 
 import ctypes
 import functools
@@ -13,13 +14,10 @@ import tempfile
 from pathlib import Path
 
 from .structures import SIGNATURES
-from .variants import Variant, chosen_variant
+from .variants import FLAGS, SOURCES, Variant, chosen_variant
 
 logger = logging.getLogger(__name__)
 
-SOURCES = Path(__file__).parent / "native"
-# Contraction makes FMAs where the code has none, and other ones for each variant.
-FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-ffp-contract=off", "-shared", "-fPIC", "-pthread")
 COMPILERS = ("gcc", "cc", "clang")  # the first that is there, or the one that CC names
 SECONDS = 120  # that a compiler may take
 
@@ -51,6 +49,9 @@ def library_of(variant: Variant) -> ctypes.CDLL | None:
 
 def _compiled(variant: Variant) -> ctypes.CDLL:
     """Raises OSError, with what the compiler says."""
+    packaged = SOURCES / f"step-{variant.name}.so"
+    if packaged.exists():
+        return _load(packaged)
     command = _command(variant)
     folder = _cache_folder()
     if folder is None:
@@ -71,7 +72,7 @@ def _compiled(variant: Variant) -> ctypes.CDLL:
 
 def _command(variant: Variant) -> list[str]:
     """Raises OSError."""
-    return [*_compiler(), *FLAGS, *variant.flags]
+    return [*_compiler(), *FLAGS, "-shared", "-fPIC", *variant.flags]
 
 
 def _load(path: Path) -> ctypes.CDLL:
@@ -81,7 +82,7 @@ def _load(path: Path) -> ctypes.CDLL:
 def _fingerprint(command: list[str]) -> str:
     """Of all that the library depends on: the sources, the compiler and its version, the flags."""
     digest = hashlib.sha256(repr(command).encode())
-    for source in sorted(SOURCES.glob("*.[ch]")):
+    for source in sorted(SOURCES.glob("*.[ch]*")):
         digest.update(source.read_bytes())
     path = shutil.which(command[0])
     if path:

@@ -1,9 +1,11 @@
 """Which variant of the compiled code a CPU runs: a rule over its features, that never depends on a timing."""
 
+import json
 import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import features
 
@@ -20,12 +22,13 @@ class Variant:
         return _NEEDS[self.name]()
 
 
+SOURCES = Path(__file__).parent / "native"
+_DESCRIBED = json.loads((SOURCES / "variants.json").read_text(encoding="utf-8"))  # for setup.py too, which has no torch
+# Contraction makes FMAs where the code has none, and other ones for each variant.
+FLAGS = tuple(_DESCRIBED["common"])
 # The fastest first.
-VARIANTS = (
-    Variant("avx512bf16", ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16")),
-    Variant("avx512", ("-march=x86-64-v4", "-mavx512vnni")),
-    Variant("avx2", ("-march=x86-64-v3",)),
-    Variant("neon", ("-march=armv8-a",)),
+VARIANTS = tuple(
+    Variant(name, tuple(flags)) for machine in ("x86_64", "aarch64") for name, flags in _DESCRIBED[machine].items()
 )
 _NEEDS: dict[str, Callable[[], bool]] = {
     "avx512bf16": lambda: features.has_avx512() and features.has_vnni() and features.has_avx512_bf16(),
