@@ -10,12 +10,15 @@
 #include "pool.h"
 
 enum {
-    AHEAD = 1024,          /* bytes of a row of W, fetched into L2: further ahead reads no faster */
-    CHUNK_BYTES = 1 << 17, /* of W, about, for one chunk of the pool */
-    CHUNK_ROWS = 64,       /* of W at most with many lines, whose cells are to stay in the cache */
-    FEW_ROWS = 2,          /* of x, which take larger chunks */
+    AHEAD = 1536,           /* bytes by which rows of W are fetched ahead */
+    LEAST_CHUNK = 1 << 16,  /* bytes of W for one chunk of the pool */
+    MOST_CHUNK = 1 << 19,
+    CHUNKS_PER_THREAD = 8,  /* so many or more: threads do not wait long for the last */
+    CHUNK_ROWS = 64,        /* of W at most with many lines, whose cells are to stay in the cache */
+    FEW_ROWS = 2,           /* of x, which take larger chunks */
     SHARED_BYTES = 1 << 18, /* of W, from which on more than one thread is worth while */
-    PACK_SHARED = 1 << 16   /* columns times rows of x, from which on they are packed by more than one thread */
+    PACK_SHARED = 1 << 16,  /* columns times rows of x, from which on they are packed by more than one thread */
+    LARGE_L1 = 48 << 10     /* bytes: see `fetches_into_l1` */
 };
 
 #define PER_ABSMAX 7.874015718698502e-3f /* 1 / 127, as kernels/quantized.py has it */
@@ -41,13 +44,26 @@ typedef struct {
     long columns, row_bytes;
     long rows;          /* of x */
     int lines_per_row;  /* of the panel; int8 may have one per digit */
-    int digits;
+    int into_l1;        /* rows of W are fetched into the L1 cache */
     const char *panel;  /* [group of lines][step][line][bytes] */
     const float *units; /* int8: what an integer of a row is worth */
     const float *added; /* int8 [line]: what ADDED_TO_INTEGERS has added to a sum */
     float *y;           /* [rows, y_stride], from row `base` of W on */
     long y_stride, base;
 } Product;
+
+/* Whether the L1 cache has room for what is fetched ahead. Rows of W, whose width is a power of two, meet in the same sets: a
+ * cache of 32 KB and 8 ways (Zen 4) reads faster with them in L2, one of 48 KB and 12 ways (Zen 5) with them in L1. */
+static int fetches_into_l1(void) {
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+    static atomic_int known; /* 1 no, 2 yes */
+    if (!atomic_load_explicit(&known, memory_order_relaxed))
+        atomic_store_explicit(&known, sysconf(_SC_LEVEL1_DCACHE_SIZE) >= LARGE_L1 ? 2 : 1, memory_order_relaxed);
+    return atomic_load_explicit(&known, memory_order_relaxed) == 2;
+#else
+    return 0;
+#endif
+}
 
 /* Lines are cut into groups of whole rows of x, as equal as can be. */
 INLINE int groups_of(const Product *p, int most_lines) {
@@ -227,7 +243,7 @@ static Multiplication packed(const Matrix *matrix, Rows x, char *scratch, int th
         .row_bytes = row_bytes(matrix->format, matrix->columns),
         .rows = x.rows,
         .lines_per_row = lines_per_row(matrix),
-        .digits = matrix->digits,
+        .into_l1 = fetches_into_l1(),
         .panel = m.panel,
         .units = m.units,
         .added = m.added,
@@ -240,9 +256,12 @@ static Multiplication packed(const Matrix *matrix, Rows x, char *scratch, int th
 static void multiply(const Matrix *matrix, Rows x, float *y, char *scratch, int threads) {
     Multiplication m = packed(matrix, x, scratch, threads);
     m.product.y = y, m.product.y_stride = matrix->outputs;
-    long per_chunk = up_to(CHUNK_BYTES / m.product.row_bytes + 1, 2 * TILE_ROWS);
+    const long bytes = m.product.row_bytes * matrix->outputs;
+    long chunk = bytes / (CHUNKS_PER_THREAD * threads);
+    chunk = chunk < LEAST_CHUNK ? LEAST_CHUNK : chunk > MOST_CHUNK ? MOST_CHUNK : chunk;
+    long per_chunk = up_to(chunk / m.product.row_bytes + 1, 2 * TILE_ROWS);
     if (x.rows > FEW_ROWS && per_chunk > CHUNK_ROWS) per_chunk = CHUNK_ROWS;
     m.per_chunk = per_chunk;
-    if (m.product.row_bytes * matrix->outputs < SHARED_BYTES) threads = 1;
+    if (bytes < SHARED_BYTES) threads = 1;
     run_chunks(multiply_chunk, &m, (matrix->outputs + per_chunk - 1) / per_chunk, threads);
 }

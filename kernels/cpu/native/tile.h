@@ -2,7 +2,7 @@
  * [line][row of W].
  *
  * The sums have names: gcc 12 keeps arrays of vectors in memory, which makes many lines three times as slow. Rows of W are
- * fetched ahead into L2, and at their end those of the next tile: into L1 they would meet in the same sets. */
+ * fetched ahead, and at their end those of the next tile. */
 
 #define NAME_OF(format, name) format##_##name
 #define NAME_IN(format, name) NAME_OF(format, name)
@@ -35,7 +35,8 @@ INLINE void IN(tile)(const Product *p, long row, long end, long from, long to, i
     if (i < lines) sum##r##i = IN(add)(sum##r##i, w, x##i);
 #define TURN(r)                                                                                                         \
     {                                                                                                                   \
-        if (fetches) __builtin_prefetch(w##r + ahead, 0, 2);                                                            \
+        if (fetches && p->into_l1) __builtin_prefetch(w##r + ahead, 0, 3);                                              \
+        else if (fetches) __builtin_prefetch(w##r + ahead, 0, 2);                                                       \
         IN(Weights) w = IN(load)(w##r + place, s##r + step);                                                            \
         LINES_OF_TILE(ADD, r)                                                                                           \
     }
