@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def _show(text: str, stream: TextIO | None) -> None:
         except BrokenPipeError:
             raise
         except OSError as error:
+            if stream is sys.stdout:
+                _silence_output()  # or the interpreter tries again when it exits
             raise OSError(error.errno, error.strerror, "standard output or error") from error
 
 
@@ -150,6 +153,13 @@ def _cleaning_up_on_sigterm() -> Iterator[None]:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # as argparse has it
+        """Refuse `-hello`, a script without `--` before it, which Python 3.12 and later take for `-h`."""
+        for argument in takewhile(lambda argument: argument != "--", sys.argv[1:] if args is None else args):
+            if argument.startswith("-h") and argument != "-h":
+                self.error(f"unrecognized arguments: {argument}")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """One line, like every other error, instead of the whole usage."""
         if message.startswith("unrecognized arguments: -") or "ignored explicit argument" in message:
@@ -192,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--temperature", float, "temperature", "0 = likeliest"),
         ("--top-p", float, "top_p", "in (0, 1]"),
         ("--top-k", _top_k, "cfg_filter_top_k", "candidates, or all"),
+        ("--min-tokens", int, "min_tokens", "frames before which the model may not end"),
     ):
         # Without a default of argparse's: what is left out is the model's.
         meaning += f" (default: the model's own, else {getattr(ResolvedSamplingParams, name)})"

@@ -3,6 +3,9 @@ import os
 import pytest
 import torch
 
+# Commands that tests run have buffered output, as a user's have.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 # A failed assertion of a helper shows its values, as one of a test does.
 pytest.register_assert_rewrite("tests.kernels.helpers", "tests.weights.helpers")
 

@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers import ROOT
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-ROOT = Path(__file__).parents[2]
 FORK = """
 import os, sys, threading
 import torch
@@ -25,6 +25,7 @@ try:
     {work}
 except RuntimeError as error:
     print(error)
+sys.stdout.flush()
 os._exit(0)
 """
 GENERATE = "print((engine.generate('[S1] Hello.', seed=1, max_tokens=30) == wanted).all())"

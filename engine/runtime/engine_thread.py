@@ -119,13 +119,17 @@ class EngineThread:
         if thread is not None and thread is not threading.current_thread():  # where a collection can come to this
             thread.join()
 
+    def check_usable(self) -> None:
+        """Raises RuntimeError: the engine is closed or unusable."""
+        if self._unusable:
+            raise RuntimeError(self._unusable)
+
     def _running(self) -> threading.Lock:
         """The lock under which the inbox is filled, once there is a thread that will empty it."""
         if self._pid != os.getpid():  # threads do not survive a fork, and their locks may be held for ever
             self._begin()
         with self._lock:
-            if self._unusable:
-                raise RuntimeError(self._unusable)
+            self.check_usable()
             if self._thread is None:
                 # A daemon: `close` ends it when the interpreter exits.
                 self._thread = threading.Thread(target=self._main, name="dia-engine", daemon=True)

@@ -1,4 +1,7 @@
-"""A warning for a user whose decode steps wait for cores that other processes keep busy."""
+"""A warning for a user whose decode steps wait for cores that other processes keep busy.
+
+It is for several OpenMP threads, which wait for each other. One thread shares its core fairly, and nothing can be done.
+"""
 
 import logging
 import statistics
@@ -25,7 +28,8 @@ class SlowSteps:
 
     def record(self, seconds: float, slots: int = 1) -> None:
         """Note a step of `slots` slots; the first that takes SLOW times the median of those before is logged."""
-        if self._warned:
+        threads = torch.get_num_threads()
+        if self._warned or threads == 1:
             return
         recent = self._recent[slots]
         if len(recent) >= FEWEST:
@@ -33,19 +37,14 @@ class SlowSteps:
             if seconds >= SLOW * median:
                 self._warned = True
                 self._recent.clear()
-                logger.warning("%s", _message(seconds, median, torch.get_num_threads()))
+                logger.warning("%s", _message(seconds, median, threads))
                 return
         recent.append(seconds)
 
 
 def _message(seconds: float, median: float, threads: int) -> str:
-    slow = (
-        f"a decode step took {1000 * seconds:.0f} ms, {seconds / median:.0f} times the median: other processes "
-        "probably keep the CPU busy"
-    )
-    if threads == 1:
-        return f"{slow}; run fewer of them beside this one"
     return (
-        f"{slow}, and {threads} OpenMP threads wait for each other; set OMP_WAIT_POLICY=PASSIVE before Python starts, "
-        "or use fewer threads (OMP_NUM_THREADS, or torch.set_num_threads)"
+        f"a decode step took {1000 * seconds:.0f} ms, {seconds / median:.0f} times the median: other processes "
+        f"probably keep the CPU busy, and {threads} OpenMP threads wait for each other; set OMP_WAIT_POLICY=PASSIVE "
+        "before Python starts, or use fewer threads (OMP_NUM_THREADS, or torch.set_num_threads)"
     )

@@ -104,7 +104,14 @@ def test_a_build_that_does_not_fit_or_spills_fails():
     assert replace(SOUND, widest_load=64).faults(launch()) == ["narrow loads"]
 
 
-def test_float32_with_quantized_weights_may_spill_sixteen_bytes():
+def attention(dtype):
+    return replace(launch(), arguments={"keys_ptr": torch.empty(0, dtype=dtype)})
+
+
+def test_attention_and_quantized_weights_in_float32_may_spill_sixteen_bytes():
+    assert replace(SOUND, stack=16).faults(attention(torch.float32)) == []
+    assert replace(SOUND, stack=20).faults(attention(torch.float32)) == ["spills"]
+    assert replace(SOUND, stack=8).faults(attention(torch.bfloat16)) == ["spills"]
     for weight in (torch.int8, torch.uint8):
         exact = launch(weight, torch.float32)
         assert replace(SOUND, stack=16).faults(exact) == []
