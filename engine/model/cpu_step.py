@@ -124,7 +124,9 @@ def _model(model: "DiaModel", layers: ctypes.Array) -> structures.Model:
 
 def _state(state: DecodeState, scratch: torch.Tensor) -> structures.State:
     residual, buffers, own, cross = state.residual, state.buffers, state.self_cache, state.cross_cache
-    per_slot = ("position", "countdown", "end_row", "broken", "max_tokens", "top_k", "seed", "last_text")
+    per_slot = (
+        "position", "countdown", "end_row", "broken", "max_tokens", "first_eos_row", "top_k", "seed", "last_text",
+    )  # fmt: skip
     settings = ("cfg_scale", "temperature", "top_p", "delay")
     named = {name: _address(getattr(state, name)) for name in ("grid", *per_slot, *settings)}
     return structures.State(

@@ -52,8 +52,8 @@ class State(ctypes.Structure):
             "layer_bytes", "cross_layer_bytes", "slots", "capacity", "text_capacity", "partials", "grid_rows",
         )),
         *((name, pointer) for name in (
-            "grid", "position", "countdown", "end_row", "broken", "max_tokens", "top_k", "seed", "last_text",
-            "cfg_scale", "temperature", "top_p", "delay", "scratch",
+            "grid", "position", "countdown", "end_row", "broken", "max_tokens", "first_eos_row", "top_k",
+            "seed", "last_text", "cfg_scale", "temperature", "top_p", "delay", "scratch",
         )),
     ]  # fmt: skip
 

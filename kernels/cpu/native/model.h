@@ -38,7 +38,7 @@ typedef struct {
     long slots, capacity, text_capacity, partials, grid_rows;
     int64_t *grid;               /* [B, grid rows, C] */
     int64_t *position, *countdown, *end_row, *broken; /* [B] */
-    const int64_t *max_tokens, *top_k, *seed, *last_text; /* [B] */
+    const int64_t *max_tokens, *first_eos_row, *top_k, *seed, *last_text; /* [B] */
     const float *cfg_scale, *temperature, *top_p; /* [B] */
     const int64_t *delay;        /* [C] */
     char *scratch;               /* `scratch_bytes` */

@@ -17,10 +17,11 @@ INLINE void draw_tokens(const Stage *g, long slot, int64_t *tokens) {
     const Model *m = g->model;
     const State *s = g->state;
     const float *logits = s->logits + 2 * slot * m->channels * m->vocab;
+    const int64_t row = s->position[slot] + 1;
     for (long channel = 0; channel < m->channels; channel++) {
         const float *unconditional = logits + channel * m->vocab;
         Drawing d = {m->vocab, channel, m->eos, s->top_k[slot], s->cfg_scale[slot], s->temperature[slot],
-                     s->top_p[slot], (uint64_t)s->seed[slot], (uint32_t)(s->position[slot] + 1)};
+                     s->top_p[slot], (uint64_t)s->seed[slot], (uint32_t)row, !channel && row >= s->first_eos_row[slot]};
         tokens[channel] = draw(&d, unconditional, unconditional + m->channels * m->vocab);
     }
 }

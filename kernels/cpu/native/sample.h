@@ -7,6 +7,7 @@ typedef struct {
     float cfg_scale, temperature, top_p;
     uint64_t seed;
     uint32_t row; /* of the grid */
+    int may_end;  /* whether EOS is allowed, which it is on channel 0 alone and from the first row for it on */
 } Drawing;
 
 typedef struct {
@@ -56,12 +57,13 @@ INLINE long choose(const Drawing *d, const float *unconditional, const float *co
         float difference = conditional[id] - unconditional[id];
         keys[id] = ordered_key(conditional[id] + d->cfg_scale * difference);
     }
+    if (!d->channel && !d->may_end) keys[d->eos] = ordered_key(-INFINITY); /* too early: it does not count among top_k */
     uint32_t edge = edge_of(keys, d->vocab, d->top_k);
     long room = d->top_k, count = 0;
     for (long id = 0; id < d->vocab; id++) room -= keys[id] > edge && keys[id] != UINT32_MAX;
     for (long id = 0; id <= d->eos && id < d->vocab; id++) {
         if (keys[id] < edge || keys[id] == UINT32_MAX || (keys[id] == edge && room-- <= 0)) continue;
-        if (id == d->eos && d->channel) continue;
+        if (id == d->eos && !d->may_end) continue;
         if (conditional[id] > -INFINITY) chosen[count++] = (Candidate){conditional[id], (int)id};
     }
     return count;
