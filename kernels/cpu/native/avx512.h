@@ -57,7 +57,10 @@ INLINE PairsOfX load_pairs_of_x(const char *from) { return (PairsOfX)_mm512_load
 INLINE void pack_pairs(const float *from, char *to) {
     write_floats(from, BFLOAT16, 32, to); /* exact: they are bfloat16 */
 }
-INLINE Lanes add_pairs(Lanes sum, Pairs w, PairsOfX x) { return _mm512_dpbf16_ps(sum, w, x); }
+INLINE Lanes add_pairs(Lanes sum, Pairs w, PairsOfX x) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "vm"(x)); /* not the intrinsic, see add_integers */
+    return sum;
+}
 INLINE PairsOfX same_pairs(uint32_t pair) { return (PairsOfX)_mm512_set1_epi32((int)pair); }
 #else
 typedef struct {
@@ -132,7 +135,11 @@ INLINE Integers load_integers(const char *from) {
     return _mm512_xor_si512(_mm512_loadu_si512(from), _mm512_set1_epi8((char)128));
 }
 INLINE IntegersOfX load_integers_of_x(const char *from) { return _mm512_loadu_si512(from); }
-INLINE Counts add_integers(Counts sum, Integers w, IntegersOfX x) { return _mm512_dpbusd_epi32(sum, w, x); }
+/* The instruction itself: gcc 12 puts sums of the intrinsic into memory, and takes twice as long. */
+INLINE Counts add_integers(Counts sum, Integers w, IntegersOfX x) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "vm"(x));
+    return sum;
+}
 INLINE void keep_counts(double *cells, Counts a, Counts b, Counts c, Counts d) {
     Counts ab = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
     Counts cd = _mm512_add_epi32(_mm512_shuffle_i32x4(c, d, 0x44), _mm512_shuffle_i32x4(c, d, 0xee));
@@ -144,10 +151,11 @@ INLINE void keep_counts(double *cells, Counts a, Counts b, Counts c, Counts d) {
 }
 /* The integers of 64 columns to each line of their digits, the highest first. */
 INLINE void pack_integers(const int32_t *from, int digits, char *to, long stride) {
-    int8_t *line[4];
-    for (int digit = 0; digit < digits; digit++) line[digit] = (int8_t *)to + (digits - 1 - digit) * stride;
-    for (int k = 0; k < INTEGERS; k++) {
-        int32_t left = from[k];
-        for (int digit = 0; digit < digits; digit++) line[digit][k] = (int8_t)left, left = (left + 128) >> 8;
+    int32_t left[INTEGERS];
+    memcpy(left, from, sizeof left);
+    for (int digit = digits - 1; digit >= 0; digit--) {
+        int8_t *restrict line = (int8_t *)to + digit * stride;
+        for (int k = 0; k < INTEGERS; k++) line[k] = (int8_t)left[k];
+        for (int k = 0; k < INTEGERS; k++) left[k] = (left[k] + 128) >> 8;
     }
 }

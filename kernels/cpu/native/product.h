@@ -181,13 +181,13 @@ INLINE void pack_int8(Multiplication *m, long row, const float *x, long padded, 
     m->units[row] = integers_of(x, padded, digits, integers);
     for (long k = 0; k < padded; k += INTEGERS)
         pack_integers(integers + k, digits, to + k / INTEGERS * stride, INTEGERS_OF_X_BYTES);
-    double sums[3] = {0};
-    for (long k = 0; ADDED_TO_INTEGERS && k < padded; k++) {
-        int32_t left = integers[k];
-        for (int digit = 0; digit < digits; digit++) sums[digit] += (int8_t)left, left = (left + 128) >> 8;
+    for (int line = lines - 1; ADDED_TO_INTEGERS && line >= 0; line--) {
+        int32_t sum = 0;
+        for (long k = 0; k < padded; k++) sum += (int8_t)integers[k];
+        for (long k = 0; k < padded; k++) integers[k] = (integers[k] + 128) >> 8;
+        m->added[row * lines + line] = (float)(ADDED_TO_INTEGERS * (double)sum);
     }
-    for (int line = 0; line < lines; line++)
-        m->added[row * lines + line] = (float)(ADDED_TO_INTEGERS * sums[digits - 1 - line]);
+    if (!ADDED_TO_INTEGERS) memset(m->added + row * lines, 0, lines * sizeof *m->added);
 }
 
 /* Put a row of x into the panel. */

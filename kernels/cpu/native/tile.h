@@ -21,12 +21,17 @@ INLINE void IN(tile)(const Product *p, long row, long end, long from, long to, i
 #define SUM(r, i) IN(Sum) sum##r##i = IN(no_sum)();
 #define SUMS(r) LINES_OF_TILE(SUM, r)
     ROWS_OF_TILE(ROW_OF_W)
+    const int cut_off = to == steps && rest < IN(BYTES);
+#define COPY(r) memset(last[r], 0, sizeof last[r]), memcpy(last[r], w##r + (steps - 1) * IN(BYTES), rest);
+    if (cut_off) { /* now: a call among the sums would put them into memory */
+        ROWS_OF_TILE(COPY)
+    }
     ROWS_OF_TILE(SUMS)
     for (long step = from; step < to; step++, x += lines * IN(X_BYTES)) {
         long place = step * IN(BYTES);
-        if (step == steps - 1 && rest < IN(BYTES)) {
-#define COPY(r) memset(last[r], 0, sizeof last[r]), memcpy(last[r], w##r + place, rest), w##r = last[r];
-            ROWS_OF_TILE(COPY)
+        if (cut_off && step == steps - 1) {
+#define TURN_TO_COPY(r) w##r = last[r];
+            ROWS_OF_TILE(TURN_TO_COPY)
             place = 0;
         }
         long ahead = place + (place + AHEAD < width ? AHEAD : AHEAD + (TILE_ROWS - 1) * width);
@@ -55,6 +60,7 @@ INLINE void IN(tile)(const Product *p, long row, long end, long from, long to, i
 #undef SUM
 #undef SUMS
 #undef COPY
+#undef TURN_TO_COPY
 #undef LOAD_X
 #undef ADD
 #undef TURN
