@@ -49,7 +49,11 @@ class _Work:
 
 
 class EngineThread:
-    """Runs the requests of all callers of an engine."""
+    """Runs the requests of all callers of an engine.
+
+    Attributes:
+        unusable: why nothing more can be submitted; empty while it can.
+    """
 
     def __init__(
         self,
@@ -64,7 +68,7 @@ class EngineThread:
             limits: of the engine.
         """
         self._make_scheduler, self._modes, self._max_waiting = make_scheduler, modes, limits.max_waiting
-        self._unusable = ""
+        self.unusable = ""
         self._begin()
 
     def _begin(self) -> None:
@@ -113,7 +117,7 @@ class EngineThread:
         if self._pid != os.getpid():
             return
         with self._lock:
-            self._unusable = self._unusable or reason
+            self.unusable = self.unusable or reason
             thread = self._thread
             self._inbox.put(None)
         if thread is not None and thread is not threading.current_thread():  # where a collection can come to this
@@ -124,8 +128,8 @@ class EngineThread:
         if self._pid != os.getpid():  # threads do not survive a fork, and their locks may be held for ever
             self._begin()
         with self._lock:
-            if self._unusable:
-                raise RuntimeError(self._unusable)
+            if self.unusable:
+                raise RuntimeError(self.unusable)
             if self._thread is None:
                 # A daemon: `close` ends it when the interpreter exits.
                 self._thread = threading.Thread(target=self._main, name="dia-engine", daemon=True)
@@ -138,13 +142,13 @@ class EngineThread:
                 while self._take(self._waiting_items()):
                     with full_float32():  # for one step: the setting is the whole process's
                         self.scheduler.step()
-            error: BaseException = RuntimeError(self._unusable)
+            error: BaseException = RuntimeError(self.unusable)
         except BaseException as failure:  # nothing that a request alone could be blamed for
             error = RuntimeError(
                 f"the engine has failed and is unusable ({type(failure).__name__}: {failure}); load a new one"
             )
             error.__cause__ = failure
-            self._unusable = str(error)
+            self.unusable = str(error)
         self.scheduler.fail_all(error)
         with self._lock, suppress(queue.Empty):
             while True:
