@@ -15,16 +15,8 @@ from .settings import Settings
 logger = logging.getLogger(__name__)
 
 SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-UPLOAD = "/v1/audio/voices"
+LARGE = ("/v1/audio/voices", "/v1/audio/speech")
 QUIET = ("/health", "/metrics")
-
-
-class BodyTooLarge(Exception):
-    """A request's body is over its limit."""
-
-
-class BodyTooSlow(Exception):
-    """A request's body has not arrived in time."""
 
 
 class RequestContext:
@@ -46,69 +38,99 @@ class RequestContext:
         if scope["type"] == "websocket":
             await self._app(scope, receive, send)
             return
-        status = 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
-
+        exchange = _Exchange(receive, send, request_id, *self._limits(scope))
         try:
-            await self._limited(scope, receive, send_with_id, given)
+            await self._respond(scope, exchange, given)
         finally:
             if scope["path"] not in QUIET:
                 fields: dict[str, Any] = {
-                    "request": request_id, "method": scope["method"], "path": scope["path"][:200], "status": status,
-                    "seconds": round(time.perf_counter() - started, 4), "traceparent": _safe(given.get(b"traceparent")),
-                }  # fmt: skip
+                    "request": request_id,
+                    "method": scope["method"],
+                    "path": scope["path"][:200],
+                    "status": exchange.status,
+                    "seconds": round(time.perf_counter() - started, 4),
+                    "traceparent": _safe(given.get(b"traceparent")),
+                }
                 logger.info("request", extra={"fields": fields})
 
-    async def _limited(self, scope: Scope, receive: Receive, send: Send, given: dict[bytes, str]) -> None:
-        settings = self._settings
-        is_upload = scope["path"].removeprefix(settings.root_path) == UPLOAD
-        megabytes = settings.max_upload_mb if is_upload else self._body_mb(scope)
-        most, read, deadline = int(megabytes * 1e6), 0, time.monotonic() + settings.body_timeout
-        whole = responded = False
-
-        async def receive_limited() -> Message:
-            nonlocal read, whole
-            if whole:
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(0.001, deadline - time.monotonic()))
-            except asyncio.TimeoutError:
-                raise BodyTooSlow from None
-            read += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if read > most:
-                raise BodyTooLarge
-            return message
-
-        async def send_noted(message: Message) -> None:
-            nonlocal responded
-            responded = True
-            await send(message)
-
-        too_large = ApiError(413, f"the body must have at most {megabytes:g} MB", code="body_too_large")
+    async def _respond(self, scope: Scope, exchange: "_Exchange", given: dict[bytes, str]) -> None:
         length = given.get(b"content-length", "0")
         try:
-            if length.isdigit() and int(length[:20]) > most:
-                raise BodyTooLarge
-            await self._app(scope, receive_limited, send_noted)
-        except (BodyTooLarge, BodyTooSlow) as error:
-            if responded:
-                raise
-            slow = ApiError(408, f"the body must arrive within {settings.body_timeout:g} seconds", code="timeout")
-            response = error_response(too_large if isinstance(error, BodyTooLarge) else slow)
-            response.headers["Connection"] = "close"  # the rest of the body is not read
-            await response(scope, receive, send)
+            if length.isdigit() and int(length[:20]) > exchange.most:
+                exchange.refuse_size()
+            else:
+                await self._app(scope, exchange.receive, exchange.send)
+        except Exception:
+            if exchange.refusal is None:
+                logger.exception("a bug", extra={"fields": {"request": exchange.request_id}})
+            if exchange.status:
+                return  # without a proper end: a part has been sent
+            exchange.refusal = exchange.refusal or ApiError(500, "an internal error; the server's log has it")
+        if exchange.refusal is not None and not exchange.status:
+            response = error_response(exchange.refusal)
+            response.headers["Connection"] = "close"  # what is left of the body is not read
+            await response(scope, exchange.receive, exchange.send_anyway)
 
-    def _body_mb(self, scope: Scope) -> float:
-        """A script is small; one with its own voice in it may be as large as an upload, in base64."""
-        is_speech = scope["path"].endswith("/v1/audio/speech")
-        return self._settings.max_upload_mb if is_speech else self._settings.max_body_mb
+    def _limits(self, scope: Scope) -> tuple[float, float]:
+        """Megabytes of a body, and seconds in which it must arrive. A script with its own voice in it may be as large
+        as an upload."""
+        is_large = scope["path"].removeprefix(self._settings.root_path) in LARGE
+        settings = self._settings
+        return settings.max_upload_mb if is_large else settings.max_body_mb, settings.body_timeout
+
+
+class _Exchange:
+    """A request and its response.
+
+    Attributes:
+        status: of the response, once it has begun; else 0.
+        most: bytes of the body.
+        refusal: why the body was not taken. Whatever the application answers then is not sent.
+    """
+
+    def __init__(self, receive: Receive, send: Send, request_id: str, megabytes: float, seconds: float):
+        self._receive, self._send, self.request_id = receive, send, request_id
+        self._megabytes, self._seconds = megabytes, seconds
+        self._deadline = time.monotonic() + seconds
+        self.most, self.status = int(megabytes * 1e6), 0
+        self.refusal: ApiError | None = None
+        self._read, self._whole = 0, False
+
+    async def receive(self) -> Message:
+        """The next part of the body.
+
+        Raises:
+            ConnectionError: it is too much or too slow.
+        """
+        if self._whole:
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.001, self._deadline - time.monotonic()))
+        except asyncio.TimeoutError:
+            self.refusal = ApiError(408, f"the body must arrive within {self._seconds:g} seconds", code="timeout")
+            raise ConnectionError from None
+        self._read += len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
+        if self._read > self.most:
+            self.refuse_size()
+            raise ConnectionError
+        return message
+
+    def refuse_size(self) -> None:
+        """The body is over its limit."""
+        self.refusal = ApiError(413, f"the body must have at most {self._megabytes:g} MB", code="body_too_large")
+
+    async def send(self, message: Message) -> None:
+        """A part of the application's response."""
+        if self.refusal is None:
+            await self.send_anyway(message)
+
+    async def send_anyway(self, message: Message) -> None:
+        """A part of the response, with the request's id."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+        await self._send(message)
 
 
 def _safe(value: str | None) -> str | None:
