@@ -12,6 +12,7 @@ import pytest
 
 from tests.server.helpers import LONG, TEXT, Server, body, samples, until
 
+
 def test_a_flood_gets_429_and_those_admitted_are_served(talker, voices):
     with Server(talker, voices=str(voices), max_waiting=3) as server, ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda seed: server.speak(seed=seed), range(20)))
@@ -141,9 +142,13 @@ def test_bodies_are_held_to_size_and_time(talker, voices):
         large = {"inputs": [{"text": "x" * 20_000, "voice_id": "default"}]}
         assert server.client.post("/v1/text-to-dialogue", json=large).status_code == 413
         assert server.client.post("/v1/text-to-dialogue", content=iter([b"x" * 9000] * 2)).status_code == 413
-        assert server.client.post("/v1/audio/speech", content=b"x" * 200_000).json()["error"]["code"] == "body_too_large"
+        assert (
+            server.client.post("/v1/audio/speech", content=b"x" * 200_000).json()["error"]["code"] == "body_too_large"
+        )
         slow = socket.create_connection(server.socket.getsockname())
-        slow.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n")
+        slow.sendall(
+            b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+        )
         slow.settimeout(10)
         assert b" 408 " in slow.recv(100)
         for start in (b"", b"GET / HTTP/1.1\r\nHost:"):  # headers that never end

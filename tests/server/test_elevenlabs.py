@@ -123,7 +123,9 @@ def test_a_dialogue_over_a_socket(server, talker):
         client.send(context_id="c", voices=["s1", "s2"])
         client.send(context_id="c", inputs=[{"text": "Can you ", "voice_id": "s1"}])
         client.send(context_id="c", inputs=[{"text": "count?", "voice_id": "s1"}])
-        client.send(context_id="c", inputs=[{"text": "Five six seven.", "voice_id": "s2", "new_turn": True}], flush=True)
+        client.send(
+            context_id="c", inputs=[{"text": "Five six seven.", "voice_id": "s2", "new_turn": True}], flush=True
+        )
         client.send(context_id="c", keep_alive=True)
         client.send(context_id="c", close_context=True)
         audio, others = client.until_final()

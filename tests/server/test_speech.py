@@ -10,8 +10,6 @@ import soxr
 from dia_engine.files.wav_stream import pcm16
 from tests.server.helpers import LONG, TEXT, body
 
-# ruff: noqa: E501
-
 
 @pytest.fixture(scope="module")
 def whole(talker):

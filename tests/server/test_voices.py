@@ -48,7 +48,9 @@ def test_a_premade_voice_is_made_once_and_kept(talker, tmp_path):
     assert first is second and len(first.codes) > 40
     again = VoiceStore(tmp_path, "talker")
     again.attach(talker)
-    assert torch.equal(prompt(again, "alloy").codes, first.codes) and prompt(again, "alloy").transcript == first.transcript
+    assert (
+        torch.equal(prompt(again, "alloy").codes, first.codes) and prompt(again, "alloy").transcript == first.transcript
+    )
     nova = prompt(store, "nova")
     assert not torch.equal(nova.codes[:20], first.codes[:20])
     # It leaves a request of the talker 190 bytes of its 256.
