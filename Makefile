@@ -38,11 +38,11 @@ test-slow: $(READY)
 test-install:
 	$(PYTHON) -m tools.test_install $(PARTS)
 
-# Stock clients against a running server, in an environment of their own, and a fuzzer of its schema.
+# Stock clients against a running server, in an environment of their own, and a fuzzer of its schema. BARS=folder runs more.
 test-server: $(READY)
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/python -m pip install -q -r tests/server/clients/requirements.txt
-	$(PY) -m tests.server.clients.run .venv-clients/bin/python
+	$(PY) -m tests.server.clients.run .venv-clients/bin/python $(BARS)
 
 # What the small model's speech sounds like to a speech recogniser. Needs flite: apt install flite
 hear: $(READY)

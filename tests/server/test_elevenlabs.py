@@ -31,8 +31,8 @@ def test_a_dialogue_is_a_script(server, talker, path):
 
 
 def test_a_text_in_one_voice(server, talker):
-    answer = server.client.post("/v1/text-to-speech/default", params={"output_format": "pcm_16000"},
-                                json={"text": "Can you count?", "seed": 3, "voice_settings": {"stability": 1}})  # fmt: skip
+    content = {"text": "Can you count?", "seed": 3, "voice_settings": {"stability": 1}}
+    answer = server.client.post("/v1/text-to-speech/default", params={"output_format": "pcm_16000"}, json=content)
     assert close(answer.content, talker.generate("[S1] Can you count?", seed=3))
     for name, kind in (("mp3_44100_128", "audio/mpeg"), ("ulaw_8000", "audio/basic"), ("opus_48000_64", "audio/ogg")):
         answer = server.client.post(
@@ -80,8 +80,8 @@ def test_two_voices_are_one_prompt(server):
     first, second = Prompt(torch.ones(3, 4), "[S1] One."), Prompt(torch.zeros(2, 4), "[S1] Two.")
     both = together(first, second)
     assert both.transcript == "[S1] One. [S2] Two." and both.codes.shape == (5, 4)
-    answer = server.client.post("/v1/text-to-dialogue", params={"output_format": "pcm_16000"}, json={
-        "inputs": [{"text": "Can you count?", "voice_id": "alloy"}, {"text": "Five.", "voice_id": "nova"}]})  # fmt: skip
+    turns = [{"text": "Can you count?", "voice_id": "alloy"}, {"text": "Five.", "voice_id": "nova"}]
+    answer = server.client.post("/v1/text-to-dialogue", json={"inputs": turns})
     assert answer.status_code == 200, answer.text
     mixed = {"inputs": [{"text": "A.", "voice_id": "alloy"}, {"text": "B.", "voice_id": "s2"}]}
     assert "without a prompt" in server.client.post("/v1/text-to-dialogue", json=mixed).text
