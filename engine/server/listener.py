@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 2**20  # of a WebSocket
+BACKLOG = 2048
 CLOSING_SECONDS = 2  # for what is left once the drain is over
 
 
@@ -126,6 +127,7 @@ def bound_socket(settings: Settings) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
+        listening.listen(BACKLOG)  # from now on a client waits instead of being refused
     except OSError as error:
         listening.close()
         raise OSError(

@@ -15,7 +15,7 @@ from tests.server.helpers import LONG, TEXT, Server, body, samples, until
 
 def test_a_flood_gets_429_and_those_admitted_are_served(talker, voices):
     with Server(talker, voices=str(voices), max_waiting=3) as server, ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda seed: server.speak(seed=seed), range(20)))
+        answers = list(pool.map(lambda seed: server.speak("[S1] Hello.", seed=seed), range(20)))
         admitted = [answer for answer in answers if answer.status_code == 200]
         refused = [answer for answer in answers if answer.status_code == 429]
         assert len(admitted) + len(refused) == 20 and 7 <= len(admitted) < 20
@@ -23,7 +23,7 @@ def test_a_flood_gets_429_and_those_admitted_are_served(talker, voices):
             error = answer.json()["error"]
             assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
             assert 1 <= int(answer.headers["retry-after"]) <= 30
-        assert all(len(answer.content) > 32_000 for answer in admitted)
+        assert all(len(answer.content) > 10_000 for answer in admitted)
         server.idle()
         until(lambda: server.metric("dia_requests_total") == 20)
         assert server.client.get("/health").json()["slots"] == 4
@@ -40,8 +40,8 @@ def test_a_request_in_a_crowd_where_half_leave_is_what_it_is_alone(server):
             return None
         return index % 4, server.speak(seed=index % 4).content
 
-    with ThreadPoolExecutor(12) as pool:
-        for result in pool.map(one, range(12)):
+    with ThreadPoolExecutor(8) as pool:
+        for result in pool.map(one, range(8)):
             if result is not None:
                 assert result[1] == alone[result[0]]
     server.idle()
@@ -102,8 +102,8 @@ def test_readers_that_stand_still_are_dropped_beyond_the_limit(talker, voices):
 
 
 def test_a_request_that_waits_too_long_gets_503(talker, voices):
-    with Server(talker, voices=str(voices), max_wait=0.05) as server, ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda seed: server.speak(LONG, seed=seed), range(16)))
+    with Server(talker, voices=str(voices), max_wait=0.05) as server, ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda seed: server.speak(seed=seed), range(12)))
         waited = [answer for answer in answers if answer.status_code == 503]
         assert waited and any(answer.status_code == 200 for answer in answers)
         assert {answer.json()["error"]["code"] for answer in waited} == {"waited_too_long"}

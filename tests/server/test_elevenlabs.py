@@ -91,13 +91,14 @@ class Socket:
     """A client of a socket for dialogues."""
 
     def __init__(self, server, path="/v1/text-to-dialogue/multi-stream-input", query="output_format=pcm_16000&seed=3"):
-        self.connection = connect(server.url.replace("http", "ws") + f"{path}?{query}", open_timeout=HANGS)
+        self.connecting = connect(server.url.replace("http", "ws") + f"{path}?{query}", open_timeout=HANGS)
 
     def __enter__(self):
+        self.connection = self.connecting.__enter__()
         return self
 
     def __exit__(self, *error):
-        self.connection.close()
+        self.connecting.__exit__(*error)
 
     def send(self, **message):
         self.connection.send(json.dumps(message))

@@ -167,6 +167,7 @@ asyncio.run(work())
 """
 
 
+@pytest.mark.slow
 def test_a_killed_server_leaves_a_whole_folder(talker, tmp_path, recording):
     """Killed at several moments of uploads: each voice that is listed can be spoken with, nothing half is left."""
     (tmp_path / "a.wav").write_bytes(recording)
