@@ -16,19 +16,20 @@ from dia_engine.server.errors import ApiError
 from dia_engine.server.voices.mint import NAMES
 from dia_engine.server.voices.store import VoiceStore
 from tests.helpers import ROOT
-from tests.server.helpers import LONG, TEXT, Server, body
+from tests.server.helpers import Server, body
 
+SAID = "[S1] Can you count? [S2] Five six seven eight nine."
 CONSENT = {"consent": "The speaker agreed."}
 
 
 @pytest.fixture(scope="module")
 def recording(server):
     """A WAV of a dialogue."""
-    return server.speak(response_format="wav", stream=False).content
+    return server.speak(SAID, response_format="wav", stream=False).content
 
 
 def upload(server, recording, **fields):
-    data = {"name": "My voice", "ref_text": TEXT, **CONSENT} | fields
+    data = {"name": "My voice", "ref_text": SAID, **CONSENT} | fields
     data = {name: value for name, value in data.items() if value is not None}
     return server.client.post("/v1/audio/voices", data=data, files={"audio_sample": ("a.wav", recording, "audio/wav")})
 
@@ -62,9 +63,9 @@ def test_a_premade_voice_is_made_once_and_kept(talker, tmp_path):
 
 def test_a_request_with_a_voice_is_generate_with_its_prompt(server, talker):
     voice = prompt(server.app.state.service.voices, "alloy")
-    answer = server.speak(TEXT, voice="alloy")
+    answer = server.speak(SAID, voice="alloy")
     whole = talker.generate(
-        TEXT.removeprefix("[S1] "), seed=3, audio_prompt=voice.codes, audio_prompt_text=voice.transcript
+        SAID.removeprefix("[S1] "), seed=3, audio_prompt=voice.codes, audio_prompt_text=voice.transcript
     )
     found = np.frombuffer(answer.content, "<i2") / 32767
     assert len(found) == len(whole) and np.abs(found - whole.clip(-1, 1)).max() < 1e-4
@@ -74,7 +75,7 @@ def test_upload_speak_and_delete(server, recording):
     made = upload(server, recording).json()
     assert made["object"] == "audio.voice" and made["name"] == "My voice" and made["id"].startswith("my-voice-")
     listed = {voice["id"]: voice for voice in server.client.get("/v1/audio/voices").json()["voices"]}
-    assert listed[made["id"]]["ref_text"] == TEXT
+    assert listed[made["id"]]["ref_text"] == SAID
     eleven = server.client.get("/v1/voices").json()["voices"]
     assert {"voice_id": made["id"], "name": "My voice", "category": "cloned", "labels": {}} in eleven
     for voice in (made["id"], {"id": made["id"]}):
@@ -128,7 +129,7 @@ def test_no_name_leads_out_of_the_folder(server, recording):
 def test_a_voice_of_another_codec_is_encoded_anew(talker, tmp_path, recording):
     store = VoiceStore(tmp_path, "talker")
     store.attach(talker)
-    voice = asyncio.run(store.create("mine", recording, TEXT))
+    voice = asyncio.run(store.create("mine", recording, SAID))
     codes = prompt(store, voice.id).codes
     (tmp_path / voice.id / f"codes-{store._codec}.safetensors").rename(tmp_path / voice.id / "codes-other.safetensors")
     again = VoiceStore(tmp_path, "talker")
@@ -187,12 +188,12 @@ def test_a_killed_server_leaves_a_whole_folder(talker, tmp_path, recording):
     for voice in store.list():
         if voice.category == "cloned":
             assert len(prompt(store, voice.id).codes)
-            assert json.loads((folder / voice.id / "voice.json").read_text())["transcript"] == TEXT
+            assert json.loads((folder / voice.id / "voice.json").read_text())["transcript"] == SAID
 
 
 def test_the_audio_of_an_upload_may_be_of_any_usual_rate(server):
-    wav = server.speak(LONG, response_format="wav", sample_rate=44_100, stream=False).content
-    answer = upload(server, wav, ref_text=LONG)
+    wav = server.speak(SAID, response_format="wav", sample_rate=44_100, stream=False).content
+    answer = upload(server, wav, ref_text=SAID)
     assert answer.status_code == 200, answer.text
     stereo = with_sizes(AudioFormat("wav", 16_000), b"\0" * 44 + b"\1\0" * 20_000)
     assert upload(server, stereo).status_code == 400  # almost silent
