@@ -43,6 +43,7 @@ def wait_until_ready(url: str, server: subprocess.Popen) -> None:
 def commands(python: str, url: str, bars: str | None) -> list[list[str]]:
     """What is run against the server at `url`."""
     found = [[python, str(ROOT / "examples" / name)] for name in EXAMPLES]
+    found.append([python, str(ROOT / "tests" / "server" / "clients" / "livekit_sockets.py")])
     found.append(["sh", str(ROOT / "examples" / "curl.sh")])
     found.append([
         str(Path(python).with_name("schemathesis")), "run", f"{url}/openapi.json", "--checks", "not_a_server_error",
