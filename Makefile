@@ -55,7 +55,7 @@ hear: $(READY)
 	$(PY) -m tools.talker.evaluate
 	$(PY) -m pytest -q tests/tools/test_hearing.py
 
-# Needs a CUDA device. PARTS="correctness speed kernels tuning audio" or some of them; goes on where an earlier run ended.
+# Needs a CUDA device. PARTS="correctness speed kernels tuning audio load" or some of them; goes on where an earlier run ended.
 gpu: $(READY)
 	$(PY) -m benchmarks.gpu $(if $(PARTS),--parts $(PARTS)) $(if $(REFERENCE),--reference $(REFERENCE))
 

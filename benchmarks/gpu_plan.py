@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BATCHES = (1, 4, 16, 64)
+SLOTS = ("1", "4", "16", "32", "64")
 MODEL = ["--model", "synthetic:full", "--dtype", "bfloat16"]
 
 
@@ -128,10 +129,23 @@ def _audio(journal: Path, reference: str | None) -> list[Measurement]:
     return measurements
 
 
+def _load(journal: Path, reference: str | None) -> list[Measurement]:
+    measurements = []
+    # At each number of slots three loads of 32 streams of 1.5 s: two minutes for one slot that just keeps up with real
+    # time, which many slots need not.
+    common = ["--load", "0.5", "0.8", "0.95", "--requests", "32", "--max-tokens", "145"]
+    for name, arguments in (("bfloat16", []), ("int8", ["--quant", "int8", "--no-lock"])):
+        json = journal.with_name(f".{journal.stem}-load.json")
+        command = _python("benchmarks.load", *MODEL, *arguments, "--slots", *SLOTS, *common, "--json", str(json))
+        measurements.append(Measurement("load", name, command, json=json))
+    return measurements
+
+
 PARTS = {
     "correctness": _correctness,
     "speed": _speed,
     "kernels": _kernels,
     "tuning": _tuning,
     "audio": _audio,
+    "load": _load,
 }

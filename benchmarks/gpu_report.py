@@ -122,6 +122,14 @@ def _lines(entry: dict) -> Iterator[str]:
         for row in report["whole"]:
             ratio = row["first_audio_seconds"] / seconds["p50"]
             yield f"{'  ' + row['name']:58} {row['first_audio_seconds']:.2f} s, {ratio:.1f}x later"
+    elif "loads" in report:
+        for row in report["loads"]:
+            first, slots = row["first_audio_seconds"], f", {row['slots']} slots" if row["slots"] else ""
+            yield (
+                f"{name + ': ' + row['system'] + slots:58} {row['rate']:7.2f} requests/s, {row['kept']} of "
+                f"{row['requests']} kept, first sound p50 {1e3 * first['p50']:.0f} ms, "
+                f"p95 {1e3 * first['p95']:.0f} ms, {row['times_real_time']:.1f}x real time"
+            )
     elif "results" in report:
         for row in report["results"]:
             yield (

@@ -1,4 +1,4 @@
-"""Draw what `tokens_per_sec`, `first_audio` or `fidelity` wrote with `--json` as a picture.
+"""Draw what `tokens_per_sec`, `first_audio`, `fidelity` or `load` wrote with `--json` as a picture.
 
 python -m benchmarks.plot speed.json speed.png
 """
@@ -66,6 +66,31 @@ def draw_divergence(report: dict, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def draw_load(report: dict, path: Path) -> None:
+    """First audio and streams kept over the rate of arrivals, a line for each system."""
+    figure, (upper, lower) = _pyplot().subplots(2, 1, figsize=(8, 6.5), sharex=True, layout="constrained")
+    systems: dict[str, list[dict]] = {}
+    for row in report["loads"]:
+        slots = f", {row['slots']} slots" if row["system"] == "dia-engine" else ""
+        systems.setdefault(row["system"] + slots, []).append(row)
+    for name, rows in systems.items():
+        rates = [row["rate"] for row in rows]
+        (drawn,) = upper.plot(rates, [row["first_audio_seconds"]["p50"] for row in rows], marker="o", label=name)
+        p95 = [row["first_audio_seconds"]["p95"] for row in rows]
+        upper.plot(rates, p95, marker="o", linestyle=":", color=drawn.get_color())
+        lower.plot(rates, [100 * row["kept"] / row["requests"] for row in rows], marker="o", color=drawn.get_color())
+    upper.set_yscale("log")
+    upper.set_ylabel("first audio, s: p50, p95 dotted")
+    upper.legend(fontsize=8)
+    lower.set_ylim(-4, 104)
+    lower.set_ylabel("streams without an underrun, %")
+    lower.set_xlabel("requests/s, Poisson arrivals")
+    weights = report["quant"] or report["dtype"]
+    title = f"{report['model']}, {weights}, {report['device']}, torch {report['torch']}, {report['date']}"
+    upper.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
 def require_matplotlib(parser: argparse.ArgumentParser) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         parser.error("pictures need matplotlib: pip install matplotlib")
@@ -90,7 +115,7 @@ def main() -> int:
         report = json.loads(options.json.read_text())
     except FileNotFoundError as error:
         parser.error(f"no such file: {error.filename}")
-    drawings = {"timeline": draw_timeline, "recipes": draw_divergence, "results": draw_speeds}
+    drawings = {"loads": draw_load, "timeline": draw_timeline, "recipes": draw_divergence, "results": draw_speeds}
     draw = next((draw for key, draw in drawings.items() if key in report), None)
     if draw is None:
         parser.error(f"{options.json} was not written by one of these benchmarks")

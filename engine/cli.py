@@ -1,4 +1,4 @@
-"""The command `dia-engine`: `say` makes a sound file of a script, `serve` streams to clients over HTTP,
+"""The command `dia-engine`: `say` makes a sound file of a script, `batch` files of many, `serve` streams to clients,
 `info` describes a model, `quantize` shrinks one."""
 
 import argparse
@@ -10,8 +10,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO
 
 if TYPE_CHECKING:
@@ -19,31 +20,39 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .runtime.chunking import ChunkSizes
     from .runtime.request import Request
+    from .weights.source import ModelSource
 
 # Imports of this package stand inside the functions: --help must not wait for torch, nor Ctrl-C meet its import.
 
 # FileNotFoundError and PermissionError are OSErrors, torch.OutOfMemoryError is a RuntimeError.
 USER_ERRORS = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
+EXIT_LINES_FAILED = 1
 EXIT_ERROR = 2
 MAX_SCRIPT_BYTES = 2**20  # far above any model's limit, which is counted in tokens once the model is known
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 SMALL_MODELS = ("talker", "synthetic:tiny")  # by name: a folder's size is not known before torch is loaded
 INFO = "Layout, parameters and memory of a model, from its files; a model of the hub is fetched first."
+BATCH = (
+    "Make FOLDER/ID.wav of each line of a file, and FOLDER/manifest.jsonl. A line is a JSON object: id, text, and as "
+    "needed seed, audio_prompt, audio_prompt_text, max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k. A job "
+    "that was cut off goes on where it was. Exit status 1: some lines failed, the manifest says why."
+)
 DASH_HINT = "a script that begins with - goes behind --"
 INTERRUPTED = "dia-engine: interrupted, nothing was written"
 TOY = "talker is a toy of 41 words, for trying the engine without a GPU; it is no measure of Dia."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 2 for an error of the user's, 130 after Ctrl-C."""
+    """Run the command line and return the exit status: 0, 1 where lines of a batch failed, 2 for an error of the
+    user's, 130 after Ctrl-C."""
     _reserve_standard_descriptors()
     try:
         options = _parser().parse_args(arguments)
         limit_threads(getattr(options, "model", ""))
         with _leaving_at_once():
             import_all()
-        options.run(options)
+        return options.run(options) or 0
     except KeyboardInterrupt as interrupt:
         _show(str(interrupt) or INTERRUPTED, sys.stderr)
         return EXIT_INTERRUPTED
@@ -99,6 +108,7 @@ def _show(text: str, stream: TextIO | None) -> None:
 def import_all() -> None:
     """Import what every command needs, which takes seconds."""
     from . import engine, info  # noqa: F401
+    from .batch import command  # noqa: F401
     from .weights import save  # noqa: F401
 
 
@@ -153,6 +163,13 @@ def _cleaning_up_on_sigterm() -> Iterator[None]:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # as argparse has it
+        """Refuse `-hello`, a script without `--` before it, which Python 3.12 and later take for `-h`."""
+        for argument in takewhile(lambda argument: argument != "--", sys.argv[1:] if args is None else args):
+            if argument.startswith("-h") and argument != "-h":
+                self.error(f"unrecognized arguments: {argument}")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """One line, like every other error, instead of the whole usage."""
         if message.startswith("unrecognized arguments: -") or "ignored explicit argument" in message:
@@ -162,7 +179,6 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from . import __version__
-    from .sampling_params import ResolvedSamplingParams
     from .server.settings import add_arguments as add_serve_arguments
 
     parser = _Parser(prog="dia-engine", description="Run Dia, the open text-to-dialogue model.")
@@ -188,19 +204,20 @@ def _parser() -> argparse.ArgumentParser:
     voice = say.add_argument_group("voice")
     voice.add_argument("--prompt", metavar="SOUND", help="sound file whose voices go on")
     voice.add_argument("--prompt-text", metavar="TEXT", help="what is said in the prompt")
-    sampling = say.add_argument_group("sampling")
+    sampling = _add_sampling_arguments(say)
     sampling.add_argument("--seed", type=int, help="same seed, same sound (default: a new one, which is shown)")
-    for flag, kind, name, meaning in (
-        ("--max-tokens", int, "max_tokens", "decoder rows at most"),
-        ("--cfg-scale", float, "cfg_scale", "guidance by the text"),
-        ("--temperature", float, "temperature", "0 = likeliest"),
-        ("--top-p", float, "top_p", "in (0, 1]"),
-        ("--top-k", _top_k, "cfg_filter_top_k", "candidates, or all"),
-    ):
-        # Without a default of argparse's: what is left out is the model's.
-        meaning += f" (default: the model's own, else {getattr(ResolvedSamplingParams, name)})"
-        sampling.add_argument(flag, type=kind, default=argparse.SUPPRESS, dest=name, help=meaning)
     say.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
+
+    batch = commands.add_parser("batch", help="turn a file of scripts into a folder of sound files", description=BATCH)
+    batch.set_defaults(run=_batch)
+    batch.add_argument("scripts", metavar="SCRIPTS", help="file of JSON lines")
+    batch.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder, created if it is not there")
+    batch.add_argument("--format", default="wav", help="wav, flac, ogg or mp3 (default: %(default)s)")
+    batch.add_argument("--slots", type=int, metavar="N", help="scripts at the same time (default: as many as fit)")
+    batch.add_argument("--max-rows", type=int, metavar="N", help="decoder rows per slot (default: all of the model's)")
+    _add_model_arguments(batch, default_model="nari-labs/Dia-1.6B-0626")
+    _add_sampling_arguments(batch)
+    batch.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
     serve = commands.add_parser(
         "serve",
@@ -216,6 +233,8 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("model", help="hub id, folder, talker, or synthetic:tiny / synthetic:full")
     info.add_argument("--dtype", default="bfloat16", help="dtype that memory is counted in (default: %(default)s)")
     info.add_argument("--quant", help="count the memory of a quantized model: int8 or nf4")
+    info.add_argument("--device", help="whose free memory is looked at (default: cuda if there is one, else cpu)")
+    info.add_argument("--max-rows", type=int, metavar="N", help="decoder rows per slot (default: all of the model's)")
     info.add_argument("--revision", help="revision of the hub repository")
 
     quantize = commands.add_parser(
@@ -240,6 +259,23 @@ def _add_model_arguments(command: argparse.ArgumentParser, default_model: str) -
     group.add_argument("--quant", help="int8 or nf4: quantize the weights while loading")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: what suits the device)")
     group.add_argument("--device", help="such as cuda, cuda:1 or cpu (default: cuda if there is one)")
+
+
+def _add_sampling_arguments(command: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    from .sampling_params import ResolvedSamplingParams
+
+    group = command.add_argument_group("sampling")
+    for flag, kind, name, meaning in (
+        ("--max-tokens", int, "max_tokens", "decoder rows at most"),
+        ("--cfg-scale", float, "cfg_scale", "guidance by the text"),
+        ("--temperature", float, "temperature", "0 = likeliest"),
+        ("--top-p", float, "top_p", "in (0, 1]"),
+        ("--top-k", _top_k, "cfg_filter_top_k", "candidates, or all"),
+    ):
+        # Without a default of argparse's: what is left out is the model's.
+        meaning += f" (default: the model's own, else {getattr(ResolvedSamplingParams, name)})"
+        group.add_argument(flag, type=kind, default=argparse.SUPPRESS, dest=name, help=meaning)
+    return group
 
 
 def _top_k(value: str) -> int | None:
@@ -326,9 +362,26 @@ def _parse(options: argparse.Namespace, script: str, seed: int) -> "tuple[Reques
     Returns:
         the request; and the codec: as the options name it, or loaded where an audio prompt needs it.
     """
+    from .runtime.request import parse_requests
+
+    source, codec = _check_model(options)
+    (request,) = parse_requests(
+        script,
+        _sampling(options),
+        audio_prompt=options.prompt,
+        audio_prompt_text=options.prompt_text,
+        seed=seed,
+        config=source.config,
+        defaults=source.defaults,
+        codec=codec,
+    )
+    return request, options.codec if options.prompt is None else codec()
+
+
+def _check_model(options: argparse.Namespace) -> "tuple[ModelSource, Callable[[], Codec]]":
+    """The model's files, and what opens its codec once, after all options of the model and of sampling are checked."""
     from .device import resolve_device, resolve_dtype
     from .engine import open_codec
-    from .runtime.request import parse_requests
     from .sampling_params import SamplingParams
     from .weights.recipes import checked_recipe
     from .weights.source import resolve_model
@@ -346,17 +399,7 @@ def _parse(options: argparse.Namespace, script: str, seed: int) -> "tuple[Reques
     def codec() -> "Codec":
         return open_codec(options.codec, source, device, codec_dtype)
 
-    (request,) = parse_requests(
-        script,
-        _sampling(options),
-        audio_prompt=options.prompt,
-        audio_prompt_text=options.prompt_text,
-        seed=seed,
-        config=source.config,
-        defaults=source.defaults,
-        codec=codec,
-    )
-    return request, options.codec if options.prompt is None else codec()
+    return source, codec
 
 
 def _check_streaming(options: argparse.Namespace) -> None:
@@ -486,12 +529,27 @@ def _serve(options: argparse.Namespace) -> None:
     run({name: value for name, value in vars(options).items() if name != "run"})
 
 
+def _batch(options: argparse.Namespace) -> int:
+    from .batch.command import run_batch
+
+    _check_model(options)
+    report = None if options.quiet else sys.stdout
+    with _cleaning_up_on_sigterm():
+        lines, failed = run_batch(options, _sampling(options))
+    for line in lines:
+        _show(line, report)
+    return EXIT_LINES_FAILED if failed else 0
+
+
 def _info(options: argparse.Namespace) -> None:
     from .info import describe
 
     if sys.stdout is None:
         raise ValueError("standard output is closed, where the description should go")
-    _show(describe(options.model, options.revision, options.dtype, options.quant), sys.stdout)
+    text = describe(
+        options.model, options.revision, options.dtype, options.quant, device=options.device, max_rows=options.max_rows
+    )
+    _show(text, sys.stdout)
 
 
 def _quantize(options: argparse.Namespace) -> None:

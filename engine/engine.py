@@ -369,6 +369,7 @@ class Engine:
     ) -> AudioStream[Any]:
         """What `stream` returns, for a list of texts if `batch`; see `runtime.request.parse_requests`."""
         check_not_forked(self.device)
+        self._thread.check_usable()
 
         def start(is_closed: Callable[[], bool]) -> Call | None:
             encoded = []
@@ -417,9 +418,9 @@ class Engine:
         return self._thread.active
 
     @property
-    def failure(self) -> str:
-        """Why every further call fails: the engine is closed, or its device has failed. Empty while it works."""
-        return self._thread.unusable
+    def usable(self) -> bool:
+        """Whether calls can work: not closed, and its device has not failed."""
+        return self._thread.usable
 
     def observe_launches(self, observer: Callable[[int, int, float], None]) -> None:
         """Have a function called in the engine's thread after each launch of decode steps, for metrics.

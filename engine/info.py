@@ -5,12 +5,14 @@ from pathlib import Path
 
 import torch
 
-from .device import resolve_dtype
+from .capacity import Footprint, codec_bytes, footprint, free_memory, verdict
+from .device import resolve_device, resolve_dtype
 from .kernels.quantized import FORMATS
 from .model.config import DiaConfig
 from .model.dia import parameter_shapes
+from .runtime.limits import Limits
 from .weights.load import check_formats
-from .weights.recipes import checked_recipe, chosen_formats
+from .weights.recipes import RECIPES, checked_recipe, chosen_formats
 from .weights.source import resolve_model
 
 # part -> what its weights' names hold; the first that fits counts.
@@ -37,27 +39,32 @@ def weight_bytes(name: str, shape: tuple[int, ...], dtype: torch.dtype, format: 
     return math.prod(shape) * (4 if name.endswith("norm.weight") else dtype.itemsize)
 
 
-def cache_bytes(config: DiaConfig, itemsize: int) -> int:
-    """Bytes of the key/value caches of one request that uses every row and every byte of text."""
-    decoder = config.decoder
-    self_row = decoder.num_key_value_heads * decoder.head_dim * 2  # rows with and without text
-    cross_row = decoder.cross_num_key_value_heads * decoder.cross_head_dim
-    rows = self_row * decoder.max_position_embeddings + cross_row * config.encoder.max_position_embeddings
-    return 2 * itemsize * decoder.num_hidden_layers * rows
-
-
-def describe(model: str | Path, revision: str | None, dtype: str, quant: str | None = None) -> str:
-    """The text of `dia-engine info`: layout, parameters, and memory by part, quantized or in `dtype`.
+def describe(
+    model: str | Path,
+    revision: str | None,
+    dtype: str,
+    quant: str | None = None,
+    *,
+    device: str | None = None,
+    max_rows: int | None = None,
+) -> str:
+    """The text of `dia-engine info`: layout, parameters, memory by part and of slots, quantized or in `dtype`, and
+    whether they fit.
 
     Reads the headers of the model's files, which are fetched from the hub if they are not here yet.
+
+    Args:
+        device: whose free memory is looked at; None is a GPU if there is one, else the CPU.
+        max_rows: decoder rows per slot; None is all of the model's.
 
     Raises:
         FileNotFoundError, ValueError: as `Engine.load`, weights that do not fit the config included.
     """
-    chosen = resolve_dtype(dtype)
+    chosen, place = resolve_dtype(dtype), resolve_device(device)
     recipe = None if quant is None else checked_recipe(quant)
     source = resolve_model(model, revision)
     config = source.config
+    rows = Limits(max_rows=max_rows).rows(config)
     formats = {} if recipe is None else chosen_formats(recipe, config)
     stored = source.stored_formats
     if recipe is not None and stored:
@@ -65,7 +72,37 @@ def describe(model: str | Path, revision: str | None, dtype: str, quant: str | N
     lines = [f"model       {model}", f"weights     {source.description}", *_sizes(config)]
     if recipe is not None:
         lines.append(f"quantized   {', '.join(f'{pattern} in {format}' for pattern, format in recipe.items())}")
-    return "\n".join((*lines, "", *_table(config, chosen, stored or formats)))
+    codec = codec_bytes(source.codec_config())
+
+    def with_formats(formats: dict[str, str]) -> Footprint:
+        return footprint(config, chosen, weights=total_bytes(config, chosen, formats), codec=codec, rows=rows)
+
+    mine, free = with_formats(stored or formats), free_memory(place)
+    # Planned only where they are asked for: a recipe may have something to warn of.
+    plans = ((name, with_formats(chosen_formats(recipe, config))) for name, recipe in RECIPES.items() if not stored)
+    others = ((name, plan) for name, plan in plans if plan.weights < mine.weights)
+    table = _table(config, chosen, stored or formats)
+    slots = mine.default_slots(free, place.type == "cuda")
+    return "\n".join((*lines, "", *table, *_slots(mine, slots, dtype), "", *verdict(mine, free, place, others)))
+
+
+def total_bytes(config: DiaConfig, dtype: torch.dtype, formats: dict[str, str]) -> int:
+    """Bytes of all weights of a model."""
+    shapes = parameter_shapes(config).items()
+    return sum(weight_bytes(name, shape, dtype, formats.get(name)) for name, shape in shapes)
+
+
+def _slots(plan: Footprint, slots: int, dtype: str) -> list[str]:
+    rest = plan.slot - plan.self_cache - plan.cross_cache
+    rows = (
+        ("codec", plan.codec, "float32"),
+        ("one slot", plan.slot, f"{plan.rows} rows at most, allocated before they are written"),
+        ("  keys/values of rows", plan.self_cache, dtype),
+        ("  keys/values of text", plan.cross_cache, dtype),
+        ("  buffers and codes", rest, ""),
+        (f"default slots, {slots}", slots * plan.slot, ""),
+    )
+    return [f"{name:24}{'':>16}{size / 1e6:>12,.1f}   {remark}".rstrip() for name, size, remark in rows]
 
 
 def _sizes(config: DiaConfig) -> list[str]:
@@ -93,6 +130,4 @@ def _table(config: DiaConfig, dtype: torch.dtype, formats: dict[str, str]) -> li
     lines = [f"{'part':24}{'parameters':>16}{'MB':>12}   in"]
     for part, count in counts.items():
         lines.append(f"{part:24}{count:>16,}{sizes[part] / 1e6:>12,.1f}   {', '.join(sorted(kinds[part]))}".rstrip())
-    caches = cache_bytes(config, dtype.itemsize)
-    lines.append(f"{'caches of one request':24}{'':>16}{caches / 1e6:>12,.1f}   {plain}, at most")
     return lines

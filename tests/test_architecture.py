@@ -18,7 +18,7 @@ ALLOWED = {
     "weights": {"kernels", "files", "model", "codec", ""},
     "runtime": {"kernels", "files", "model", "codec", ""},
 }
-ON_TOP = {"engine", "cli", "info", "server", "__init__", "__main__"}
+ON_TOP = {"engine", "batch", "capacity", "cli", "info", "server", "__init__", "__main__"}
 FOLDERS = [
     *(each for each in ALLOWED if each != "kernels"),
     "server",

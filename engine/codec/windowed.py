@@ -47,6 +47,11 @@ class CodeWindows:
         # Before the steps in the queue for the GPU: a window is short, and someone waits for its sound.
         self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
+    @property
+    def holds_up_steps(self) -> bool:
+        """Whether `decode` returns only when the sound is made."""
+        return self._stream is None
+
     def prepare(self, lengths: Iterable[int]) -> None:
         """Be ready for windows of these lengths in frames."""
 

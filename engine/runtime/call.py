@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import queue
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -88,6 +89,7 @@ class Call:
         self._left, self._on_steps, self._on_end = requests, on_steps, on_end
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._wakes: set[Callable[[], Any]] = set()  # of those who wait in an event loop
+        self._noting = threading.Lock()  # several threads may read
 
     def emit(self, index: int, audio: np.ndarray) -> None:
         """Called by the scheduler: a request's next chunk."""
@@ -148,18 +150,21 @@ class Call:
                 self._on_steps(item.count)
             return None
         elif isinstance(item, _Finished):
-            self._note_result(item.index, item.generation)
-            if not self._left:
+            if self._note_result(item.index, item.generation):
                 self._put(_END)
             return None
         return item
 
-    def _note_result(self, index: int, generation: Generation) -> None:
-        self.results[index] = generation
-        self._left -= 1
+    def _note_result(self, index: int, generation: Generation) -> bool:
+        """Whether it was the last."""
+        with self._noting:
+            self.results[index] = generation
+            self._left -= 1
+            last = not self._left
         if generation.finish_reason == "length":
             item = f"item {index}: " if len(self.results) > 1 else ""
             logger.warning("%sthe audio was cut by max_tokens after %.2f s", item, generation.duration)
+        return last
 
     def _put(self, item: Any) -> None:
         self._items.put(item)

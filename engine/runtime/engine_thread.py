@@ -8,8 +8,8 @@ work.
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -49,11 +49,7 @@ class _Work:
 
 
 class EngineThread:
-    """Runs the requests of all callers of an engine.
-
-    Attributes:
-        unusable: why nothing more can be submitted; empty while it can.
-    """
+    """Runs the requests of all callers of an engine."""
 
     def __init__(
         self,
@@ -68,21 +64,26 @@ class EngineThread:
             limits: of the engine.
         """
         self._make_scheduler, self._modes, self._max_waiting = make_scheduler, modes, limits.max_waiting
-        self.unusable = ""
+        self._unusable = ""
         self._begin()
 
     def _begin(self) -> None:
         self._pid = os.getpid()
         self.scheduler = self._make_scheduler()
         self._inbox: queue.SimpleQueue[_Submission | _Work | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collection inside it can come to `close`
         self._submitted = 0
         self._thread: threading.Thread | None = None
 
     @property
     def active(self) -> int:
-        """Requests that run or wait."""
-        return self._submitted - self.scheduler.ended
+        """Requests that run or wait in this process."""
+        return 0 if self._pid != os.getpid() else self._submitted - self.scheduler.ended
+
+    @property
+    def usable(self) -> bool:
+        """Whether calls are taken: not after `close`, nor after a failure of the device."""
+        return not self._unusable
 
     def submit(self, requests: list[Request], call: Call, sizes: ChunkSizes) -> None:
         """Queue requests, whose prompts are codes; their results go to the call.
@@ -117,24 +118,30 @@ class EngineThread:
         if self._pid != os.getpid():
             return
         with self._lock:
-            self.unusable = self.unusable or reason
+            self._unusable = self._unusable or reason
             thread = self._thread
             self._inbox.put(None)
         if thread is not None and thread is not threading.current_thread():  # where a collection can come to this
             thread.join()
 
-    def _running(self) -> threading.Lock:
-        """The lock under which the inbox is filled, once there is a thread that will empty it."""
+    def check_usable(self) -> None:
+        """Raises RuntimeError: the engine is closed or unusable."""
+        if self._unusable:
+            raise RuntimeError(self._unusable)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Holds the lock under which the inbox is filled, with a thread that will empty it: what ends the thread takes
+        the lock before it looks into the inbox for the last time."""
         if self._pid != os.getpid():  # threads do not survive a fork, and their locks may be held for ever
             self._begin()
         with self._lock:
-            if self.unusable:
-                raise RuntimeError(self.unusable)
+            self.check_usable()
             if self._thread is None:
                 # A daemon: `close` ends it when the interpreter exits.
                 self._thread = threading.Thread(target=self._main, name="dia-engine", daemon=True)
                 self._thread.start()
-        return self._lock
+            yield
 
     def _main(self) -> None:
         try:
@@ -142,13 +149,13 @@ class EngineThread:
                 while self._take(self._waiting_items()):
                     with full_float32():  # for one step: the setting is the whole process's
                         self.scheduler.step()
-            error: BaseException = RuntimeError(self.unusable)
+            error: BaseException = RuntimeError(self._unusable)
         except BaseException as failure:  # nothing that a request alone could be blamed for
             error = RuntimeError(
                 f"the engine has failed and is unusable ({type(failure).__name__}: {failure}); load a new one"
             )
             error.__cause__ = failure
-            self.unusable = str(error)
+            self._unusable = str(error)
         self.scheduler.fail_all(error)
         with self._lock, suppress(queue.Empty):
             while True:
@@ -174,9 +181,9 @@ class EngineThread:
                 self.scheduler.add(request, index, item.call, item.sizes)
         return True
 
-    @staticmethod
-    def _refuse(item: Any, error: BaseException) -> None:
+    def _refuse(self, item: Any, error: BaseException) -> None:
         if isinstance(item, _Work):
             item.outcome.put((None, error))
         elif item is not None:
+            self.scheduler.ended += len(item.requests)
             item.call.fail(error)

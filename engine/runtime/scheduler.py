@@ -101,6 +101,13 @@ class Sequence:
         return bool(self.first_emitted or self.pending)
 
 
+def _urgency(sequence: Sequence) -> tuple[bool, bool, float]:
+    """Sorts sequences with windows: new streams, then streams by when their players run dry, then other requests."""
+    _, since = sequence.windows[0]
+    dry = sequence.first_emitted + sequence.emitted_seconds
+    return not sequence.call.streaming, sequence.heard, dry if sequence.call.streaming else since
+
+
 class Scheduler:
     """Runs requests to their ends. Used by one thread; others may abort its calls."""
 
@@ -165,19 +172,19 @@ class Scheduler:
 
     def _remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is, and free its slot."""
+        self._free_slot(sequence)
         self.ended += 1
         for queue in (self.waiting, self.prefilling, self.finishing):
             if sequence in queue:
                 queue.remove(sequence)
-        self._free_slot(sequence)
 
     def _free_slot(self, sequence: Sequence) -> None:
         if sequence.slot < 0:
             return
+        self.runner.release(sequence.slot)  # first: if the device has failed, `fail_all` must find the sequence
         slot, sequence.slot = sequence.slot, -1
         self.running.pop(slot, None)
         heappush(self._free, slot)
-        self.runner.release(slot)
 
     def _fail(self, sequence: Sequence, error: BaseException) -> None:
         self._remove(sequence)
@@ -276,18 +283,22 @@ class Scheduler:
         except Exception as error:
             self._fail(sequence, error)
             return
-        self.finishing.append(sequence)
         self._free_slot(sequence)
+        self.finishing.append(sequence)
 
     def _decode_windows(self) -> None:
         """Hand complete windows to the codec, first those that a listener waits for. As long as a stream has not made
-        its first chunk, the windows of others that can wait give way to its decode steps."""
+        its first chunk, the windows of others that can wait give way to its decode steps. Where the codec holds up the
+        steps, only one window that could wait is decoded between two launches: a request that comes meanwhile waits for
+        no more of them."""
         sequences = [sequence for sequence in self._all() if sequence.windows]
-        someone_waits = any(
-            sequence.call.streaming and not sequence.heard for sequence in self._all() if sequence.slot >= 0
-        )
-        for sequence in sorted(sequences, key=lambda sequence: (not sequence.call.streaming, sequence.heard)):
-            while sequence.windows and not (someone_waits and self._can_wait(sequence)):
+        wait = any(sequence.call.streaming and not sequence.heard for sequence in self._all() if sequence.slot >= 0)
+        for sequence in sorted(sequences, key=_urgency):
+            while sequence.windows:
+                can_wait = self._can_wait(sequence)
+                if wait and can_wait:
+                    break
+                wait = wait or (can_wait and self.decoder.holds_up_steps)
                 window, _ = sequence.windows.popleft()
                 try:
                     self._decode_window(sequence, window)

@@ -1,6 +1,7 @@
 """Audio that is read while it is made."""
 
 import asyncio
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -18,7 +19,7 @@ class AudioStream(Generic[Item]):
     kept. It is given up, and the slot free after the launch in progress, by `close` or `aclose`, at the end of a `with`
     over the stream, by Ctrl-C or a cancelled task while its reader waits, when nobody holds the stream any more (as
     when an exception leaves the reader's loop), and when the interpreter exits. Its errors are raised to the reader.
-    Several threads may read it, each chunk goes to one of them.
+    Several threads may read it, each chunk goes to one of them. A process forked from its own cannot: RuntimeError.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class AudioStream(Generic[Item]):
         """
         self._start, self._item_of, self._batch = start, item_of, batch
         self._starting = threading.Lock()
+        self._pid = os.getpid()
         self._call: Call | None = None
         self._closed = False
 
@@ -78,6 +80,7 @@ class AudioStream(Generic[Item]):
         return self
 
     def __next__(self) -> Item:
+        self._check_process()
         try:
             call = self._started()
             if call is None:
@@ -91,6 +94,7 @@ class AudioStream(Generic[Item]):
         return self
 
     async def __anext__(self) -> Item:
+        self._check_process()
         try:
             # To encode an audio prompt takes seconds, in which the event loop must go on.
             call = self._call or await asyncio.to_thread(self._started)
@@ -100,6 +104,11 @@ class AudioStream(Generic[Item]):
         except asyncio.CancelledError:
             self.close()
             raise
+
+    def _check_process(self) -> None:
+        """Raises RuntimeError in a process forked from the stream's: nothing would ever come."""
+        if self._pid != os.getpid():
+            raise RuntimeError("this stream was made in the process that this one was forked from; read it there")
 
     def _started(self) -> Call | None:
         """The call, begun if need be; None for a stream that was closed before."""

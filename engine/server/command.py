@@ -39,8 +39,8 @@ def serve(settings: Settings) -> None:
     from .listener import Listener, bound_socket
     from .logs import configure
 
-    configure(settings.log_format)
     listening = bound_socket(settings)
+    configure(settings.log_format)
     app = build_app(settings)
     host, port = listening.getsockname()[:2]
     logger.info("listening on http://%s:%d, loading %s", host, port, settings.model)

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from ..codec import Codec
+from ..codec import Codec, CodecConfig
+from ..codec.checkpoint import open_checkpoint
 from ..files.hub import DEFAULT_CODEC, GENERATION_CONFIG, find_config, find_weights
 from ..files.paths import read_json, require_file, user_path
 from ..kernels.quantized import Weight
@@ -28,7 +29,7 @@ from ..model.config import DiaConfig
 from ..sampling_params import ResolvedSamplingParams
 from .load import DiaCheckpoint
 from .recipes import Recipe
-from .synthetic import PREFIX, stream_random_weights, synthetic_codec, synthetic_config
+from .synthetic import PREFIX, stream_random_weights, synthetic_codec, synthetic_codec_config, synthetic_config
 
 TALKER = "talker"
 TALKER_FOLDER = Path(__file__).parents[1] / "assets" / "talker"
@@ -66,6 +67,14 @@ class ModelSource(ABC):
     @abstractmethod
     def load_codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         """The codec that belongs to the model."""
+
+    @abstractmethod
+    def codec_config(self) -> CodecConfig:
+        """The sizes of the codec that `load_codec` gives, without its weights; nothing is fetched.
+
+        Raises:
+            FileNotFoundError, ValueError: as `Codec.load`.
+        """
 
     @abstractmethod
     def copy_companions(self, target: Path) -> None:
@@ -115,6 +124,10 @@ class FileSource(ModelSource):
     def load_codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         return Codec.load(self._codec_folder() or DEFAULT_CODEC, device=device, dtype=dtype)
 
+    def codec_config(self) -> CodecConfig:
+        codec = self._codec_folder()
+        return CodecConfig() if codec is None else open_checkpoint(codec).config  # DEFAULT_CODEC's are the defaults
+
     def copy_companions(self, target: Path) -> None:
         codec, generation = self._codec_folder(), self._config_path.parent / GENERATION_CONFIG
         try:
@@ -153,6 +166,9 @@ class SyntheticSource(ModelSource):
 
     def load_codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         return synthetic_codec(self.config, self._name, device, dtype)
+
+    def codec_config(self) -> CodecConfig:
+        return synthetic_codec_config(self.config, self._name)
 
     def copy_companions(self, target: Path) -> None:
         """There is nothing beside it."""

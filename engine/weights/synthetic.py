@@ -122,9 +122,11 @@ def _deviation(name: str, shape: tuple[int, ...], config: DiaConfig) -> float:
 def synthetic_codec(
     config: DiaConfig, model: str, device: torch.device | str, dtype: torch.dtype = torch.float32
 ) -> Codec:
-    """A codec of random weights for a synthetic model: the true codec's sizes for `full`, narrow ones for `tiny`."""
-    channels = config.decoder.num_channels
-    sizes = CodecConfig(n_codebooks=channels, codebook_size=config.eos_token_id)
-    if model.endswith("tiny"):
-        sizes = replace(sizes, encoder_hidden_size=4, decoder_hidden_size=64)
-    return Codec.from_config(sizes, device=device, dtype=dtype)
+    """A codec of random weights for a synthetic model."""
+    return Codec.from_config(synthetic_codec_config(config, model), device=device, dtype=dtype)
+
+
+def synthetic_codec_config(config: DiaConfig, model: str) -> CodecConfig:
+    """The true codec's sizes for `full`, narrow ones for `tiny`."""
+    sizes = CodecConfig(n_codebooks=config.decoder.num_channels, codebook_size=config.eos_token_id)
+    return replace(sizes, encoder_hidden_size=4, decoder_hidden_size=64) if model.endswith("tiny") else sizes

@@ -50,7 +50,7 @@ def names(part, journal):
 
 
 def test_the_parts_are_in_order_and_every_name_is_its_own(tmp_path):
-    assert list(PARTS) == ["correctness", "speed", "kernels", "tuning", "audio"]
+    assert list(PARTS) == ["correctness", "speed", "kernels", "tuning", "audio", "load"]
     for part in PARTS:
         planned = names(part, tmp_path / "j.jsonl")
         assert planned and len(set(planned)) == len(planned)
@@ -93,11 +93,11 @@ def test_so_few_steps_that_none_is_timed_are_refused():
         check_steps("--peer-steps", 8, gpu_device, untimed=1)
 
 
-@pytest.mark.parametrize("part", ["speed", "tuning", "audio"])
+@pytest.mark.parametrize("part", ["speed", "tuning", "audio", "load"])
 def test_the_commands_have_options_that_exist(part, tmp_path, monkeypatch):
-    from benchmarks import first_audio
+    from benchmarks import first_audio, load
 
-    modules = {"benchmarks.tokens_per_sec": tokens_per_sec, "benchmarks.first_audio": first_audio}
+    modules = {f"benchmarks.{module.__name__.split('.')[-1]}": module for module in (tokens_per_sec, first_audio, load)}
     for measurement in plan(part, tmp_path / "j.jsonl", "/nari"):
         assert measurement.command[:2] == [sys.executable, "-m"]
         monkeypatch.setattr(sys, "argv", measurement.command[2:])
@@ -297,11 +297,18 @@ def test_the_table_shows_every_kind_of_line(tmp_path):
         "whole": [{"name": "transformers eager", "first_audio_seconds": 20.7}],
     }
     journal.append("audio", "bfloat16", "passed", seconds=30.0, report=audio)
+    row = {
+        "system": "dia-engine", "slots": 16, "rate": 4.5, "requests": 64, "kept": 63, "times_real_time": 21.25,
+        "first_audio_seconds": {"p50": 0.061, "p95": 0.09, "p99": 0.1},
+    }  # fmt: skip
+    journal.append("load", "int8", "passed", seconds=30.0, report={"loads": [row]})
     shown = gpu_report.table(journal)
     for text in (
         "gpu H100, driver 570.1, sm_clock_max 1980 MHz, torch 2.13", "failed in 61 s, then at 1755 MHz",
         "1.250 ms/step    800.0 steps/s", "75 % of peak,   84 % of a copy", "out of memory", "11.50 us     3300 GB/s",
         "p50    45.0 ms", "20.70 s, 460.0x later",
+        "int8: dia-engine, 16 slots", "4.50 requests/s, 63 of 64 kept",
+        "first sound p50 61 ms, p95 90 ms, 21.2x real time",
     ):  # fmt: skip
         assert text in shown, (text, shown)
 

@@ -4,6 +4,7 @@ request gives the same codes alone and in any company."""
 import functools
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -265,6 +266,23 @@ def test_windows_of_streams_ahead_of_their_players_give_way_to_a_first_chunk():
     scheduler.add(request(9, seed=2), 0, bulk, SIZES)
     run(scheduler)
     assert chunks_of(ahead).tolist() == list(range(400)) and len(chunks_of(bulk)) == 9
+
+
+def test_a_codec_that_holds_up_the_steps_decodes_one_window_that_can_wait_between_two_launches():
+    """A request that comes in between waits for one, not for those of all."""
+    runner = ArithmeticRunner(max_slots=3)
+    runner.prefill_budget = 1000  # they run from the same launch on, so that their windows are complete at the same one
+    scheduler = scheduler_over(runner)
+    calls = [Call(1, streaming=False) for _ in range(3)]
+    decode = scheduler.decoder.decode
+    scheduler.decoder.decode = lambda *window: (runner.log.append(("window",)), decode(*window))[1]
+    for seed, call in enumerate(calls):
+        scheduler.add(request(20, seed=seed), 0, call, ChunkSizes(10, 10))
+    run(scheduler)
+    names = [entry[0] for entry in runner.log if entry[0] in ("launch", "window")]
+    last_launch = len(names) - names[::-1].index("launch")
+    assert names.count("window") == 6 and ("window", "window") not in pairwise(names[:last_launch])
+    assert [chunks_of(call).tolist() for call in calls] == [list(range(1000 * i, 1000 * i + 20)) for i in range(3)]
 
 
 # The main promise

@@ -65,7 +65,7 @@ class SpeechService:
     @property
     def state(self) -> str:
         """starting, ok, draining or failed."""
-        return FAILED if self._engine is not None and self._engine.failure else self._state
+        return FAILED if self._engine is not None and not self._engine.usable else self._state
 
     def ready(self, engine: Engine) -> None:
         """Requests may come."""

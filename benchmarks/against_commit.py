@@ -1,0 +1,123 @@
+"""Whether one request alone is as fast as in another version: pairs of both, in turn, and the interval of their ratio.
+
+    git worktree add /tmp/before COMMIT
+    python -m benchmarks.against_commit /tmp/before --model talker
+    python -m benchmarks.against_commit /tmp/before --model synthetic:full --quant int8 --what first_audio
+
+`first_audio` is from the call of `Engine.stream` to the first chunk. `step` is `Engine.generate` without a codec, its
+prefill included, per decode step. Each version runs in a process of its own; which of the two goes first alternates.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from .clients import Script
+from .command import run
+from .setting import SCRIPT, cpu_setting
+from .versions import ROOT, Version, check_checkout
+
+WHAT = ("first_audio", "step")
+WARM_UP_PAIRS = 2
+# Of Student's t distribution, both sides, by degrees of freedom; between them the smaller number's.
+T95 = {
+    1: 12.71,
+    2: 4.30,
+    3: 3.18,
+    4: 2.78,
+    5: 2.57,
+    7: 2.36,
+    9: 2.26,
+    14: 2.14,
+    19: 2.09,
+    29: 2.05,
+    59: 2.00,
+    119: 1.98,
+}
+
+
+def main() -> None:
+    options = _arguments()
+    report = {
+        **cpu_setting(), "benchmark": "against_commit", "model": options.model, "dtype": options.dtype,
+        "quant": options.quant, "pairs": options.pairs, "steps": options.steps, "comparisons": [],
+    }  # fmt: skip
+    loading = {"model": options.model, "dtype": options.dtype, "quant": options.quant, "device": "cpu"}
+    for what in options.what:
+        loading["load_dac"] = what == "first_audio"
+        with Version(options.checkout, **loading) as before, Version(ROOT, **loading) as now:
+            report["comparisons"].append(
+                {"what": what, **compare(*_measures(what, before, now, options), options.pairs)}
+            )
+        print(line(report["comparisons"][-1]), flush=True)
+        if options.json:
+            Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.against_commit", description=__doc__.split("\n")[0])
+    parser.add_argument("checkout", help="folder of the other version")
+    parser.add_argument("--model", default="talker", help="hub id, folder, talker or synthetic:... (%(default)s)")
+    parser.add_argument("--dtype", help="default: what suits the device")
+    parser.add_argument("--quant", help="int8 or nf4")
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT), help="(%(default)s)")
+    parser.add_argument("--pairs", type=int, default=20, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=60, help="of each generation without a codec (%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    options = parser.parse_args()
+    if options.pairs < 2:
+        parser.error(f"--pairs must be at least 2, got {options.pairs}")
+    check_checkout(options.checkout)
+    return options
+
+
+def _measures(what: str, before: Version, now: Version, options: argparse.Namespace) -> list[Callable[[], float]]:
+    """What times each version, before and now."""
+    if what == "first_audio":
+        return [lambda version=version: version.first_audio(Script(SCRIPT, seed=1)) for version in (before, now)]
+    script = Script(SCRIPT, seed=1, max_tokens=options.steps + 1)  # the first row is given
+    return [lambda version=version: version.generate(script) / options.steps for version in (before, now)]
+
+
+def compare(before: Callable[[], float], now: Callable[[], float], pairs: int) -> dict:
+    """Milliseconds of both, medians, and how many times as long `now` takes, with its interval."""
+    times: list[tuple[float, float]] = []
+    for pair in range(WARM_UP_PAIRS + pairs):
+        if pair % 2:
+            later = now()
+            times.append((before(), later))
+        else:
+            times.append((before(), now()))
+    times = times[WARM_UP_PAIRS:]
+    medians = [1e3 * statistics.median(column) for column in zip(*times, strict=True)]
+    low, high = interval([math.log(b / a) for a, b in times])
+    return {
+        "before_milliseconds": medians[0],
+        "now_milliseconds": medians[1],
+        "ratio": math.exp((low + high) / 2),
+        "ratio_interval": [math.exp(low), math.exp(high)],
+        "milliseconds_of_pairs": [[1e3 * a, 1e3 * b] for a, b in times],
+    }
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of at least two values, by Student's t."""
+    freedom = len(values) - 1
+    t = T95[max(known for known in T95 if known <= freedom)]
+    mean, half = statistics.mean(values), t * statistics.stdev(values) / len(values) ** 0.5
+    return mean - half, mean + half
+
+
+def line(row: dict) -> str:
+    low, high = row["ratio_interval"]
+    return (
+        f"{row['what']:12} before {row['before_milliseconds']:8.2f} ms, now {row['now_milliseconds']:8.2f} ms, "
+        f"now/before {row['ratio']:.3f} [{low:.3f}, {high:.3f}]"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,176 @@
+"""The command `dia-engine batch`: checks, loads, shows progress, sums up."""
+
+import argparse
+import logging
+import os
+import secrets
+import stat
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..engine import Engine
+from ..files.audio import FORMATS
+from ..files.paths import user_path, user_target
+from ..messages import shown
+from ..model.script import logger as script_logger
+from ..runtime.call import logger as cut_logger
+from ..runtime.limits import Limits
+from ..weights.source import resolve_model
+from .job import Job, Outcome, run_job
+from .manifest import Record, open_manifest
+from .script_file import check_script_file, read_lines
+
+# A file made with other values of these options is made again.
+SAME_AUDIO = ("model", "revision", "quant", "dtype", "codec", "codec_dtype", "max_rows")
+
+
+def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any]) -> tuple[list[str], int]:
+    """Run a job -> what to say of it, and how many lines failed.
+
+    Args:
+        options: of the command line; the model's are checked.
+        sampling: sampling parameters of lines that lack them.
+
+    Raises:
+        OSError, TypeError, ValueError: what makes the whole job meaningless, before a model is loaded.
+        RuntimeError: another process works in the folder; or, like OSError then, what ended the job.
+        KeyboardInterrupt: with a line that says what is done.
+    """
+    suffix = _suffix(options.format)
+    Limits(options.slots, None, options.max_rows).rows(resolve_model(options.model, options.revision).config)
+    affecting = {**{name: getattr(options, name) for name in SAME_AUDIO}, **sampling, "format": suffix}
+    folder, scripts = _check_folder(options.output), user_path(options.scripts)
+    _require_regular(scripts)
+    with open(scripts, "rb") as file:
+        asked, total = {}, 0
+        for line in check_script_file(file, str(scripts)):
+            total += 1
+            if line.id is not None:
+                asked[line.id] = line.digest(affecting)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open_manifest(folder, asked) as manifest:
+            done = len(manifest.done)
+            if done == total:
+                return [f"{options.output}: all of the {total} scripts were there already"], 0
+            file.seek(0)
+            outcome = Outcome()
+            try:
+                job = Job(_load(options), manifest, suffix, scripts.parent, sampling, _new_seed, affecting)
+                started = time.perf_counter()
+                with _progress(total, done, outcome, options.quiet) as on_record, _each_warning_once():
+                    run_job(job, read_lines(file), on_record)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"dia-engine: interrupted, {done + manifest.made} of {total} scripts are in {options.output}; the "
+                    "same command goes on"
+                ) from None
+    return _summary(outcome, done, time.perf_counter() - started, options.output), outcome.failed
+
+
+def _suffix(name: str) -> str:
+    suffix = f".{name.lower()}"
+    if suffix not in FORMATS:
+        raise ValueError(f"--format must be one of {', '.join(known[1:] for known in FORMATS)}, got {shown(name)}")
+    return suffix
+
+
+def _require_regular(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"no script file at {path}")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is not an ordinary file, which is read more than once")
+
+
+def _check_folder(name: str) -> Path:
+    """The folder to write into, which may not exist yet.
+
+    Raises:
+        NotADirectoryError, PermissionError, FileNotFoundError: it cannot be one.
+    """
+    path = user_target(name).absolute()
+    above = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if not above.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written to: {above} is not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written to: no permission to write in {above}")
+    return path
+
+
+def _load(options: argparse.Namespace) -> Engine:
+    return Engine.load(
+        options.model,
+        quant=options.quant,
+        dtype=options.dtype,
+        device=options.device,
+        codec=options.codec,
+        codec_dtype=options.codec_dtype,
+        revision=options.revision,
+        max_slots=options.slots,
+        max_rows=options.max_rows,
+    )
+
+
+def _new_seed() -> int:
+    return secrets.randbelow(2**31)
+
+
+@contextmanager
+def _progress(total: int, done: int, outcome: Outcome, quiet: bool) -> Iterator[Any]:
+    """A bar with scripts, time left and x real time, kept by the function that counts a record."""
+    hidden = quiet or sys.stderr is None
+    interval = 0.1 if not hidden and sys.stderr.isatty() else 10.0  # seconds; a log file gets few lines
+    with tqdm(total=total, initial=done, unit="script", desc="batch", disable=hidden, mininterval=interval) as bar:
+        started = time.perf_counter()
+
+        def on_record(record: Record) -> None:
+            outcome.count(record)
+            speed = outcome.seconds / (time.perf_counter() - started)
+            failed = f", {outcome.failed} failed" if outcome.failed else ""
+            bar.set_postfix_str(f"{speed:.2f}x real time{failed}", refresh=False)
+            bar.update()
+
+        yield on_record
+
+
+class _First(logging.Filter):
+    """Lets the first record of each kind pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        new = record.msg not in self._seen
+        self._seen.add(record.msg)
+        return new
+
+
+@contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """One warning per kind about scripts; which files `max_tokens` cut is in the manifest and the summary."""
+    first, level = _First(), cut_logger.level
+    script_logger.addFilter(first)
+    cut_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        script_logger.removeFilter(first)
+        cut_logger.setLevel(level)
+
+
+def _summary(outcome: Outcome, done: int, spent: float, folder: str) -> list[str]:
+    speed = f"{outcome.seconds:.2f} s of sound in {spent:.2f} s ({outcome.seconds / spent:.2f}x real time)"
+    lines = [f"{folder}: {outcome.made} scripts, {speed}"]
+    if done:
+        lines.append(f"{done} more were there already")
+    if outcome.cut:
+        lines.append(f"{outcome.cut} were cut by max_tokens")
+    if outcome.failed:
+        lines.append(f"{outcome.failed} failed: see {folder}/manifest.jsonl; the same command tries them again")
+    return lines

@@ -1,0 +1,173 @@
+"""The work of a job: every slot of an engine busy with the next line, each file written whole, each end recorded.
+
+As many threads as the engine has slots, and two more, each take the next line of the file, wait for its audio and write
+it: so a slot that becomes free finds a request that waits, and no more lines are in memory than that.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..device import computing
+from ..files.audio import write_audio
+from ..messages import first_line, without_controls
+from ..runtime.request import Request, parse_requests
+from .manifest import Manifest, Record
+from .script_file import Line, request_arguments
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+AHEAD = 2  # requests that wait for a slot
+LINE_ERRORS = (ValueError, TypeError, OSError, RuntimeError)
+
+
+@dataclass
+class Outcome:
+    """What a job has come to: files made, those of them that `max_tokens` cut, lines that failed, seconds of audio."""
+
+    made: int = 0
+    cut: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+    def count(self, record: Record) -> None:
+        if record.error is not None:
+            self.failed += 1
+            return
+        self.made += 1
+        self.cut += record.finish_reason == "length"
+        self.seconds += record.seconds or 0.0
+
+
+@dataclass
+class Job:
+    """What every line of a job is made with.
+
+    Attributes:
+        engine: speaks; nobody else closes it while the job runs.
+        manifest: of the folder that the files go to.
+        suffix: of the files, such as ".wav".
+        prompts: folder that relative paths of audio prompts begin in.
+        defaults: sampling parameters of lines that lack them.
+        draw_seed: gives a new seed, for lines that lack one.
+        options: that change the audio; a file made with others is made again.
+    """
+
+    engine: "Engine"
+    manifest: Manifest
+    suffix: str
+    prompts: Path
+    defaults: Mapping[str, Any]
+    draw_seed: Callable[[], int]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, line: Line) -> Record:
+        """Make a line's file -> its record. What is wrong with the line alone is in the record.
+
+        Raises:
+            OSError: the file cannot be written.
+            RuntimeError: the engine cannot work any more, memory included.
+        """
+        seed: int | None = None
+        try:
+            request = self._request(line)
+            seed = request.seed
+            (generation,) = self.engine.run_requests([request])
+            if generation.audio is None or not len(generation.audio):
+                raise ValueError(f"the model ended at once and said nothing (seed {seed}); try another seed")
+        except torch.OutOfMemoryError:
+            raise
+        except LINE_ERRORS as error:
+            if not self.engine.usable:
+                raise
+            message = without_controls(first_line(error))
+            return Record(line.id, seed=seed, error=message, request=line.digest(self.options))
+        name = f"{line.id}{self.suffix}"
+        write_audio(self.manifest.folder / name, generation.audio, self.engine.sample_rate)
+        return Record(
+            line.id, name, round(generation.duration, 3), seed, generation.finish_reason,
+            request=line.digest(self.options),
+        )  # fmt: skip
+
+    def _request(self, line: Line) -> Request:
+        arguments = request_arguments(line, self.prompts, self.defaults)
+        if arguments["seed"] is None:
+            arguments["seed"] = self.draw_seed()
+        engine = self.engine
+        with computing(engine.device):
+            (request,) = parse_requests(
+                **arguments, config=engine.config, max_rows=engine.max_rows, defaults=engine.defaults,
+                codec=lambda: engine.codec,
+            )  # fmt: skip
+        return request
+
+
+def run_job(job: Job, lines: Iterator[Line], on_record: Callable[[Record], Any]) -> None:
+    """Make the files of the lines that the manifest does not have, and close the engine.
+
+    Args:
+        lines: of the script file; taken one by one, as slots become free.
+        on_record: told of each end, in this thread.
+
+    Raises:
+        OSError, RuntimeError: what ended the job, see `Job.make`. After that, as after KeyboardInterrupt or SystemExit,
+            the manifest has every file that is whole.
+    """
+    left = (line for line in lines if line.id not in job.manifest.done)
+    with _workers(job, left) as ends:
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
+            on_record(end)
+
+
+@contextmanager
+def _workers(job: Job, lines: Iterator[Line]) -> Iterator[Iterator[Record | BaseException]]:
+    """Threads that make the lines and record them, where Ctrl-C does not reach them -> the ends, as they happen."""
+    ends: queue.SimpleQueue[Record | BaseException | None] = queue.SimpleQueue()
+    taking, stopped = threading.Lock(), threading.Event()
+
+    def take() -> Line | None:
+        with taking:
+            return None if stopped.is_set() else next(lines, None)
+
+    def work() -> None:
+        try:
+            while (line := take()) is not None:
+                record = job.make(line)
+                job.manifest.append(record)
+                ends.put(record)
+        except BaseException as error:
+            stopped.set()
+            ends.put(error)
+        finally:
+            ends.put(None)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(job.engine.max_slots + AHEAD)]
+
+    def until_all_have_ended() -> Iterator[Record | BaseException]:
+        running = len(threads)
+        while running:
+            end = ends.get()
+            if end is None:
+                running -= 1
+            else:
+                yield end
+
+    try:
+        for thread in threads:
+            thread.start()
+        yield until_all_have_ended()
+    finally:
+        stopped.set()
+        job.engine.close()  # those that wait for audio end with an error
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()

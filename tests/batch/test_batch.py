@@ -1,0 +1,284 @@
+"""A file of scripts becomes a folder of audio: each line as it is alone, a bad one alone, after a kill the rest."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from dia_engine import Engine
+from dia_engine.batch.job import AHEAD, Job, run_job
+from dia_engine.batch.manifest import open_manifest
+from dia_engine.batch.script_file import Line, check_script_file
+from dia_engine.cli import main
+from dia_engine.weights.synthetic import synthetic_config
+
+QUICK = ["--model", "synthetic:tiny", "--max-tokens", "30"]
+TEXT = "[S1] Hello. [S2] Hi!"
+
+
+def written(path, *lines) -> str:
+    path.write_bytes(
+        b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
+    )
+    return str(path)
+
+
+def records(folder) -> dict:
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    assert len({line["id"] for line in lines}) == len(lines), "one record per request"
+    return {line["id"]: line for line in lines}
+
+
+def run_batch(scripts, folder, *arguments) -> int:
+    return main(["batch", scripts, "-o", str(folder), *QUICK, *map(str, arguments)])
+
+
+def test_each_file_is_what_generate_gives_alone(tmp_path, capsys):
+    soundfile.write(tmp_path / "voice.wav", 0.3 * np.sin(np.arange(3000) * 0.05), 44100)
+    asked = [
+        {"id": "plain", "text": TEXT, "seed": 5},
+        {
+            "id": "knobs",
+            "text": "[S2] Other.",
+            "seed": 6,
+            "temperature": 0.8,
+            "cfg_filter_top_k": None,
+            "max_tokens": 40,
+        },
+        {"id": "voice", "text": TEXT, "seed": 7, "audio_prompt": "voice.wav", "audio_prompt_text": "[S1] Before."},
+        *({"id": f"more{seed}", "text": TEXT, "seed": seed} for seed in range(9)),
+    ]
+    assert run_batch(written(tmp_path / "scripts.jsonl", *asked), tmp_path / "out", "--slots", 3) == 0
+    assert "12 scripts" in capsys.readouterr().out
+    found, engine = records(tmp_path / "out"), Engine.load("synthetic:tiny", device="cpu")
+    assert sorted(found) == sorted(line["id"] for line in asked)
+    for line in asked:
+        arguments = {"max_tokens": 30, **line}
+        if "audio_prompt" in line:
+            arguments["audio_prompt"] = str(tmp_path / "voice.wav")
+        del arguments["id"]
+        whole, record = engine.generate(**arguments, details=True), found[line["id"]]
+        engine.save_audio(tmp_path / "alone.wav", whole.audio)
+        assert (tmp_path / "alone.wav").read_bytes() == (tmp_path / "out" / record["file"]).read_bytes()
+        assert record["seed"] == line["seed"] and record["finish_reason"] == whole.finish_reason
+        assert record["seconds"] == pytest.approx(whole.duration, abs=1e-3) and record["error"] is None
+
+
+def test_a_line_without_a_seed_gets_one_that_makes_it_again(tmp_path):
+    scripts = written(tmp_path / "scripts.jsonl", *({"id": name, "text": TEXT} for name in "ab"))
+    assert run_batch(scripts, tmp_path / "out", "--format", "flac", "-q") == 0
+    found = records(tmp_path / "out")
+    assert found["a"]["seed"] != found["b"]["seed"]
+    again = written(tmp_path / "again.jsonl", {"id": "a", "text": TEXT, "seed": found["a"]["seed"]})
+    assert run_batch(again, tmp_path / "again", "--format", "flac", "-q") == 0
+    assert (tmp_path / "again" / "a.flac").read_bytes() == (tmp_path / "out" / "a.flac").read_bytes()
+
+
+BAD_LINES = {
+    b"{": "line 2 is not JSON",
+    b"\xff": "line 2 is not UTF-8",
+    b"[1]": "must be a JSON object",
+    b"[" * 100_000: "nested too deeply",
+    b'{"id": "x", "text": "a", "text": "b"}': "text given twice",
+    b'{"id": "x"}': "no text",
+    b'{"id": "x", "text": 3}': "text must be a string",
+    b'{"id": "x", "text": ["a", "b"]}': "text must be a string",
+    b'{"id": "x", "text": "a", "sed": 3}': "unknown field sed",
+    b'{"id": "x", "text": "a", "seed": "3"}': "seed must be an integer",
+    b'{"id": "x", "text": "a", "seed": -1}': "seed must be in",
+    b'{"id": "x", "text": "a", "temperature": "hot"}': "temperature must be a number",
+    b'{"id": "x", "text": "a", "temperature": NaN}': "temperature must be finite",
+    b'{"id": "x", "text": "a", "max_tokens": 99999}': "max_tokens must be at most",
+    b'{"id": "x", "text": "a", "audio_prompt": "absent.wav"}': "no sound file",
+    b'{"id": "x", "text": "a", "audio_prompt_text": "b"}': "there is no audio_prompt",
+    b'{"id": "x", "text": "' + b"a" * 2000 + b'"}': "text",
+    b'{"id": "x", "text": "' + b"a" * 2**20 + b'"}': "more than 1048576 bytes",
+    b'{"id": "x", "text": "\\ud800"}': "text",
+}
+
+
+def test_a_bad_line_fails_alone(tmp_path, capsys):
+    engine = Engine.load("synthetic:tiny", device="cpu")
+    for number, (bad, message) in enumerate(BAD_LINES.items()):
+        lines = {"id": "before", "text": TEXT, "seed": 1}, bad, b"", {"id": "after", "text": TEXT, "seed": 1}
+        with open(written(tmp_path / "scripts.jsonl", *lines), "rb") as file:
+            parsed = list(check_script_file(file, "scripts.jsonl"))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with open_manifest(folder, {}) as manifest:
+            job = Job(engine, manifest, ".wav", tmp_path, {"max_tokens": 20}, lambda: 3)
+            before, failed, after = map(job.make, parsed)
+        assert before.error is None and after.error is None and failed.file is None
+        assert message in failed.error and "\n" not in failed.error, failed
+    engine.close()
+    assert run_batch(str(tmp_path / "scripts.jsonl"), tmp_path / "out") == 1
+    assert "1 failed: see" in capsys.readouterr().out
+    assert (tmp_path / "out" / "after.wav").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([{"text": TEXT}], "line 1: no id"),
+        ([{"id": "a", "text": TEXT}, {"id": "a", "text": TEXT}], "line 2: id 'a' is that of line 1"),
+        ([{"id": "a", "text": TEXT}, b"{", {"id": "A", "text": TEXT}], "line 3: id 'A' is that of line 1"),
+        *(
+            ([{"id": id, "text": TEXT}], "line 1: id must be a string")
+            for id in ("", "../x", "a/b", ".hidden", "-o", "a\0", "a b", "\u00e9", "x" * 200, 3, None, ["a"])
+        ),
+        ([b"\xff\xfea\0"], "not UTF-8 text but UTF-16"),
+        ([b"", b"  "], "holds no request"),
+    ],
+)
+def test_a_meaningless_job_is_refused_before_any_work(tmp_path, capsys, monkeypatch, lines, message):
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: pytest.fail("loaded"))
+    assert run_batch(written(tmp_path / "scripts.jsonl", *lines), tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and not (tmp_path / "out").exists()
+
+
+def test_places_that_cannot_be_used(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: pytest.fail("loaded"))
+    scripts = written(tmp_path / "scripts.jsonl", {"id": "a", "text": TEXT})
+    for arguments, message in (
+        ((str(tmp_path / "absent"), tmp_path / "out"), "no script file"),
+        ((str(tmp_path), tmp_path / "out"), "not an ordinary file"),
+        ((scripts, scripts), "is not a folder"),
+        ((scripts, "/proc/out"), "/proc/out"),
+        ((scripts, tmp_path / "out", "--format", "aac"), "--format must be one of wav, flac, ogg, mp3"),
+        ((scripts, tmp_path / "out", "--slots", 0), "max_slots must be at least 1"),
+        ((scripts, tmp_path / "out", "--top-p", 2), "top_p must be in"),
+    ):
+        assert run_batch(*arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    (tmp_path / "out").mkdir()
+    with open_manifest(tmp_path / "out", {}):
+        assert run_batch(scripts, tmp_path / "out") == 2
+    assert "another dia-engine batch is at work" in capsys.readouterr().err
+
+
+def test_a_second_run_makes_only_what_is_not_there(tmp_path, capsys):
+    asked = [{"id": name, "text": TEXT, "seed": 1} for name in "abcdef"]
+    scripts, out = written(tmp_path / "scripts.jsonl", *asked, b"{"), tmp_path / "out"
+    assert run_batch(scripts, out) == 1
+    before = {path.name: path.stat() for path in out.glob("*.wav")}
+    lines = (out / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["id"] in ("a", "b", "c", "d", None)]
+    torn = next(line for line in lines if json.loads(line)["id"] == "e")  # and f is not in it at all
+    (out / "manifest.jsonl").write_bytes(b"".join(kept) + torn[:40])
+    (out / "b.wav").unlink()
+    (out / ".0123456789abcdef.partial").write_bytes(b"of a killed process")
+    asked[2]["text"] = "[S1] Another text."
+    written(tmp_path / "scripts.jsonl", *asked)
+    capsys.readouterr()
+    assert run_batch(scripts, out) == 0
+    shown = capsys.readouterr().out
+    assert "4 scripts" in shown and "2 more were there already" in shown
+    after = {path.name: path.stat() for path in out.iterdir()}
+    same = {name for name, status in before.items() if after[name].st_ino == status.st_ino}
+    assert {"a.wav", "d.wav"} <= same and "c.wav" not in same
+    assert sorted(after) == [*(f"{name}.wav" for name in "abcdef"), "manifest.jsonl"] and len(records(out)) == 6
+    assert run_batch(scripts, out) == 0 and "were there already" in capsys.readouterr().out
+    assert run_batch(scripts, out, "--temperature", 0.5) == 0 and "6 scripts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_after_a_kill_the_same_command_goes_on(tmp_path, how, capsys):
+    asked = [{"id": f"n{number}", "text": TEXT, "seed": number} for number in range(30)]
+    scripts, out = written(tmp_path / "scripts.jsonl", *asked), tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dia_engine", "batch", scripts, "-o", str(out), *QUICK, "--slots", "1"],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    manifest = out / "manifest.jsonl"
+    while not manifest.exists() or manifest.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[how]
+    done = {id: (out / f"{id}.wav").stat().st_ino for id in records_until_torn(manifest)}
+    assert 3 <= len(done) < 30
+    if how == signal.SIGINT:
+        last = errors.decode().splitlines()[-1]
+        assert f"interrupted, {len(done)} of 30 scripts are in {out}; the same command goes on" in last
+        assert len(list(out.iterdir())) == len(done) + 1
+    assert run_batch(scripts, out, "-q") == 0
+    assert len(records(out)) == 30 and len(list(out.iterdir())) == 31
+    assert all((out / f"{id}.wav").stat().st_ino == inode for id, inode in done.items()), "none is made twice"
+
+
+def records_until_torn(manifest) -> list[str]:
+    return [json.loads(line)["id"] for line in manifest.read_bytes().split(b"\n")[:-1]]
+
+
+class FakeEngine:
+    """Generates a tone when the test lets it."""
+
+    device, max_slots, sample_rate, usable = torch.device("cpu"), 3, 44100, True
+
+    def __init__(self):
+        self.config, self.max_rows, self.defaults, self.codec = synthetic_config("synthetic:tiny"), 3072, {}, None
+        self.go, self.asked, self.error = threading.Semaphore(0), 0, None
+
+    def run_requests(self, requests):
+        self.go.acquire()
+        if self.error is not None:
+            raise self.error
+        if not self.usable:
+            raise RuntimeError("this engine is closed")
+        audio = np.full(512, 0.1, dtype=np.float32)
+        return [SimpleNamespace(audio=audio, duration=0.0116, finish_reason="stop")]
+
+    def close(self):
+        self.usable = False
+        self.go.release(100)
+
+
+def lines_told(taken, count):
+    for number in range(count):
+        taken.append(number)
+        values = {"id": f"n{number}", "text": "x", "seed": 1}
+        yield Line(number + 1, json.dumps(values).encode(), values["id"], values)
+
+
+def test_no_more_lines_are_taken_than_keep_the_slots_busy(tmp_path):
+    engine, taken, ahead = FakeEngine(), [], []
+
+    def on_record(record):
+        ahead.append(len(taken) - len(ahead))
+        engine.go.release()
+
+    engine.go.release()
+    with open_manifest(tmp_path, {}) as manifest:
+        run_job(Job(engine, manifest, ".wav", tmp_path, {}, lambda: 1), lines_told(taken, 200), on_record)
+    assert len(ahead) == 200 and max(ahead) <= 3 + AHEAD + 1
+    assert len(records(tmp_path)) == 200
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no memory for a slot"), OSError(28, "No space left on device")]
+)
+def test_what_no_line_is_to_blame_for_ends_the_job(tmp_path, monkeypatch, error):
+    engine, taken = FakeEngine(), []
+    if isinstance(error, torch.OutOfMemoryError):
+        engine.error = error
+    else:
+        monkeypatch.setattr("dia_engine.batch.job.write_audio", lambda *_: (_ for _ in ()).throw(error))
+    engine.go.release(1000)
+    with open_manifest(tmp_path, {}) as manifest, pytest.raises(type(error)):
+        run_job(Job(engine, manifest, ".wav", tmp_path, {}, lambda: 1), lines_told(taken, 1000), lambda _: None)
+    assert len(taken) < 1000 and not manifest.made
+    assert not any(thread.name.startswith("Thread") and thread.is_alive() for thread in threading.enumerate()[1:])
+    assert os.listdir(tmp_path) == []
