@@ -112,6 +112,15 @@ def test_an_upload_that_is_no_audio_is_refused(server, recording):
     assert server.client.post("/v1/audio/voices", data={"name": "x", "audio_sample": "text"}).status_code == 400
 
 
+def test_a_page_of_another_site_cannot_upload(server, recording):
+    """A form needs no permission of CORS."""
+    files = {"audio_sample": ("a.wav", recording, "audio/wav")}
+    data = {"name": "x", "ref_text": SAID, **CONSENT}
+    for origin, status in (("http://elsewhere.example", 403), ("null", 403), (server.url, 200)):
+        headers = {"Origin": origin}
+        assert server.client.post("/v1/audio/voices", data=data, files=files, headers=headers).status_code == status
+
+
 def test_no_name_leads_out_of_the_folder(server, recording):
     for name in ("../../x", "/etc/passwd", "..", "voice.json", "a/b", "con", "\0", "ü" * 30):
         answer = upload(server, recording, name=name)

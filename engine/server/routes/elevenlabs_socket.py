@@ -66,7 +66,7 @@ class _Context:
             self.turns[-1] = (self.turns[-1][0] + text, voice)
         else:
             self.turns.append((text, voice))
-        if sum(len(said) for said, _ in self.turns) > MAX_TEXT:
+        if sum(len(said) for turns in (self.turns, *self.ready) for said, _ in turns) > MAX_TEXT:
             raise ApiError(400, f"at most {MAX_TEXT} characters may wait to be spoken", code="text_too_long")
         said = self.turns[-1][0]
         if len(said) >= LONG_ENOUGH and SENTENCE_END.search(said):

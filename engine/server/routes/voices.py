@@ -1,6 +1,7 @@
 """Voices: list, upload, delete, as OpenAI's and ElevenLabs' clients do."""
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 
@@ -42,6 +43,7 @@ async def create(
 ) -> dict[str, object]:
     service = service_of(request)
     service.check_state()
+    _check_origin(request)
     if not ref_text.strip():
         raise ApiError(400, "ref_text must say what is said in audio_sample", param="ref_text")
     if not consent.strip():
@@ -49,6 +51,19 @@ async def create(
     voice = await service.voices.create(name, await audio_sample.read(), ref_text)
     shown = {"id": voice.id, "object": "audio.voice", "name": voice.name, "created_at": voice.created}
     return shown | {"type": "audio_sample"}
+
+
+def _check_origin(request: Request) -> None:
+    """Refuse forms of other sites' pages: a browser sends these, unlike JSON, without asking first.
+
+    Raises:
+        ApiError: 403.
+    """
+    origin, allowed = request.headers.get("origin"), service_of(request).settings.cors_origin
+    if origin is None or origin in allowed or "*" in allowed:
+        return
+    if urlsplit(origin).netloc != request.headers.get("host"):
+        raise ApiError(403, "uploads from pages of other origins need --cors-origin", code="origin_not_allowed")
 
 
 @router.delete("/v1/audio/voices/{voice_id}", summary="Delete an uploaded voice")
