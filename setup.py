@@ -58,6 +58,14 @@ def variants():
     ]
 
 
+SERVE = [
+    "fastapi>=0.115",
+    "uvicorn[standard]>=0.30",
+    "python-multipart>=0.0.9",
+    "prometheus_client>=0.20",
+    "av>=13",
+]
+
 # The package is imported as `dia_engine` and lies in `engine/`; `engine/kernels` is a link to `kernels/`.
 setup(
     name="dia-engine",
@@ -91,6 +99,7 @@ setup(
             "assets/talker/*.*",
             "assets/talker/codec/*.*",
         ],  # the small model that `Engine.load("talker")` reads
+        "dia_engine.server": ["page/*.*"],
         "dia_engine.kernels.cpu": ["native/*.c", "native/*.h", "native/*.json"],  # compiled on first use
     },
     ext_modules=variants(),
@@ -107,6 +116,7 @@ setup(
     ],
     extras_require={
         "codec": ["descript-audio-codec>=1.0"],
+        "serve": SERVE,
         "lint": ["mypy>=2.4", "ruff>=0.17.6"],
         "test": [
             "pytest>=7.4",
@@ -116,6 +126,9 @@ setup(
             "transformers>=4.53",
             "bitsandbytes>=0.45",
             "accelerate>=1.0",
+            *SERVE,
+            "httpx>=0.27",
+            "websockets>=13",
         ],
         "hear": ["pocketsphinx>=5", "transformers>=4.53"],  # `talker/` and the tests that listen; they need flite too
     },

@@ -426,19 +426,31 @@ class Engine:
         """Whether calls can work: not closed, and its device has not failed."""
         return self._thread.usable
 
+    def observe_launches(self, observer: Callable[[int, int, float], None]) -> None:
+        """Have a function called in the engine's thread after each launch of decode steps, for metrics.
+
+        Args:
+            observer: is given decode steps, requests that took part, and seconds since the launch before it.
+        """
+        self._thread.run(partial(setattr, self._thread.scheduler, "on_launch", observer))
+
     @property
     def max_slots(self) -> int:
         """Requests that run at the same time."""
         return self._thread.scheduler.runner.max_slots
 
-    def load_audio(self, audio_path: str | Path) -> torch.Tensor:
-        """Encode an audio file as a prompt: codes [P, C] int64 on the CPU.
+    def load_audio(self, audio_path: str | Path | tuple[np.ndarray, int]) -> torch.Tensor:
+        """Encode audio as a prompt: codes [P, C] int64 on the CPU.
+
+        Args:
+            audio_path: a file, or a waveform [samples] float32 in [-1, 1] and its sample rate in Hz.
 
         Raises:
             FileNotFoundError, ValueError: as `audio_prompt` of `generate`.
         """
         capacity, codec = self.max_rows, self._require_codec()
-        prompt = read_prompt(str(audio_path), self.config, lambda: codec, capacity)
+        audio = audio_path if isinstance(audio_path, tuple) else str(audio_path)
+        prompt = read_prompt(audio, self.config, lambda: codec, capacity)
         check_not_forked(self.device)
         with self._modes():
             return codec.encode(prompt, codec.sample_rate).cpu()

@@ -80,7 +80,7 @@ def test_a_wheel_holds_one_package_with_kernels_and_assets(source, tmp_path):
     wheel = wheel_of(source, tmp_path)
     names = wheel.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"dia_engine"}
-    kinds = ("**/*.py", "py.typed", "kernels/**/*.[ch]", "assets/**/*.*")
+    kinds = ("**/*.py", "py.typed", "kernels/**/*.[ch]", "assets/**/*.*", "server/page/*.*")
     ours = {path.relative_to(ROOT) for kind in kinds for path in (ROOT / "dia_engine").glob(kind)}
     ours |= {
         Path("dia_engine/kernels") / path.relative_to(ROOT / "kernels") for path in (ROOT / "kernels").rglob("*.[pch]*")
