@@ -2,10 +2,11 @@
 
     python -m benchmarks.cpu_products
 
-The rule (`kernels/linear.py::step_product`, `kernels/cpu/onednn.py::fastest`) goes by features of the CPU and measures
-nothing, so that two starts on a machine compute the same bits. Here the products are timed, in turn, over copies of
-the weight that no cache holds. One product must serve every number of rows, so a rule is judged by the rows of one
-request.
+The rule (`kernels/cpu/variants.py` for the compiled code; without it `kernels/linear.py::step_product` and
+`kernels/cpu/onednn.py::fastest`) goes by features of the CPU and measures nothing, so that two starts on a machine
+compute the same bits. Here the products, in every variant of the compiled code that the CPU runs and by torch, are
+timed in turn, over copies of the weight that no cache holds. One product must serve every number of rows, so a rule is
+judged by the rows of one request.
 """
 
 import argparse
@@ -20,8 +21,11 @@ from pathlib import Path
 import torch
 
 from dia_engine.device import DTYPES
-from dia_engine.kernels.cpu.matmul import is_compiled, multiply
+from dia_engine.kernels.cpu.build import library, library_of
+from dia_engine.kernels.cpu.matmul import multiply
 from dia_engine.kernels.cpu.onednn import PackedInt8Weight, fastest, multiplies_int8
+from dia_engine.kernels.cpu.structures import is_compilable
+from dia_engine.kernels.cpu.variants import VARIANTS, Variant, chosen_variant
 from dia_engine.kernels.linear import (
     multiply_packed,
     multiply_read_back,
@@ -106,7 +110,7 @@ def measure(kind: str, shape: tuple[int, int], rows: list[int], rounds: int) -> 
     """
     weight = _weight(kind, shape)
     products = {name: _with_copies(product, form) for name, (product, form) in candidates(weight).items()}
-    chosen = NAMES[step_product(fastest(weight))]
+    chosen = _chosen(weight)
     results = []
     for count in rows:
         x = torch.randn(count, shape[1]).to(weight.dtype)
@@ -131,12 +135,28 @@ def _weight(kind: str, shape: tuple[int, int]):
 
 def candidates(weight) -> dict[str, tuple[Callable, object]]:
     """Products that this machine has for a weight, by name, each with the weight in its form."""
+    found = {
+        _name(variant): (partial(multiply, functions=library_of(variant)), weight)
+        for variant in VARIANTS
+        if variant.runs_here() and is_compilable(weight) and library_of(variant) is not None
+    }
     if isinstance(weight, torch.Tensor):
-        return {NAMES[product]: (product, weight) for product in (multiply_rows_first, multiply_weight_first)}
-    found = {NAMES[multiply]: (multiply, weight)} if is_compiled(weight) else {}
+        return found | {NAMES[product]: (product, weight) for product in (multiply_rows_first, multiply_weight_first)}
     if weight.title == "int8" and multiplies_int8():
         found[NAMES[multiply_packed]] = multiply_packed, PackedInt8Weight.pack(weight)
     return {**found, NAMES[multiply_read_back]: (multiply_read_back, weight)}
+
+
+def _name(variant: Variant) -> str:
+    return f"{NAMES[multiply]} {variant.name}"
+
+
+def _chosen(weight) -> str:
+    """The name of what a step multiplies a weight with."""
+    variant = chosen_variant()
+    if variant is not None and is_compilable(weight) and library() is not None:
+        return _name(variant)
+    return NAMES[step_product(fastest(weight))]
 
 
 def _with_copies(product: Callable, weight) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -93,11 +93,11 @@ def _fingerprint(command: list[str]) -> str:
 
 def _cache_folder() -> Path | None:
     """Where libraries are kept, None if there is no such place: code is loaded only from where no other user writes."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dia-engine"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dia-engine"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError):  # the latter: a user without a home
         return None
     if not hasattr(os, "getuid"):
         return folder

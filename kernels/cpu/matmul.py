@@ -24,18 +24,19 @@ def thread_count() -> int:
     return min(torch.get_num_threads(), cores)
 
 
-def multiply(x: torch.Tensor, weight: torch.Tensor | QuantWeight) -> torch.Tensor:
+def multiply(x: torch.Tensor, weight: torch.Tensor | QuantWeight, functions: ctypes.CDLL | None = None) -> torch.Tensor:
     """The few rows of a step. A row's result does not depend on the others.
 
     Args:
         x: [M, K] of any float dtype. With int8, a row with an infinite number gives NaN throughout.
         weight: [N, K].
+        functions: another variant than that of this CPU.
 
     Returns:
         [M, N] float32.
     """
     x = (x if x.dtype in KINDS else x.float()).contiguous()
-    functions, matrix = _functions(), matrix_of(weight)
+    functions, matrix = functions or _functions(), matrix_of(weight)
     y = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32, device="cpu")
     scratch = scratch_memory(functions.multiply_bytes(matrix, x.shape[0]))
     given = x.data_ptr(), KINDS[x.dtype], x.shape[0]

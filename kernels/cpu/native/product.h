@@ -16,6 +16,7 @@ enum {
     CHUNKS_PER_THREAD = 8,  /* so many or more: threads do not wait long for the last */
     CHUNK_ROWS = 64,        /* of W at most with many lines, whose cells are to stay in the cache */
     FEW_ROWS = 2,           /* of x, which take larger chunks */
+    MOST_CHUNK_ROWS = 2048, /* of W with few: their cells lie on the stack */
     SHARED_BYTES = 1 << 18, /* of W, from which on more than one thread is worth while */
     PACK_SHARED = 1 << 16,  /* columns times rows of x, from which on they are packed by more than one thread */
     LARGE_L1 = 48 << 10     /* bytes: see `fetches_into_l1` */
@@ -260,7 +261,8 @@ static void multiply(const Matrix *matrix, Rows x, float *y, char *scratch, int 
     long chunk = bytes / (CHUNKS_PER_THREAD * threads);
     chunk = chunk < LEAST_CHUNK ? LEAST_CHUNK : chunk > MOST_CHUNK ? MOST_CHUNK : chunk;
     long per_chunk = up_to(chunk / m.product.row_bytes + 1, 2 * TILE_ROWS);
-    if (x.rows > FEW_ROWS && per_chunk > CHUNK_ROWS) per_chunk = CHUNK_ROWS;
+    const long most = x.rows > FEW_ROWS ? CHUNK_ROWS : MOST_CHUNK_ROWS;
+    if (per_chunk > most) per_chunk = most;
     m.per_chunk = per_chunk;
     if (bytes < SHARED_BYTES) threads = 1;
     run_chunks(multiply_chunk, &m, (matrix->outputs + per_chunk - 1) / per_chunk, threads);
