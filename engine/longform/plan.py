@@ -8,8 +8,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..longform_settings import LongFormSettings
 from ..model.script import TAGS
-from .settings import LongFormSettings
 from .turns import Unit, units
 
 SMALLEST = 0.4  # of a piece: a shorter rest joins its neighbour
@@ -86,7 +86,13 @@ def whole_script(script: str, seed: int, settings: LongFormSettings, transcript:
 
 
 def plan_script(
-    script: str, seed: int, settings: LongFormSettings, *, transcript: str | None = None, one_turn: bool = False
+    script: str,
+    seed: int,
+    settings: LongFormSettings,
+    *,
+    transcript: str | None = None,
+    one_turn: bool = False,
+    closing_tag: bool = False,
 ) -> Plan:
     """Plan a script in pieces.
 
@@ -95,11 +101,12 @@ def plan_script(
         seed: that of the script.
         transcript: of the caller's prompt, which is then every piece's anchor; "" for a prompt without one.
         one_turn: no piece holds more than one turn.
+        closing_tag: the text that is sent ends with the tag of who speaks next, which keeps Dia from cutting the end.
 
     Raises:
         ValueError: nothing but tags.
     """
-    planner = Planner(seed, settings, transcript=transcript, one_turn=one_turn)
+    planner = Planner(seed, settings, transcript=transcript, one_turn=one_turn, closing_tag=closing_tag)
     pieces = planner.add(units(script, settings.piece_bytes), final=True)
     if not pieces:
         raise ValueError("text holds nothing but speaker tags: there is nothing to say")
@@ -109,7 +116,16 @@ def plan_script(
 class Planner:
     """Turns units into pieces, as they come."""
 
-    def __init__(self, seed: int, settings: LongFormSettings, *, transcript: str | None = None, one_turn: bool = False):
+    def __init__(
+        self,
+        seed: int,
+        settings: LongFormSettings,
+        *,
+        transcript: str | None = None,
+        one_turn: bool = False,
+        closing_tag: bool = False,
+    ):
+        self._closing_tag = closing_tag
         self._seed, self._settings, self._transcript = seed, settings, transcript
         self._most_turns = 1 if one_turn else settings.most_turns
         self._waiting: list[Unit] = []
@@ -117,12 +133,11 @@ class Planner:
         self._pieces: list[Piece] = []
         self._last_speakers: list[str] = []  # of each piece
 
-    def add(self, more: Sequence[Unit], *, final: bool, first_alone: bool = False) -> list[Piece]:
+    def add(self, more: Sequence[Unit], *, final: bool) -> list[Piece]:
         """Take more units -> the pieces that are ready.
 
         Args:
             final: nothing comes behind them for now: all is given out.
-            first_alone: the very first piece may be a single unit, so that its sound comes early.
         """
         self._waiting += more
         found, at = [], 0
@@ -131,10 +146,9 @@ class Planner:
             if not final and sum(unit.size for unit in rest) < 2 * self._settings.piece_bytes:
                 break
             count = self._count(rest)
-            if first_alone and not self._pieces:
-                count = 1
-            found.append(self._piece(rest[:count]))
             at += count
+            following = self._waiting[at].speaker if at < len(self._waiting) else ""
+            found.append(self._piece(rest[:count], following))
         self._waiting = self._waiting[at:]
         return found
 
@@ -233,7 +247,7 @@ class Planner:
             last = self._last_speakers[index]
         return text
 
-    def _piece(self, chosen: Sequence[Unit]) -> Piece:
+    def _piece(self, chosen: Sequence[Unit], following: str) -> Piece:
         index = len(self._pieces)
         speakers = {unit.speaker for unit in chosen}
         anchors = self._anchor_pieces(speakers)
@@ -253,7 +267,7 @@ class Planner:
             seed=derived_seed(self._seed, index),
             expected_seconds=size * self._settings.seconds_per_byte,
             opens_turn=chosen[0].opens,
-            sent=_joined(anchor, last, text),
+            sent=_joined(anchor, last, text) + (self._tag_behind(chosen[-1].speaker, following)),
             size=size,
         )
         self._pieces.append(piece)
@@ -261,6 +275,14 @@ class Planner:
         for speaker in speakers:
             self._introduced.setdefault(speaker, index)
         return piece
+
+    def _tag_behind(self, speaker: str, following: str) -> str:
+        """The next speaker's tag; where the same one goes on, or nobody, that of the other."""
+        if not self._closing_tag:
+            return ""
+        if not following or following == speaker:
+            following = TAGS[1] if speaker in ("", TAGS[0]) else TAGS[0]
+        return f" {following}"
 
 
 def _text(chosen: Sequence[Unit]) -> str:

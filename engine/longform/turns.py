@@ -41,20 +41,21 @@ class Unit:
         return len(self.text.encode("utf-8", "surrogatepass")) + (2 if self.opens else 1)
 
 
-def units(script: str, most: int, speaker: str = "") -> list[Unit]:
+def units(script: str, most: int, speaker: str = "", goes_on: bool = False) -> list[Unit]:
     """The units of a script in order, none of more than `most` bytes.
 
     Consecutive turns of one speaker are one turn: Dia loses its way where a tag is repeated.
 
     Args:
         speaker: who speaks before the first tag.
+        goes_on: whether he has spoken before, so that his turn is not new.
     """
     found: list[Unit] = []
-    at = 0
+    at, before = 0, speaker
     for match in [*_TAG.finditer(script), None]:
         text = script[at : match.start() if match else len(script)]
         for part in sentences(text, most):
-            opens = not found or found[-1].speaker != speaker
+            opens = found[-1].speaker != speaker if found else not (goes_on and speaker == before)
             found.append(Unit(speaker, part, opens))
         if match:
             at, speaker = match.end(), match.group()

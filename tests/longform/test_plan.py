@@ -7,11 +7,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dia_engine.longform.plan import Plan, derived_seed, plan_script, size_of
-from dia_engine.longform.settings import LongFormSettings
 from dia_engine.longform.turns import sentences, units, whole_sentences
+from dia_engine.longform_settings import LongFormSettings
 
 DIA = LongFormSettings()
-TALKER = LongFormSettings(good_bytes=128, piece_bytes=65, anchor_bytes=65, closing_tag=False)
+TALKER = LongFormSettings(good_bytes=128, piece_bytes=65, anchor_bytes=65)
 DIALOGUE = "[S1] Can you count very well? [S2] Yes, my little robot. " * 10
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..messages import listed, shown
+from .messages import listed, shown
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class LongFormSettings:
         most_turns: turns per piece.
         seconds_per_byte: of speech.
         shortest, longest: what a piece's length may be, as a share of the median of those before it.
-        closing_tag: whether the next speaker's tag ends the text of each piece of a planned script.
+        closing_tag: whether the next speaker's tag ends the text of each piece of a planned script; it does for a model
+            of Dia's size that says nothing of long scripts.
 
     Raises:
         TypeError, ValueError: a value that cannot be.
@@ -34,17 +35,17 @@ class LongFormSettings:
     seconds_per_byte: float = 0.065
     shortest: float = 0.5
     longest: float = 2.0
-    closing_tag: bool = True
+    closing_tag: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, kind = getattr(self, field.name), type(field.default)
-            if kind is float and type(value) is int:
-                value = float(value)
-                object.__setattr__(self, field.name, value)
-            if type(value) is not kind:
+            value: Any = getattr(self, field.name)
+            kind: Any = type(field.default)
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, field.name, float(value))
+            elif type(value) is not kind:
                 raise TypeError(f"{field.name} must be of type {kind.__name__}, got {shown(value)}")
-            if kind is not bool and not value > 0:
+            elif not isinstance(value, bool) and not value > 0:
                 raise ValueError(f"{field.name} must be over 0, got {shown(value)}")
         if self.piece_bytes + self.anchor_bytes > self.good_bytes + self.piece_bytes // 2:
             raise ValueError(
