@@ -42,8 +42,9 @@ class LongFormSettings:
             value: Any = getattr(self, field.name)
             kind: Any = type(field.default)
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                object.__setattr__(self, field.name, float(value))
-            elif type(value) is not kind:
+                value = float(value)
+                object.__setattr__(self, field.name, value)
+            if type(value) is not kind:
                 raise TypeError(f"{field.name} must be of type {kind.__name__}, got {shown(value)}")
             elif not isinstance(value, bool) and not value > 0:
                 raise ValueError(f"{field.name} must be over 0, got {shown(value)}")
