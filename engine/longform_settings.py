@@ -20,6 +20,7 @@ class LongFormSettings:
         anchor_bytes: the most of an anchor that is made here.
         most_turns: turns per piece.
         seconds_per_byte: of speech.
+        frames_per_second: of the model's codec, which may not be loaded.
         shortest, longest: what a piece's length may be, as a share of the median of those before it.
         closing_tag: whether the next speaker's tag ends the text of each piece of a planned script; it does for a model
             of Dia's size that says nothing of long scripts.
@@ -33,6 +34,7 @@ class LongFormSettings:
     anchor_bytes: int = 110
     most_turns: int = 4
     seconds_per_byte: float = 0.065
+    frames_per_second: float = 86.1
     shortest: float = 0.5
     longest: float = 2.0
     closing_tag: bool = False
@@ -53,6 +55,11 @@ class LongFormSettings:
                 f"an anchor of {self.anchor_bytes} bytes and a piece of {self.piece_bytes} do not fit good_bytes, "
                 f"{self.good_bytes}"
             )
+
+    @property
+    def frames_per_byte(self) -> float:
+        """Of speech."""
+        return self.seconds_per_byte * self.frames_per_second
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> "LongFormSettings":

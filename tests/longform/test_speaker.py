@@ -91,8 +91,8 @@ def test_a_cut_end_is_told_and_trimmed(talker):
     trimmed = talker.generate(SHORT, trim_cut_end=True, details=True, **params)
     delay = talker.config.max_delay
     assert np.array_equal(trimmed.codes, kept.codes) and len(trimmed.audio) == 512 * (kept.frames - delay)
-    faded = round(0.01 * talker.sample_rate)
-    assert np.abs(trimmed.audio[:-faded] - kept.audio[: len(trimmed.audio) - faded]).max() < 1e-5
+    same = len(trimmed.audio) - 512 * talker.windows.reach.after  # from there the sound depends on what was dropped
+    assert np.abs(trimmed.audio[:same] - kept.audio[:same]).max() < 1e-5
     assert abs(trimmed.audio[-1]) < 1e-3
     streamed = np.concatenate(list(talker.stream(SHORT, trim_cut_end=True, **params)))
     assert streamed.shape == trimmed.audio.shape and np.abs(streamed - trimmed.audio).max() < 1e-5
