@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO
 if TYPE_CHECKING:
     from .codec import Codec
     from .engine import Engine
+    from .longform.options import SpeechOptions
+    from .longform.scripts import Script
+    from .runtime.call import PieceResult
     from .runtime.chunking import ChunkSizes
     from .runtime.request import Request
     from .weights.source import ModelSource
@@ -190,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     say.add_argument("text", nargs="?", help='the script, such as "[S1] Hello. [S2] Hi!"; - reads standard input')
     say.add_argument("-f", "--file", help="read the script from a text file")
     say.add_argument("-o", "--output", default="speech.wav", help="wav, flac, ogg or mp3 (default: %(default)s)")
+    say.add_argument("--subtitles", metavar="FILE", help="also write start and end of each turn, as srt or vtt")
     say.add_argument("--spectrogram", metavar="PNG", help="also draw what was said: 0 to 8 kHz upwards, 5 ms a column")
     streaming = say.add_argument_group("streaming")
     streaming.add_argument(
@@ -206,6 +210,21 @@ def _parser() -> argparse.ArgumentParser:
     voice.add_argument("--prompt-text", metavar="TEXT", help="what is said in the prompt")
     sampling = _add_sampling_arguments(say)
     sampling.add_argument("--seed", type=int, help="same seed, same sound (default: a new one, which is shown)")
+    long = say.add_argument_group("long scripts, pace and pauses")
+    long.add_argument("--plan", action="store_true", help="print the pieces of the script and generate nothing")
+    long.add_argument("--no-split", action="store_true", help="generate any script as one")
+    long.add_argument("--speed", type=float, default=1.0, help="pace at the same pitch, 0.25 to 4 (default: 1)")
+    long.add_argument("--pause", type=float, default=0.0, metavar="S", help="more silence between turns, in seconds")
+    long.add_argument("--tail-silence", type=float, default=0.0, metavar="S", help="silence at the end, in seconds")
+    long.add_argument(
+        "--trim-cut-end", action=argparse.BooleanOptionalAction,
+        help="drop the damaged frames of sound that is cut by --max-tokens, and fade it out (default: of long scripts)",
+    )  # fmt: skip
+    long.add_argument(
+        "--closing-tag", action=argparse.BooleanOptionalAction,
+        help="end the text with the next speaker's tag (default: in long scripts of Dia)",
+    )  # fmt: skip
+    long.add_argument("--speakers", metavar="Ann=S1,Bob=S2", help="names that begin lines of the script, as Ann: ...")
     say.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
     batch = commands.add_parser("batch", help="turn a file of scripts into a folder of sound files", description=BATCH)
@@ -288,6 +307,13 @@ _top_k.__name__ = "integer or 'all'"  # what argparse calls the type in its erro
 
 def _say(options: argparse.Namespace) -> None:
     script, seed = _script(options), _seed(options.seed)
+    if options.speakers is not None:
+        from .longform.names import parse_speakers, with_tags
+
+        script = with_tags(script, parse_speakers(options.speakers))
+    if options.plan:
+        _show_plan(options, script, seed)
+        return
     sizes = _check_outputs(options)
     request, codec = _parse(options, script, seed)
     report = None if options.quiet else sys.stderr if options.stream else sys.stdout  # which the sound may have
@@ -332,13 +358,40 @@ def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
+def _speech(options: argparse.Namespace) -> "SpeechOptions":
+    from .longform.options import SpeechOptions
+
+    return SpeechOptions(
+        split=not options.no_split,
+        speed=options.speed,
+        pause=options.pause,
+        tail_silence=options.tail_silence,
+        trim_cut_end=options.trim_cut_end,
+        closing_tag=options.closing_tag,
+    )
+
+
+def _show_plan(options: argparse.Namespace, script: str, seed: int) -> None:
+    from .longform.scripts import make_plan
+    from .weights.source import resolve_model
+
+    source = resolve_model(options.model, options.revision)
+    plan = make_plan(
+        script, seed, _speech(options), source.long_form,
+        transcript=options.prompt_text, has_prompt=options.prompt is not None,
+    )  # fmt: skip
+    _show(str(plan), sys.stdout)
+
+
 def _check_outputs(options: argparse.Namespace) -> "ChunkSizes":
     """Check, before a model is fetched or loaded, which takes long, where the sound goes, and in what chunks."""
     from .files.audio import check_writable
     from .files.spectrogram import check_spectrogram_path
+    from .longform.subtitles import check_subtitles_path
     from .runtime.chunking import ChunkSizes
 
     check_spectrogram_path(options.spectrogram)
+    check_subtitles_path(options.subtitles)
     sizes = ChunkSizes(options.chunk_frames, options.first_chunk_frames)
     if options.stream:
         _check_streaming(options)
@@ -352,23 +405,25 @@ def _check_outputs(options: argparse.Namespace) -> "ChunkSizes":
 def _note_replaced(options: argparse.Namespace, report: TextIO | None) -> None:
     from .files.paths import user_path
 
-    for path in (options.output, options.spectrogram):
+    for path in (options.output, options.spectrogram, options.subtitles):
         if path not in (None, "-") and user_path(path).exists():
             _show(f"{path} exists and will be replaced", report)
 
 
-def _parse(options: argparse.Namespace, script: str, seed: int) -> "tuple[Request, Codec | str | None]":
+def _parse(options: argparse.Namespace, script: str, seed: int) -> "tuple[Request | Script, Codec | str | None]":
     """Find all that can be known to be wrong before a model is loaded, which takes long.
 
     Returns:
         the request; and the codec: as the options name it, or loaded where an audio prompt needs it.
     """
-    from .runtime.request import parse_requests
+    from .longform.scripts import parse_scripts
 
     source, codec = _check_model(options)
-    (request,) = parse_requests(
+    (request,) = parse_scripts(
         script,
         _sampling(options),
+        options=_speech(options),
+        settings=source.long_form,
         audio_prompt=options.prompt,
         audio_prompt_text=options.prompt_text,
         seed=seed,
@@ -416,7 +471,7 @@ def _check_streaming(options: argparse.Namespace) -> None:
         raise ValueError("standard output is a terminal: pipe it to a player, or name a wav file with -o")
 
 
-def _generate(engine: "Engine", request: "Request", verbose: bool, options: argparse.Namespace) -> str:
+def _generate(engine: "Engine", request: "Request | Script", verbose: bool, options: argparse.Namespace) -> str:
     """Make the sound, then its file -> what to say of it."""
     import numpy as np
 
@@ -424,14 +479,15 @@ def _generate(engine: "Engine", request: "Request", verbose: bool, options: argp
     (generation,) = engine.run_requests([request], verbose)
     audio = np.zeros(0) if generation.audio is None else generation.audio
     spent = time.perf_counter() - started
-    _check_said(len(audio), request.seed)
+    _check_said(len(audio), generation.seed)
     engine.save_audio(options.output, audio)
+    _subtitle(options, generation.pieces, generation.duration)
     _draw(options.spectrogram, [audio], engine.sample_rate)
     return f"{options.output}: {_speed(len(audio) / engine.sample_rate, spent)}"
 
 
 def _stream(
-    engine: "Engine", request: "Request", sizes: "ChunkSizes", verbose: bool, options: argparse.Namespace
+    engine: "Engine", request: "Request | Script", sizes: "ChunkSizes", verbose: bool, options: argparse.Namespace
 ) -> str:
     """Make the sound and write it as it comes -> what to say of it."""
     from .files.wav_stream import GrowingWav, RawSamples
@@ -453,9 +509,21 @@ def _stream(
     except KeyboardInterrupt:
         written = f"{said:.2f} s of sound are in {name}" if said else "nothing was written"
         raise KeyboardInterrupt(f"dia-engine: interrupted, {written}") from None
-    _check_said(said, request.seed)
+    (ended,) = results if isinstance(results := stream.result, list) else [results]
+    _check_said(said, ended.seed)
+    _subtitle(options, ended.pieces, ended.duration)
     _draw(options.spectrogram, pieces, engine.sample_rate)
     return f"{name}: {_speed(said, time.perf_counter() - started)}, the first of it after {first:.3f} s"
+
+
+def _subtitle(options: argparse.Namespace, pieces: "tuple[PieceResult, ...]", seconds: float) -> None:
+    """The subtitles, if they are asked for; a script that was generated as one is one piece of them."""
+    if options.subtitles is not None:
+        from .longform.subtitles import write_subtitles
+        from .runtime.call import PieceResult
+
+        whole = PieceResult(_script(options), 0, 1, "stop", 0.0, seconds)
+        write_subtitles(options.subtitles, pieces or (whole,))
 
 
 def _draw(path: str | None, pieces: list, sample_rate: int) -> None:

@@ -1,0 +1,216 @@
+"""Scripts that are spoken in pieces, with the talker: the same however they run, honest about what was made."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from dia_engine import FLUSH, Engine, SamplingParams
+from dia_engine.longform import speaker
+from dia_engine.longform.checks import Pace, best, guard_frames, is_good
+from dia_engine.longform.plan import plan_script
+from dia_engine.longform_settings import LongFormSettings
+from dia_engine.runtime.call import Generation
+
+SCRIPT = (
+    "[S1] Can you count? [S2] Yes, I can count very well. [S1] I see two black cats. [S2] Five six seven eight. "
+    "[S1] Good morning, my friend. [S2] The dogs are red. [S1] Can you sing? [S2] No, little robot."
+)
+SHORT = "[S1] Can you count? [S2] Yes, my friend."
+
+
+@pytest.fixture(scope="module")
+def talker():
+    with Engine.load("talker", device="cpu", max_slots=4) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def whole(talker) -> Generation:
+    return talker.generate(SCRIPT, seed=3, details=True)
+
+
+def test_pieces_tell_what_was_made(talker, whole):
+    plan = talker.plan(SCRIPT, seed=3)
+    assert [piece.text for piece in whole.pieces] == [piece.text for piece in plan.pieces] and len(plan.pieces) > 2
+    assert whole.finish_reason == "stop" and whole.seed == 3 and whole.frames == len(whole.codes)
+    assert whole.pieces[0].start == 0 and whole.pieces[-1].end == pytest.approx(whole.duration)
+    for before, after in zip(whole.pieces, whole.pieces[1:], strict=False):
+        assert before.end == after.start > before.start
+    assert len(whole.audio) == round(whole.duration * talker.sample_rate) == 512 * whole.frames
+
+
+def test_the_sound_is_that_of_the_joined_codes(talker, whole):
+    assert np.abs(talker.codec.decode(whole.codes).numpy() - whole.audio).max() < 1e-5
+
+
+def test_streamed_is_whole(talker, whole):
+    stream = talker.stream(SCRIPT, seed=3)
+    audio = np.concatenate(list(stream))
+    assert audio.shape == whole.audio.shape and np.abs(audio - whole.audio).max() < 1e-5
+    assert stream.result.pieces == whole.pieces and np.array_equal(stream.result.codes, whole.codes)
+
+
+def test_one_slot_is_four_and_strangers_change_nothing(talker, whole):
+    with Engine.load("talker", device="cpu", max_slots=1) as single:
+        assert np.array_equal(single.generate(SCRIPT, seed=3, details=True).codes, whole.codes)
+    alone = talker.generate(SHORT, seed=5, details=True)
+    together = talker.generate([SHORT, SCRIPT, SHORT], seed=[5, 3, 6], details=True)
+    assert np.array_equal(together[0].codes, alone.codes) and np.array_equal(together[1].codes, whole.codes)
+    assert together[0].pieces == () and np.array_equal(together[0].audio, alone.audio)
+
+
+def test_a_short_script_stays_as_it_is(talker):
+    wanted = talker.generate(SHORT, seed=5, split=False)
+    assert np.array_equal(talker.generate(SHORT, seed=5), wanted)
+    assert not talker.plan(SHORT).is_split and talker.plan(SHORT, seed=5).pieces[0].sent == SHORT
+    with pytest.raises(ValueError, match="text has .* bytes .*, the model reads at most 256"):
+        talker.generate(SCRIPT * 2, split=False)
+
+
+def test_speed_tail_and_pause(talker, whole):
+    slow = talker.generate(SCRIPT, seed=3, speed=0.8, tail_silence=0.5, details=True)
+    assert len(slow.audio) == round(len(whole.audio) / 0.8) + talker.sample_rate // 2
+    assert slow.duration == pytest.approx(len(slow.audio) / talker.sample_rate, abs=1e-3)
+    assert np.array_equal(slow.codes, whole.codes) and not slow.audio[-8000:].any()
+    streamed = np.concatenate(list(talker.stream(SCRIPT, seed=3, speed=0.8, tail_silence=0.5)))
+    assert streamed.shape == slow.audio.shape
+    short = talker.generate(SHORT, seed=5)
+    assert len(talker.generate(SHORT, seed=5, speed=1.25)) == round(len(short) / 1.25)
+    paused = talker.generate(SHORT, seed=5, pause=1.0, details=True)
+    assert len(paused.pieces) == 2 and paused.pieces[1].start - paused.pieces[0].end == pytest.approx(1.0)
+    gap = slice(*(round(at * talker.sample_rate) for at in (paused.pieces[0].end, paused.pieces[1].start)))
+    assert not paused.audio[gap].any() and len(paused.audio) == round(paused.duration * talker.sample_rate)
+
+
+def test_a_cut_end_is_told_and_trimmed(talker):
+    params = {"max_tokens": 60, "seed": 1}
+    kept = talker.generate(SHORT, details=True, **params)
+    assert kept.finish_reason == "length" and len(kept.audio) == 512 * kept.frames
+    trimmed = talker.generate(SHORT, trim_cut_end=True, details=True, **params)
+    delay = talker.config.max_delay
+    assert np.array_equal(trimmed.codes, kept.codes) and len(trimmed.audio) == 512 * (kept.frames - delay)
+    same = len(trimmed.audio) - 512 * talker.windows.reach.after  # from there the sound depends on what was dropped
+    assert np.abs(trimmed.audio[:same] - kept.audio[:same]).max() < 1e-5
+    assert abs(trimmed.audio[-1]) < 1e-3
+    streamed = np.concatenate(list(talker.stream(SHORT, trim_cut_end=True, **params)))
+    assert streamed.shape == trimmed.audio.shape and np.abs(streamed - trimmed.audio).max() < 1e-5
+    pieces = talker.generate(SCRIPT, details=True, **params)
+    assert pieces.finish_reason == "length" and any(piece.finish_reason == "length" for piece in pieces.pieces)
+
+
+def test_text_that_arrives(talker):
+    def parts():
+        yield from (
+            "[S1] Can you co",
+            "unt? [S2] Yes, I can ",
+            "count. Th",
+            "e dogs are",
+            FLUSH,
+            " red. [S1] Good",
+            " morning.",
+        )
+
+    stream = talker.stream(parts(), seed=2)
+    chunks = list(stream)
+    texts = " ".join(piece.text for piece in stream.result.pieces)
+    assert texts.replace("[S1] ", "").replace("[S2] ", "") == (
+        "Can you count? Yes, I can count. The dogs are red. Good morning."
+    )
+    assert sum(map(len, chunks)) == 512 * stream.result.frames
+
+    async def collect():
+        async def arriving():
+            for part in ("[S1] Hello, my ", "friend. ", "Can you sing?"):
+                await asyncio.sleep(0)
+                yield part
+
+        return [chunk async for chunk in talker.astream(arriving(), seed=2)]
+
+    assert sum(map(len, asyncio.run(collect()))) > 0
+    with pytest.raises(ValueError, match="split=False needs all of it"):
+        talker.stream(iter(["a"]), split=False)
+    with pytest.raises(TypeError, match="the parts of a text must be strings, got int"):
+        list(talker.stream(iter([3])))
+
+
+def test_the_first_piece_does_not_wait_for_the_rest_of_the_text(talker):
+    heard = threading.Event()
+
+    def parts():
+        yield "[S1] Can you count? [S2] Yes"
+        assert heard.wait(60), "no sound of the first sentence while the second is open"
+        yield ", my friend."
+
+    for _ in talker.stream(parts(), seed=1):
+        heard.set()
+
+
+def test_closing_a_stream_frees_the_slots(talker):
+    stream = talker.stream(SCRIPT * 4, seed=1)
+    next(stream)
+    stream.close()
+    assert talker.generate(SHORT, seed=5) is not None
+    assert talker.active_requests == 0
+
+
+def test_mistakes_are_told_before_any_work(talker):
+    for arguments, message in (
+        ({"speed": 5}, r"speed must be in \[0.25, 4\], got 5"),
+        ({"pause": -1}, r"pause must be in \[0, 60\], got -1"),
+        ({"tail_silence": float("nan")}, "tail_silence must be in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            talker.generate(SCRIPT, **arguments)
+    with pytest.raises(TypeError, match="split must be True or False, got 1"):
+        talker.generate(SCRIPT, split=1)
+    with pytest.raises(ValueError, match="nothing but speaker tags"):
+        talker.generate("[S1] [S2] " * 300)
+
+
+def test_codes_without_a_codec(talker, whole):
+    with Engine.load("talker", device="cpu", load_dac=False) as engine:
+        assert np.array_equal(engine.generate(SCRIPT, seed=3), whole.codes)
+        assert np.array_equal(np.concatenate(list(engine.stream(SCRIPT, seed=3))), whole.codes)
+        with pytest.raises(ValueError, match="speed is about sound, and this engine has no codec"):
+            engine.generate(SCRIPT, speed=0.5)
+
+
+# Checks and tries
+
+LIMITS = LongFormSettings(good_bytes=128, piece_bytes=65, anchor_bytes=65, shortest=0.7, longest=1.45)
+PIECE = plan_script(SCRIPT, 1, LIMITS).pieces[1]
+
+
+def made(frames: int, finish_reason: str = "stop", seed: int = 0) -> Generation:
+    return Generation(None, np.zeros((frames, 4), np.int64), finish_reason, seed, frames, frames / 31.25)
+
+
+def test_a_piece_is_judged_by_the_median_before_it():
+    pace = Pace(2.0)
+    assert pace.expected == 2.0
+    for frames in (100, 100, 100):
+        pace = pace.after(PIECE, made(frames))
+    assert pace.expected == pytest.approx(100 / PIECE.size)
+    for frames, good in ((100, True), (71, True), (69, False), (144, True), (146, False), (0, False)):
+        assert is_good(PIECE, made(frames), pace, LIMITS) == good
+    assert not is_good(PIECE, made(100, "length"), pace, LIMITS)
+    tries = [made(0), made(160), made(60), made(100, "length")]
+    assert best(PIECE, tries, pace) is tries[1]
+    assert guard_frames(PIECE, 2.0) == PIECE.size // 2
+
+
+def test_bad_pieces_are_made_again_at_most_twice(talker, whole, monkeypatch):
+    seen = []
+
+    def never(piece, generation, pace, settings):
+        seen.append((piece.text, generation.seed))
+        return False
+
+    monkeypatch.setattr(speaker, "is_good", never)
+    worst = talker.generate(SCRIPT, seed=3, details=True)
+    assert [piece.tries for piece in worst.pieces] == [1] + [3] * (len(worst.pieces) - 1)
+    assert len({seed for _, seed in seen}) == len(seen) == 2 * (len(worst.pieces) - 1)
+    again = talker.generate(SCRIPT, seed=3, sampling_params=SamplingParams(), details=True)
+    assert again.pieces == worst.pieces and np.array_equal(again.codes, worst.codes)
