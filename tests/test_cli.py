@@ -70,7 +70,8 @@ def test_a_file_that_is_replaced_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     say = ["say", TEXT, *QUICK, "--seed", "1", "-o", "~/out.wav", "--spectrogram", "~/out.png"]
     assert main(say) == 0 and "exists" not in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.png", "out.wav"]
+    written = sorted(path.name for path in tmp_path.iterdir() if path.name != ".cache")  # of compiled code
+    assert written == ["out.png", "out.wav"]
     assert main(say) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["~/out.wav exists and will be replaced", "~/out.png exists and will be replaced"]
@@ -179,7 +180,7 @@ def broken(tmp_path_factory) -> Path:
     ("arguments", "message"),
     [
         ([""], "text must not be empty"),
-        (["x" * 1025], "text has 1025 bytes"),
+        (["x" * 1025, "--no-split"], "text has 1025 bytes"),
         ([], "give the script once"),
         ([TEXT, "--file", "a.txt"], "give the script once"),
         (["--file", "absent.txt"], "absent.txt"),
