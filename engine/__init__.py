@@ -2,6 +2,7 @@
 
 `Dia` is the same class under the reference implementation's name, so that its examples run after changing one import.
 `SamplingParams` says how a request is sampled, `Generation` how it ended; `EngineFull` is raised where too many wait.
+`FLUSH` in a text that arrives in parts means: speak what is there.
 The audio codec by itself is `dia_engine.codec.Codec`.
 """
 
@@ -11,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .engine import Engine
     from .engine import Engine as Dia
+    from .longform.source import FLUSH
     from .runtime.call import Generation
     from .runtime.engine_thread import EngineFull
     from .sampling_params import SamplingParams
 
-__all__ = ["Dia", "Engine", "EngineFull", "Generation", "SamplingParams"]
+__all__ = ["FLUSH", "Dia", "Engine", "EngineFull", "Generation", "SamplingParams"]
 __version__ = "0.1.0"  # setup.py reads it here, without an import
 
 _HOMES = {
     "Dia": ("engine", "Engine"),
     "Engine": ("engine", "Engine"),
     "EngineFull": ("runtime.engine_thread", "EngineFull"),
+    "FLUSH": ("longform.source", "FLUSH"),
     "Generation": ("runtime.call", "Generation"),
     "SamplingParams": ("sampling_params", "SamplingParams"),
 }

@@ -271,6 +271,7 @@ def _add_sampling_arguments(command: argparse.ArgumentParser) -> "argparse._Argu
         ("--temperature", float, "temperature", "0 = likeliest"),
         ("--top-p", float, "top_p", "in (0, 1]"),
         ("--top-k", _top_k, "cfg_filter_top_k", "candidates, or all"),
+        ("--min-tokens", int, "min_tokens", "frames before which the model may not end"),
     ):
         # Without a default of argparse's: what is left out is the model's.
         meaning += f" (default: the model's own, else {getattr(ResolvedSamplingParams, name)})"

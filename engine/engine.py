@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,6 +20,13 @@ from .files.audio import write_audio
 from .files.hub import DEFAULT_MODEL
 from .kernels.cpu.onednn import PackedInt8Weight, fastest
 from .kernels.quantized import Weight
+from .longform.options import SpeechOptions
+from .longform.plan import Plan
+from .longform.scripts import Script as PlannedScript
+from .longform.scripts import ScriptRunner, encode_prompt, make_plan, parse_scripts, require_sound
+from .longform.source import Flush
+from .longform.speaker import ScriptCall
+from .longform_settings import LongFormSettings
 from .messages import shown
 from .model.config import DiaConfig
 from .model.dia import DiaModel
@@ -30,20 +37,21 @@ from .runtime.chunking import ChunkSizes
 from .runtime.engine_thread import EngineThread
 from .runtime.limits import Limits
 from .runtime.prompts import AudioPrompt, read_prompt
-from .runtime.request import Request, parse_requests
+from .runtime.request import Request
 from .runtime.runner import ModelRunner
 from .runtime.scheduler import Scheduler
 from .runtime.stream import AudioStream
-from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams, require_integer
+from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams, check_seed, require_integer
 from .threads import is_small, one_thread
 from .weights.load import default_dtype
 from .weights.recipes import checked_recipe
-from .weights.source import ModelSource, resolve_files, resolve_model
+from .weights.source import ModelSource, default_long_form, resolve_files, resolve_model
 
 logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 PerText: TypeAlias = Value | Sequence[Value]
+Script: TypeAlias = str | Sequence[str] | Iterator[str | Flush] | AsyncIterator[str | Flush]
 AudioPrompts: TypeAlias = AudioPrompt | Sequence[AudioPrompt | None] | None
 
 # Audio that nobody listens to meanwhile is decoded in windows too, which bounds the memory and how long the codec holds
@@ -59,6 +67,7 @@ class Engine:
         model, codec, windows: what computes; codec is None after `load_dac=False`.
         device, dtype: where and in what the model computes.
         defaults: the model's own defaults for `generate`, by name; what is not in it is the reference's.
+        long_form: how long scripts are planned.
     """
 
     def __init__(
@@ -70,6 +79,7 @@ class Engine:
         graph: bool = True,
         defaults: Mapping[str, float | int | None] | None = None,
         limits: Limits | None = None,
+        long_form: LongFormSettings | None = None,
         name: str = "",
     ):
         """Build from weights named as in `parameter_shapes`; `load`, `from_pretrained` and `from_local` read them."""
@@ -81,6 +91,7 @@ class Engine:
         self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype
         self.defaults = dict(defaults or {})
+        self.long_form = long_form or default_long_form(config)
         self._name = name
         self.windows = CodeWindows(self.device) if codec is None else SoundWindows(codec)
         small = is_small((weight.nbytes for weight in weights.values()), self.device)
@@ -88,6 +99,10 @@ class Engine:
         self._modes = partial(_modes, self.device, small)
         scheduler = partial(_make_scheduler, self.model, self.windows, limits, graph, self._frames_per_second)
         self._thread = EngineThread(scheduler, self._modes, limits)
+        self._scripts = ScriptRunner(
+            self._thread, self.windows, codec, config, self.long_form,
+            frames_per_second=self._frames_per_second, max_rows=self.max_rows,
+        )  # fmt: skip
         self._closed = weakref.finalize(self, self._thread.close)
 
     @classmethod
@@ -152,7 +167,14 @@ class Engine:
         codec = open_codec(codec, source, device, codec_dtype) if load_dac else None
         name = str(model) if quant is None else f"{model} {quant if isinstance(quant, str) else 'quantized'}"
         return cls(
-            source.config, _ready(stream), codec, graph=graph, defaults=source.defaults, limits=limits, name=name
+            source.config,
+            _ready(stream),
+            codec,
+            graph=graph,
+            defaults=source.defaults,
+            limits=limits,
+            long_form=source.long_form,
+            name=name,
         )
 
     @classmethod
@@ -183,7 +205,7 @@ class Engine:
         source = resolve_files(config_path, checkpoint_path)
         stream = source.stream_weights(dtype=dtype, device=device)
         codec = open_codec(None, source, device) if load_dac else None
-        return cls(source.config, _ready(stream), codec, defaults=source.defaults)
+        return cls(source.config, _ready(stream), codec, defaults=source.defaults, long_form=source.long_form)
 
     @property
     def sample_rate(self) -> int:
@@ -239,6 +261,13 @@ class Engine:
         audio_prompt_text: str | Sequence[str | None] | None = None,
         seed: PerText[int | None] = None,
         sampling_params: PerText[SamplingParams | None] = None,
+        min_tokens: PerText[int | None] = None,
+        split: bool = True,
+        speed: float = 1.0,
+        pause: float = 0.0,
+        tail_silence: float = 0.0,
+        trim_cut_end: bool | None = None,
+        closing_tag: bool | None = None,
         details: bool = False,
     ) -> "np.ndarray | Generation | list[np.ndarray] | list[Generation]":
         """Turn a script, or a list of scripts at once, into sound. Names and order are the reference's.
@@ -266,11 +295,22 @@ class Engine:
             audio_prompt_text: transcript of the prompt; it is put before the text. An empty one is none.
             seed: in [0, 2^63); the same seed and text give the same sound. None draws one from torch's global
                 generator.
-            sampling_params: max_tokens, cfg_scale, temperature, top_p and cfg_filter_top_k in one, in place of them.
+            sampling_params: max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k and min_tokens in one, in place
+                of them.
+            min_tokens: frames of sound before which the model may not end; 0 by default.
+            split: plan a script that is too long to be spoken well (`plan` shows how) in pieces, that run side by side
+                and are joined to one sound. max_tokens then counts for each piece. False generates any script as one.
+            speed: pace of the speech at the same pitch, from 0.25 to 4; good from 0.75 to 1.5.
+            pause: silence between turns in seconds, in addition to the model's own.
+            tail_silence: silence at the end in seconds.
+            trim_cut_end: whether a sound that max_tokens cuts loses its last frames, which forced rows damage, and
+                fades out. Default: if it was planned. The codes stay whole.
+            closing_tag: end the text with the tag of who speaks next, which keeps Dia from cutting ends. Default: in
+                the pieces of planned scripts, if the model is Dia.
             details: return `Generation` instead of arrays: audio, codes, why it ended, seed, duration.
 
-        For a list of texts, each of max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, seed and
-        sampling_params is one value for all, or a list with one per text.
+        For a list of texts, each of max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens, seed
+        and sampling_params is one value for all, or a list with one per text.
 
         Returns:
             sound [samples] float32, without the prompt; or codes [T, C] int64 if the engine has no codec. A list of
@@ -283,8 +323,9 @@ class Engine:
         """
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = self._parse(
-            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k), sampling_params,
+            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens), sampling_params,
             audio_prompt, audio_prompt_path, audio_prompt_text, seed,
+            SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
         )  # fmt: skip
         generations = self.run_requests(requests, verbose)
         results = generations if details else [each.codes if each.audio is None else each.audio for each in generations]
@@ -292,7 +333,7 @@ class Engine:
 
     def stream(
         self,
-        text: str | Sequence[str],
+        text: Script,
         max_tokens: PerText[int | None] = None,
         cfg_scale: PerText[float | None] = None,
         temperature: PerText[float | None] = None,
@@ -307,6 +348,13 @@ class Engine:
         audio_prompt_text: str | Sequence[str | None] | None = None,
         seed: PerText[int | None] = None,
         sampling_params: PerText[SamplingParams | None] = None,
+        min_tokens: PerText[int | None] = None,
+        split: bool = True,
+        speed: float = 1.0,
+        pause: float = 0.0,
+        tail_silence: float = 0.0,
+        trim_cut_end: bool | None = None,
+        closing_tag: bool | None = None,
         chunk_frames: int | None = None,
         first_chunk_frames: int | None = None,
     ) -> AudioStream[np.ndarray] | AudioStream[tuple[int, np.ndarray]]:
@@ -318,8 +366,10 @@ class Engine:
         progress. `AudioStream.result` tells in the end how it ended.
 
         Args:
-            text, ..., sampling_params: as in `generate`, and checked in this call. A prompt in the form of sound is
-                encoded when the first chunk is asked for; codes (see `load_audio`) cost nothing.
+            text, ..., closing_tag: as in `generate`, and checked in this call. The text may also be an iterator or an
+                asynchronous iterator of strings, as a language model's answer arrives: a piece is begun as soon as a
+                sentence or a turn is whole, or at `dia_engine.FLUSH`, whatever there is. A prompt in the form of sound
+                is encoded when the first chunk is asked for; codes (see `load_audio`) cost nothing.
             chunk_frames: frames a chunk, 512 samples each for the published codec. Each chunk is decoded together with
                 the frames around it that its sound depends on, so that small chunks cost more work. Default: 48, or
                 more where a codec depends on so many that this would cost half as much again.
@@ -339,18 +389,43 @@ class Engine:
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = self._parse(
-            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k), sampling_params,
+            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens), sampling_params,
             audio_prompt, audio_prompt_path, audio_prompt_text, seed,
+            SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
         )  # fmt: skip
         return self.stream_requests(requests, sizes, verbose, batch=isinstance(text, (list, tuple)))
 
     astream = stream  # for `async for`: a stream is both kinds of iterator
 
-    def run_requests(self, requests: list[Request], verbose: bool = False) -> list[Generation]:
-        """What `generate` returns with details for each of some requests; see `runtime.request.parse_requests`."""
+    def plan(
+        self,
+        script: str,
+        *,
+        split: bool = True,
+        seed: int = 0,
+        audio_prompt_text: str | None = None,
+        pause: float = 0.0,
+        closing_tag: bool | None = None,
+    ) -> Plan:
+        """The pieces in which `generate` with the same arguments speaks a script, without generating.
+
+        Args:
+            audio_prompt_text: transcript of an audio prompt, if there is one; "" for one without a transcript.
+
+        Raises:
+            TypeError, ValueError: it is no text, or nothing but tags.
+        """
+        options = SpeechOptions(split=split, pause=pause, closing_tag=closing_tag)
+        return make_plan(
+            script, check_seed(seed), options, self.long_form,
+            transcript=audio_prompt_text, has_prompt=audio_prompt_text is not None,
+        )  # fmt: skip
+
+    def run_requests(self, requests: list[Request | PlannedScript], verbose: bool = False) -> list[Generation]:
+        """What `generate` returns with details for each of some requests; see `longform.scripts.parse_scripts`."""
         chunks: list[list[np.ndarray]] = [[] for _ in requests]
         with _progress(verbose, self._frames_per_second / len(requests)) as on_steps:
-            call = Call(len(requests), streaming=False, on_steps=on_steps)
+            call = _call_for(requests, streaming=False, on_steps=on_steps)
             try:
                 self._submit(self._with_codes(requests), call, WHOLE)
                 for chunk in call:
@@ -365,21 +440,21 @@ class Engine:
         return [replace(each, audio=_joined(pieces)) for each, pieces in zip(generations, chunks, strict=True)]
 
     def stream_requests(
-        self, requests: list[Request], sizes: ChunkSizes, verbose: bool = False, *, batch: bool = True
+        self, requests: list[Request | PlannedScript], sizes: ChunkSizes, verbose: bool = False, *, batch: bool = True
     ) -> AudioStream[Any]:
-        """What `stream` returns, for a list of texts if `batch`; see `runtime.request.parse_requests`."""
+        """What `stream` returns, for a list of texts if `batch`; see `longform.scripts.parse_scripts`."""
         check_not_forked(self.device)
         self._thread.check_usable()
 
         def start(is_closed: Callable[[], bool]) -> Call | None:
-            encoded = []
+            encoded: list[Request | PlannedScript] = []
             for request in requests:
                 if is_closed():
                     return None
                 encoded += self._with_codes([request])
             progress = ExitStack()
             on_steps = progress.enter_context(_progress(verbose, self._frames_per_second / len(requests)))
-            call = Call(len(requests), streaming=True, on_steps=on_steps, on_end=progress.close)
+            call = _call_for(requests, streaming=True, on_steps=on_steps, on_end=progress.close)
             self._submit(encoded, call, sizes)
             return call
 
@@ -388,15 +463,18 @@ class Engine:
 
         return AudioStream(start, item_of, batch)
 
-    def _submit(self, requests: list[Request], call: Call, sizes: ChunkSizes) -> None:
+    def _submit(self, requests: list[Request | PlannedScript], call: Call, sizes: ChunkSizes) -> None:
         check_not_forked(self.device)
-        self._thread.submit(requests, call, sizes)
+        if isinstance(call, ScriptCall):
+            self._scripts.start(requests, call, sizes)
+        else:
+            self._thread.submit([each for each in requests if isinstance(each, Request)], call, sizes)
 
-    def _with_codes(self, requests: list[Request]) -> list[Request]:
+    def _with_codes(self, requests: list[Request | PlannedScript]) -> list[Request | PlannedScript]:
         """The requests with their audio prompts encoded, in the caller's thread: it takes seconds, in which others'
         decode steps go on."""
         with self._modes():
-            return [request.encode_prompt(self.codec) for request in requests]
+            return [encode_prompt(request, self.codec) for request in requests]
 
     def close(self) -> None:
         """Fail what is running and release the thread. Every call after this raises RuntimeError."""
@@ -462,17 +540,22 @@ class Engine:
 
     def _parse(
         self,
-        text: str | Sequence[str],
+        text: Script,
         sampling: Mapping[str, Any],
         sampling_params: PerText[SamplingParams | None] = None,
         audio_prompt: AudioPrompts = None,
         audio_prompt_path: AudioPrompts = None,
         audio_prompt_text: str | Sequence[str | None] | None = None,
         seed: PerText[int | None] = None,
-    ) -> list[Request]:
-        return parse_requests(
+        options: SpeechOptions | None = None,
+    ) -> list[Request | PlannedScript]:
+        options = options or SpeechOptions(split=False)
+        require_sound(options, self.codec)
+        return parse_scripts(
             text,
             sampling,
+            options=options,
+            settings=self.long_form,
             sampling_params=sampling_params,
             audio_prompt=_merge_prompt_names(audio_prompt, audio_prompt_path),
             audio_prompt_text=audio_prompt_text,
@@ -505,6 +588,11 @@ def _modes(device: torch.device, small: bool) -> Iterator[None]:
     """For all that an engine computes."""
     with computing(device), one_thread(small):
         yield
+
+
+def _call_for(requests: Sequence[Request | PlannedScript], **options: Any) -> Call:
+    planned = any(isinstance(each, PlannedScript) for each in requests)
+    return (ScriptCall if planned else Call)(len(requests), **options)
 
 
 def _joined(chunks: list[np.ndarray]) -> np.ndarray:
@@ -557,7 +645,12 @@ def _merge_prompt_names(audio_prompt: AudioPrompts, audio_prompt_path: AudioProm
 
 
 def _sampling(
-    max_tokens: object, cfg_scale: object, temperature: object, top_p: object, cfg_filter_top_k: object
+    max_tokens: object,
+    cfg_scale: object,
+    temperature: object,
+    top_p: object,
+    cfg_filter_top_k: object,
+    min_tokens: object,
 ) -> dict[str, Any]:
     """Arguments of `generate` under the names of SamplingParams."""
     return {
@@ -566,6 +659,7 @@ def _sampling(
         "temperature": temperature,
         "top_p": top_p,
         "cfg_filter_top_k": cfg_filter_top_k,
+        "min_tokens": min_tokens,
     }
 
 

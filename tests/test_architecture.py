@@ -17,6 +17,8 @@ ALLOWED = {
     "codec": {"files", ""},
     "weights": {"kernels", "files", "model", "codec", ""},
     "runtime": {"kernels", "files", "model", "codec", ""},
+    "audio": {"files", ""},
+    "longform": {"model", "codec", "runtime", "audio", ""},
 }
 ON_TOP = {"engine", "batch", "capacity", "cli", "info", "server", "__init__", "__main__"}
 FOLDERS = [

@@ -86,6 +86,20 @@ class CodeWindows:
         """
 
 
+class ContextCodes(CodeWindows):
+    """Windows of codes for whoever decodes them: each holds what the window of another decoder would."""
+
+    def __init__(self, of: CodeWindows):
+        self.reach, self._of = of.reach, of
+
+    def on_stream(self) -> AbstractContextManager[object]:
+        return self._of.on_stream()
+
+    def decode(self, codes: torch.Tensor, first: int, last: int | None) -> HostCopy:
+        """The codes from frame `first` on, those behind `last` included."""
+        return HostCopy(codes[first:])
+
+
 class SoundWindows(CodeWindows):
     """Windows of a codec's sound."""
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Collection
 
 import torch
 
@@ -36,12 +37,15 @@ def encode_script(text: str, transcript: str | None, has_prompt: bool, config: D
     return encode_text(f"{transcript.rstrip()} {text}", *limits)
 
 
-def warn_of_scripts(texts: list[str], transcripts: list[str | None], config: DiaConfig) -> None:
+def warn_of_scripts(
+    texts: list[str], transcripts: list[str | None], config: DiaConfig, planned: Collection[int] = ()
+) -> None:
     """Log what will probably not sound as it was meant: one warning per kind, whatever the number of scripts.
 
     Args:
         texts, transcripts: checked by `encode_script`.
         config: the model's. Lengths are a matter of the published Dia alone.
+        planned: which scripts may have any length.
     """
     whole = " ".join([*texts, *(transcript for transcript in transcripts if transcript)])
     unknown = dict.fromkeys(tag for tag in TAG_LIKE.findall(whole) if tag not in TAGS)
@@ -53,7 +57,7 @@ def warn_of_scripts(texts: list[str], transcripts: list[str | None], config: Dia
     if not all(has_visible_text(each) for each in spoken):
         logger.warning("text holds nothing but speaker tags: there is nothing to say")
     if config.is_published_size:
-        _warn_of_lengths(spoken)
+        _warn_of_lengths([text for index, text in enumerate(spoken) if index not in planned])
 
 
 def _warn_of_lengths(spoken: list[str]) -> None:

@@ -23,6 +23,7 @@ class Generation:
         codes: [T, C] int64, without the prompt.
         finish_reason: "stop" where the model ended, "length" where `max_tokens` cut it, "abort" where the caller did.
         seed: with which the same text gives the same audio.
+        pieces: what became of each piece of a planned script; empty if it was generated as one.
         frames: T.
         duration: seconds of audio.
     """
@@ -33,6 +34,27 @@ class Generation:
     seed: int
     frames: int
     duration: float
+    pieces: "tuple[PieceResult, ...]" = ()
+
+
+@dataclass(frozen=True)
+class PieceResult:
+    """A piece of a planned script.
+
+    Attributes:
+        text: with a tag wherever a turn begins, and at its beginning.
+        seed: of the try that was kept.
+        tries: how many there were.
+        finish_reason: as of a `Generation`.
+        start, end: where it is in the audio, in seconds.
+    """
+
+    text: str
+    seed: int
+    tries: int
+    finish_reason: str
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +91,9 @@ class Call:
 
     Attributes:
         streaming: whether somebody listens to the chunks as they come.
+        wants_codes: its chunks are codes that somebody else decodes, see `ContextCodes`; there are none without
+            `streaming`, nor after the end of a request: what is left is in its `Generation`.
+        group: calls of one group share what one may have of the slots while others wait; None is a group of its own.
         aborted: nobody wants the rest.
         started: when its first request got a slot, in seconds of `time.perf_counter`; 0.0 while all of them wait.
         results: by request, as they finish.
@@ -79,12 +104,15 @@ class Call:
         requests: int,
         *,
         streaming: bool,
+        wants_codes: bool = False,
+        group: object | None = None,
         on_steps: Callable[[int], Any] | None = None,
         on_end: Callable[[], Any] = lambda: None,
     ):
         """`on_steps` is told, in the reader's thread, how many decode steps have been launched; `on_end` is called at
         the end, perhaps more than once."""
-        self.streaming, self.aborted, self.started = streaming, False, 0.0
+        self.streaming, self.wants_codes, self.group = streaming, wants_codes, group
+        self.aborted, self.started = False, 0.0
         self.results: list[Generation | None] = [None] * requests
         self._left, self._on_steps, self._on_end = requests, on_steps, on_end
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()

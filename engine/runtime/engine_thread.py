@@ -32,6 +32,7 @@ class _Submission:
     requests: list[Request]
     call: Call
     sizes: ChunkSizes
+    first_index: int = 0
 
 
 class _Work:
@@ -85,8 +86,8 @@ class EngineThread:
         """Whether calls are taken: not after `close`, nor after a failure of the device."""
         return not self._unusable
 
-    def submit(self, requests: list[Request], call: Call, sizes: ChunkSizes) -> None:
-        """Queue requests, whose prompts are codes; their results go to the call.
+    def submit(self, requests: list[Request], call: Call, sizes: ChunkSizes, first_index: int = 0) -> None:
+        """Queue requests, whose prompts are codes; their results go to the call, from the index `first_index` on.
 
         Raises:
             EngineFull: more would wait than may.
@@ -101,7 +102,7 @@ class EngineThread:
                     f"max_slots + max_waiting = {most}; try again later"
                 )
             self._submitted += len(requests)
-            self._inbox.put(_Submission(requests, call, sizes))
+            self._inbox.put(_Submission(requests, call, sizes, first_index))
 
     def run(self, function: Callable[[], Result]) -> Result:
         """Run a function in the thread, between two steps, and wait for its result or its error."""
@@ -177,7 +178,7 @@ class EngineThread:
             if isinstance(item, _Work):
                 item.run()
                 continue
-            for index, request in enumerate(item.requests):
+            for index, request in enumerate(item.requests, start=item.first_index):
                 self.scheduler.add(request, index, item.call, item.sizes)
         return True
 

@@ -1,6 +1,6 @@
 """A request, and how a caller's arguments become requests: all checked before any work."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,6 +68,7 @@ def parse_requests(
     max_rows: int | None = None,
     defaults: Mapping[str, Any],
     codec: Callable[[], Codec | None],
+    planned: Collection[int] = (),
 ) -> list[Request]:
     """Check everything that a caller passed to `Engine.generate`, without the work of encoding audio.
 
@@ -81,6 +82,7 @@ def parse_requests(
         config, defaults: the model's.
         max_rows: decoder rows per slot; None for all that the model has.
         codec: gives the model's codec. Asked once there is an audio file or waveform to encode.
+        planned: which scripts are generated in pieces; their requests have no text.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: the first thing that is wrong, by name and value.
@@ -98,10 +100,11 @@ def parse_requests(
     capacity = max_rows or config.decoder.max_position_embeddings
     for index, (script, transcript, prompt) in enumerate(zip(texts, transcripts, prompts, strict=True)):
         with _item_named(index, batch):
-            ids = encode_script(script, transcript, prompt is not None, config)
+            is_planned = index in planned
+            ids = encode_script("x" if is_planned else script, transcript, prompt is not None, config)
             codes = read_prompt(prompt, config, codec, _max_prompt_frames(params[index], capacity, config))
             requests.append(Request(ids, codes, params[index], seeds[index]))
-    warn_of_scripts(texts, transcripts, config)
+    warn_of_scripts(texts, transcripts, config, planned)
     return requests
 
 
@@ -131,9 +134,9 @@ def _params_per_text(
 
 
 def _max_prompt_frames(params: ResolvedSamplingParams, capacity: int, config: DiaConfig) -> int:
-    """The most prompt frames that leave room for one frame of sound."""
+    """The most prompt frames that leave room for one frame of sound, or min_tokens of them."""
     rows = params.rows(capacity, 0, config.max_delay)
-    return rows - (1 + config.max_delay + 1)
+    return rows - (1 + config.max_delay + max(1, params.min_tokens))
 
 
 def _one_each(

@@ -14,7 +14,7 @@ so a slot's status can be older than the request that has the slot now: those be
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -22,7 +22,7 @@ from typing import Protocol
 
 import torch
 
-from ..codec.windowed import CodeWindows, HostCopy
+from ..codec.windowed import CodeWindows, ContextCodes, HostCopy
 from .call import Call, Generation
 from .chunking import ChunkSchedule, ChunkSizes, Window, complete_frames, window_lengths
 from .request import Request
@@ -68,6 +68,7 @@ class Sequence:
         index: of the request in its call.
         call: where its results go, and whether anybody still wants them.
         schedule: the request's windows.
+        decoder: what makes chunks of them.
         slot: -1 while it waits.
         first_launch: the first launch that it takes part in; 0 before its prefill is done.
         steps: decode steps that have been launched for it.
@@ -80,6 +81,7 @@ class Sequence:
     index: int
     call: Call
     schedule: ChunkSchedule
+    decoder: CodeWindows
     slot: int = -1
     prefill: Iterator[int] = field(default_factory=lambda: iter(()))
     first_launch: int = 0
@@ -113,7 +115,7 @@ class Scheduler:
 
     def __init__(self, runner: Runner, decoder: CodeWindows, *, max_delay: int, frames_per_second: float):
         """`max_delay` is the model's."""
-        self.runner, self.decoder = runner, decoder
+        self.runner, self.decoder, self._codes = runner, decoder, ContextCodes(decoder)
         self.max_delay, self.frames_per_second = max_delay, frames_per_second
         self.waiting: deque[Sequence] = deque()
         self.prefilling: deque[Sequence] = deque()
@@ -134,7 +136,8 @@ class Scheduler:
         """Put a request at the end of the queue."""
         if call.streaming:
             self.decoder.prepare(window_lengths(sizes, self.decoder.reach))
-        sequence = Sequence(request, index, call, ChunkSchedule(sizes, self.decoder.reach))
+        decoder = self._codes if call.wants_codes else self.decoder
+        sequence = Sequence(request, index, call, ChunkSchedule(sizes, decoder.reach), decoder)
         self.waiting.append(sequence)
         return sequence
 
@@ -190,13 +193,24 @@ class Scheduler:
         self._remove(sequence)
         sequence.call.fail(error)
 
+    def _next_waiting(self) -> Sequence | None:
+        """The first of the queue; while others wait too, of a group that does not have its share of the slots yet."""
+        groups = {sequence.call.group or sequence.call for sequence in self.waiting}
+        if len(groups) < 2:
+            return self.waiting[0] if self.waiting else None
+        share = max(1, self.runner.max_slots // 2)
+        taken = Counter(sequence.call.group for sequence in [*self.prefilling, *self.running.values()])
+        for sequence in self.waiting:
+            if sequence.call.group is None or taken[sequence.call.group] < share:
+                return sequence
+        return None
+
     def _admit(self) -> None:
-        while self.waiting and self._free:
-            sequence = self.waiting[0]
+        while self._free and (sequence := self._next_waiting()) is not None:
             try:
                 if not self.runner.fits(self._free[0]):
                     return
-                self.waiting.popleft()
+                self.waiting.remove(sequence)
                 sequence.slot = heappop(self._free)  # the lowest: few slots make a small launch
                 sequence.prefill = self.runner.prefill(sequence.slot, sequence.request)
                 self.prefilling.append(sequence)
@@ -268,7 +282,11 @@ class Scheduler:
             status.position, status.countdown, status.end_row, sequence.prompt_frames, self.max_delay
         )
         now = time.perf_counter()
-        while window := sequence.schedule.next(frames, ended):
+        # Rows behind the end are forced: which frames they damage is known once the reason for the end is.
+        call = sequence.call
+        while (not call.wants_codes or (call.streaming and status.running)) and (
+            window := sequence.schedule.next(frames, ended)
+        ):
             sequence.windows.append((window, now))
         if ended:
             sequence.end_row = status.end_row
@@ -317,15 +335,15 @@ class Scheduler:
         return sequence.heard and sequence.emitted_seconds - (now - sequence.first_emitted) > AHEAD_SECONDS
 
     def _decode_window(self, sequence: Sequence, window: Window) -> None:
-        start = self.decoder.widened(window.start, window.stop)
-        with self.decoder.on_stream():
+        start = sequence.decoder.widened(window.start, window.stop)
+        with sequence.decoder.on_stream():
             if sequence.codes is None:
                 # Its status has been read: the rows are there, and the stream of the codec need not wait for the steps.
                 codes = self.runner.codes(sequence.slot, sequence.prompt_frames + start, window.stop - start)
             else:
                 codes = sequence.codes[0][start : window.stop]
             last = None if window.ends else window.last - start
-            chunk = self.decoder.decode(codes, window.first - start, last)
+            chunk = sequence.decoder.decode(codes, window.first - start, last)
         sequence.pending.append((chunk, (window.last - window.first) / self.frames_per_second))
 
     def _emit(self) -> None:
@@ -335,7 +353,7 @@ class Scheduler:
                 while sequence.pending and sequence.pending[0][0].ready():
                     chunk, seconds = sequence.pending.popleft()
                     audio = chunk.wait().numpy().copy()  # what it is a part of is larger, or pinned
-                    self.decoder.check(audio)
+                    sequence.decoder.check(audio)
                     sequence.first_emitted = sequence.first_emitted or time.perf_counter()
                     sequence.emitted_seconds += seconds
                     if len(audio):  # the samples that a codec of odd strides drops can be a whole frame's

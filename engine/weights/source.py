@@ -4,7 +4,8 @@ A model's folder may hold more than the model:
 
     config.json, model.safetensors    the model
     codec/                            its codec, instead of descript/dac_44khz
-    generation_config.json            "dia_engine": {"temperature": 0.8, ...}, names and values as `generate` takes them
+    generation_config.json            "dia_engine": {"temperature": 0.8, ...}, names and values as `generate` has;
+                                      in it "long_form": {"piece_bytes": 160, ...}, see LongFormSettings
 
 transformers' own keys of generation_config.json are left alone: those of the published model differ from the reference.
 """
@@ -24,6 +25,7 @@ from ..codec.checkpoint import open_checkpoint
 from ..files.hub import DEFAULT_CODEC, GENERATION_CONFIG, find_config, find_weights
 from ..files.paths import read_json, require_file, user_path
 from ..kernels.quantized import Weight
+from ..longform_settings import LongFormSettings
 from ..messages import listed, shown
 from ..model.config import DiaConfig
 from ..sampling_params import ResolvedSamplingParams
@@ -34,7 +36,7 @@ from .synthetic import PREFIX, stream_random_weights, synthetic_codec, synthetic
 TALKER = "talker"
 TALKER_FOLDER = Path(__file__).parents[1] / "assets" / "talker"
 
-_CODEC_FOLDER, _DEFAULTS_KEY = "codec", "dia_engine"
+_CODEC_FOLDER, _DEFAULTS_KEY, _LONG_FORM_KEY = "codec", "dia_engine", "long_form"
 
 
 class ModelSource(ABC):
@@ -43,10 +45,12 @@ class ModelSource(ABC):
     Attributes:
         config: its sizes and special ids.
         defaults: its own defaults for generation, by the names of `generate`.
+        long_form: how long scripts are planned.
     """
 
     config: DiaConfig
     defaults: dict[str, float | int | None]
+    long_form: LongFormSettings
 
     @property
     @abstractmethod
@@ -93,10 +97,11 @@ class FileSource(ModelSource):
             weights: its weights; None finds those that belong to the config.
 
         Raises:
-            FileNotFoundError, ValueError: as `DiaConfig.from_file` and `load_generation_defaults`.
+            FileNotFoundError, ValueError: as `DiaConfig.from_file` and `load_generation_config`.
         """
         self.config = DiaConfig.from_file(config)
-        self.defaults = load_generation_defaults(config.parent)
+        self.defaults, long_form = load_generation_config(config.parent)
+        self.long_form = long_form or default_long_form(self.config)
         self._model, self._config_path, self._weights = model, config, weights
 
     @cached_property
@@ -154,6 +159,7 @@ class SyntheticSource(ModelSource):
         ValueError: no such synthetic model, or a revision of one.
         """
         self._name, self.config, self.defaults = name, synthetic_config(name, revision), {}
+        self.long_form = default_long_form(self.config)
 
     @property
     def stored_formats(self) -> dict[str, str]:
@@ -210,8 +216,18 @@ def find_bundled_codec(folder: Path) -> Path | None:
     return codec if os.path.lexists(codec) else None
 
 
+def default_long_form(config: DiaConfig) -> LongFormSettings:
+    """For a model that says nothing of long scripts."""
+    return LongFormSettings(closing_tag=config.is_published_size)
+
+
 def load_generation_defaults(folder: Path) -> dict[str, float | int | None]:
-    """The defaults for generation in a model's own folder; none if there are none.
+    """The first of what `load_generation_config` gives."""
+    return load_generation_config(folder)[0]
+
+
+def load_generation_config(folder: Path) -> tuple[dict[str, float | int | None], LongFormSettings | None]:
+    """The defaults for generation and for long scripts in a model's own folder; none if there are none.
 
     Raises:
         FileNotFoundError: generation_config.json is a broken link.
@@ -219,12 +235,14 @@ def load_generation_defaults(folder: Path) -> dict[str, float | int | None]:
     """
     path = folder / GENERATION_CONFIG
     if not os.path.lexists(path):
-        return {}
+        return {}, None
     content = read_json(path, GENERATION_CONFIG)
     try:
         defaults = content.get(_DEFAULTS_KEY, {}) if isinstance(content, dict) else None
         if not isinstance(defaults, dict):
             raise ValueError(f"{_DEFAULTS_KEY} must be a JSON object, got {shown(defaults)}")
+        long_form = defaults.pop(_LONG_FORM_KEY, None)
+        settings = None if long_form is None else LongFormSettings.from_config(long_form)
         names = [field.name for field in fields(ResolvedSamplingParams)]
         unknown = sorted(set(defaults) - set(names))
         if unknown:
@@ -232,4 +250,4 @@ def load_generation_defaults(folder: Path) -> dict[str, float | int | None]:
         ResolvedSamplingParams(**defaults)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
-    return defaults
+    return defaults, settings

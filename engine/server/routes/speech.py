@@ -20,7 +20,10 @@ from .models import check_model
 router = APIRouter(tags=["OpenAI"])
 
 MAX_CHARACTERS = 4096
-SAMPLING = ("temperature", "top_p", "cfg_scale", "cfg_filter_top_k", "max_tokens", "chunk_frames", "first_chunk_frames")
+SAMPLING = (
+    "temperature", "top_p", "cfg_scale", "cfg_filter_top_k", "max_tokens", "min_tokens", "pause", "chunk_frames",
+    "first_chunk_frames",
+)  # fmt: skip
 
 
 class VoiceName(BaseModel):
@@ -50,6 +53,8 @@ class SpeechBody(BaseModel):
     cfg_scale: float | None = None
     cfg_filter_top_k: int | None = Field(None, description="null for no limit; left out for the model's default")
     max_tokens: int | None = None
+    min_tokens: int | None = Field(None, description="frames before which the model may not end")
+    pause: float = Field(0.0, description="seconds of silence between turns")
     chunk_frames: int | None = None
     first_chunk_frames: int | None = None
     ref_audio: str | None = Field(None, description="a voice of this request alone: a data: URI in base64")

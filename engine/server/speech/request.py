@@ -50,13 +50,12 @@ class Speech:
         Raises:
             TypeError, ValueError: as `Engine.stream`.
         """
-        if self.speed != 1.0:
-            raise ValueError(f"speed must be 1.0 with this engine, got {self.speed}")
         stream: Any = engine.stream(
             self.text,
             audio_prompt=self.prompt,
             audio_prompt_text=self.transcript,
             seed=self.seed,
+            speed=self.speed,
             **self.params,
         )
         return stream

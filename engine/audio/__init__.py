@@ -1,0 +1,1 @@
+"""What is done to sound behind the codec, chunk by chunk."""

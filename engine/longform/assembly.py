@@ -1,0 +1,111 @@
+"""The codes of consecutive pieces as one sound: decoded in windows that reach across their joins, then edited."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ..audio.stretch import TimeStretch
+from ..codec.receptive_field import Reach
+from ..runtime.chunking import ChunkSchedule, ChunkSizes
+from .options import FADE_SECONDS, SpeechOptions
+
+# Codes [W, C] of a window, and the frames [first, last) of it that are wanted, to the end if last is None -> samples.
+Decode = Callable[[np.ndarray, int, int | None], np.ndarray]
+
+
+class Assembler:
+    """Takes frames and joins as they come, gives out sound [samples] float32; or codes, without a codec."""
+
+    def __init__(
+        self,
+        decode: Decode,
+        reach: Reach,
+        sizes: ChunkSizes,
+        options: SpeechOptions,
+        *,
+        hop: int,
+        frames_per_second: float,
+        sample_rate: int | None,
+    ):
+        """`sample_rate` is None without a codec."""
+        self._decode, self._schedule, self._hop, self.reach = decode, ChunkSchedule(sizes, reach), hop, reach
+        self._frames_per_second = frames_per_second
+        self._codes: np.ndarray | None = None
+        self._dropped = 0  # frames before `_codes`
+        self._frames = self._emitted = 0
+        self._edits: deque[tuple[int, int]] = deque()  # fade out before a sample, put samples of silence there
+        self._inserted = 0
+        self._speed, self._rate = options.speed, sample_rate
+        self._fade = round(FADE_SECONDS * sample_rate) if sample_rate else 0
+        self._held_back = max(0, self._fade - reach.after * hop)
+        self._held = np.zeros(0, np.float32)
+        self._stretch = TimeStretch(options.speed, sample_rate) if sample_rate and options.speed != 1 else None
+        self._tail = round(options.tail_silence * sample_rate) if sample_rate else 0
+
+    @property
+    def seconds(self) -> float:
+        """The end of what has been added, in seconds of what is given out."""
+        silence = self._inserted / self._rate if self._rate else 0.0
+        return (self._frames / self._frames_per_second + silence) / self._speed
+
+    def add(self, codes: np.ndarray) -> None:
+        """More frames [n, C]."""
+        self._codes = codes if self._codes is None else np.concatenate([self._codes, codes])
+        self._frames += len(codes)
+
+    def fade_out(self) -> None:
+        """What has been added ends in a fade, because it was cut."""
+        if self._rate:
+            self._edits.append((self._frames * self._hop, 0))
+
+    def pause(self, seconds: float) -> None:
+        """Silence goes behind what has been added, into which that fades."""
+        samples = round(seconds * self._speed * self._rate) if self._rate else 0
+        if samples:
+            self._edits.append((self._frames * self._hop, samples))
+            self._inserted += samples
+
+    def sound(self, ended: bool) -> Iterator[np.ndarray]:
+        """The chunks that are complete, none of them empty; `ended`: no frames will be added."""
+        while window := self._schedule.next(self._frames, ended):
+            assert self._codes is not None
+            codes = self._codes[window.start - self._dropped : window.stop - self._dropped]
+            last = None if window.ends else window.last - window.start
+            chunk = self._finished(self._decode(codes, window.first - window.start, last), window.ends)
+            keep = max(0, window.last - self.reach.before)
+            self._codes, self._dropped = self._codes[keep - self._dropped :], keep
+            if len(chunk):
+                yield chunk
+        if ended:
+            rest = [self._finished(self._held[:0], True)] if len(self._held) else []
+            rest += [self._stretch.finish()] if self._stretch else []
+            rest += [np.zeros(self._tail, np.float32)] if self._tail else []
+            yield from (each for each in rest if len(each))
+
+    def _finished(self, chunk: np.ndarray, ends: bool) -> np.ndarray:
+        """A chunk with fades and silence where pieces end, at the speed that was asked for."""
+        if self._rate is None:
+            return chunk
+        chunk = np.concatenate([self._held, chunk]) if len(self._held) else chunk
+        held = 0 if ends else min(self._held_back, len(chunk))
+        self._held, chunk = chunk[len(chunk) - held :], chunk[: len(chunk) - held]
+        chunk = self._edited(chunk)
+        return self._stretch.push(chunk) if self._stretch else chunk
+
+    def _edited(self, chunk: np.ndarray) -> np.ndarray:
+        start, stop = self._emitted, self._emitted + len(chunk)
+        self._emitted = stop
+        parts, taken = [], 0
+        for place, silence in self._edits:
+            if place - self._fade < stop and place > start:
+                first, last = max(place - self._fade, start), min(place, stop)
+                chunk = chunk.copy() if not chunk.flags.writeable else chunk
+                gain = 0.5 + 0.5 * np.cos(np.pi * (np.arange(first, last) + 1 - (place - self._fade)) / self._fade)
+                chunk[first - start : last - start] *= gain.astype(np.float32)
+            if start <= place <= stop and silence:
+                parts += [chunk[taken : place - start], np.zeros(silence, np.float32)]
+                taken = place - start
+        while self._edits and self._edits[0][0] <= stop:
+            self._edits.popleft()
+        return np.concatenate([*parts, chunk[taken:]]) if parts else chunk

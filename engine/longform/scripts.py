@@ -1,0 +1,293 @@
+"""From a caller's arguments to scripts that are spoken in pieces."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..codec import Codec
+from ..codec.windowed import CodeWindows
+from ..longform_settings import LongFormSettings
+from ..messages import shown
+from ..model.config import DiaConfig
+from ..model.tokenizer import encode_text
+from ..precision import full_float32
+from ..runtime.call import PieceResult
+from ..runtime.chunking import ChunkSizes
+from ..runtime.engine_thread import EngineThread
+from ..runtime.request import Request, parse_requests
+from .assembly import Assembler
+from .options import SpeechOptions
+from .plan import Piece, Plan, plan_script, size_of, whole_script
+from .source import Arriving, PieceSource, Planned
+from .speaker import ScriptCall, ScriptSpeaker, Surroundings
+
+
+@dataclass(frozen=True)
+class Script:
+    """What is asked for: a request, and how its text is spoken in pieces.
+
+    Attributes:
+        request: its text is not used.
+        source: makes what gives the pieces.
+        is_split: whether the text was planned.
+        options: beside the sampling.
+        parts: the text as it arrives; None if it is known.
+    """
+
+    request: Request
+    source: Callable[[], PieceSource]
+    is_split: bool
+    options: SpeechOptions
+    parts: "Iterable[str] | AsyncIterable[str] | None" = None
+    loop: asyncio.AbstractEventLoop | None = None
+
+
+def parse_scripts(
+    text: Any,
+    sampling: Mapping[str, Any],
+    *,
+    options: SpeechOptions,
+    settings: LongFormSettings,
+    config: DiaConfig,
+    **arguments: Any,
+) -> list[Request | Script]:
+    """`parse_requests`, in which long texts, and those whose sound is edited, become scripts.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: as `parse_requests`; or a piece that the model cannot read.
+    """
+    if _arrives(text):
+        return [_arriving(text, sampling, options, settings, config, arguments)]
+    batch = isinstance(text, (list, tuple))
+    texts: list[Any] = list(text) if batch else [text]
+    split = {index for index, each in enumerate(texts) if _needs_pieces(each, options, settings)}
+    requests = parse_requests(text, sampling, config=config, planned=split, **arguments)
+    transcripts = arguments.get("audio_prompt_text")
+    transcripts = list(transcripts) if isinstance(transcripts, (list, tuple)) else [transcripts] * len(texts)
+    found: list[Request | Script] = []
+    for index, request in enumerate(requests):
+        if index not in split and not options.changes_sound:
+            found.append(request)
+            continue
+        plan = make_plan(
+            texts[index], request.seed, options, settings,
+            transcript=transcripts[index], has_prompt=len(request.prompt) > 0, is_split=index in split,
+        )  # fmt: skip
+        for piece in plan.pieces:
+            _encode(piece.sent, config)
+        found.append(Script(request, lambda plan=plan: Planned(plan), plan.is_split, options))  # type: ignore[misc]
+    return found
+
+
+def make_plan(
+    text: str,
+    seed: int,
+    options: SpeechOptions,
+    settings: LongFormSettings,
+    *,
+    transcript: str | None = None,
+    has_prompt: bool = False,
+    is_split: bool | None = None,
+) -> Plan:
+    """How a script will be spoken.
+
+    Raises:
+        TypeError, ValueError: it is no text, or nothing but tags.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string, got {type(text).__name__}")
+    if is_split is None:
+        is_split = _needs_pieces(text, options, settings)
+    if not is_split:
+        return whole_script(text, seed, settings, transcript or "")
+    closing = settings.closing_tag if options.closing_tag is None else options.closing_tag
+    anchor = (transcript or "") if has_prompt else None
+    return plan_script(text, seed, settings, transcript=anchor, one_turn=options.pause > 0, closing_tag=closing)
+
+
+class ScriptRunner:
+    """Speaks scripts with an engine's parts."""
+
+    def __init__(
+        self,
+        thread: EngineThread,
+        windows: CodeWindows,
+        codec: Codec | None,
+        config: DiaConfig,
+        settings: LongFormSettings,
+        *,
+        frames_per_second: float,
+        max_rows: int,
+    ):
+        self._thread, self._windows, self._codec = thread, windows, codec
+        self._config, self._settings = config, settings
+        self._frames_per_second, self._max_rows = frames_per_second, max_rows
+
+    def start(
+        self,
+        items: Collection[Request | Script],
+        call: ScriptCall,
+        sizes: ChunkSizes,
+        on_piece: Callable[[int, PieceResult], Any] = lambda index, piece: None,
+    ) -> None:
+        """Begin requests and scripts, all prompts of which are codes; the results go to the call.
+
+        Raises:
+            EngineFull, RuntimeError: as `EngineThread.submit`.
+        """
+        around = self._surroundings()
+        for index, item in enumerate(items):
+            if isinstance(item, Request):
+                self._thread.submit([item], call, sizes, first_index=index)
+                continue
+            source = item.source()
+            speaker = ScriptSpeaker(
+                item.request, index, call, source, item.options, sizes, around, is_split=item.is_split,
+                on_piece=lambda piece, index=index: on_piece(index, piece),  # type: ignore[misc]
+            )  # fmt: skip
+            speaker.start()
+            if item.parts is not None and isinstance(source, Arriving):
+                _Feeder(item.parts, source, speaker, call, item.loop).start()
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(
+            submit=self._thread.submit,
+            make_assembler=self._assembler,
+            encode=lambda text: _encode(text, self._config),
+            settings=self._settings,
+            frames_per_second=self._frames_per_second,
+            max_rows=self._max_rows,
+            max_delay=self._config.max_delay,
+            slots=self._thread.scheduler.runner.max_slots,
+        )
+
+    def _assembler(self, sizes: ChunkSizes, options: SpeechOptions) -> Assembler:
+        codec = self._codec
+        return Assembler(
+            self._decode, self._windows.reach, sizes, options,
+            hop=codec.hop_length if codec else 1,
+            frames_per_second=self._frames_per_second,
+            sample_rate=codec.sample_rate if codec else None,
+        )  # fmt: skip
+
+    def _decode(self, codes: np.ndarray, first: int, last: int | None) -> np.ndarray:
+        """Decode a window between two steps, in the engine's thread."""
+        windows = self._windows
+
+        def work() -> Any:
+            with full_float32(), windows.on_stream():
+                return windows.decode(torch.from_numpy(codes), first, last)
+
+        audio = self._thread.run(work).wait().numpy().copy()
+        windows.check(audio)
+        return audio
+
+
+class _Feeder:
+    """Brings the parts of a text, as they come, to the thread of their script."""
+
+    def __init__(
+        self, parts: Any, source: Arriving, speaker: ScriptSpeaker, call: ScriptCall,
+        loop: asyncio.AbstractEventLoop | None,
+    ):  # fmt: skip
+        self._parts, self._source, self._speaker, self._call, self._loop = parts, source, speaker, call, loop
+
+    def start(self) -> None:
+        if self._loop is None:
+            threading.Thread(target=self._read, name="dia-engine text", daemon=True).start()
+            return
+        future = asyncio.run_coroutine_threadsafe(self._read_async(), self._loop)
+        self._call.on_abort.append(future.cancel)
+
+    def _read(self) -> None:
+        try:
+            for part in self._parts:
+                if self._call.aborted:
+                    break
+                self._feed(part)
+            self._speaker.wake(self._source.end)
+        except BaseException as error:
+            self._speaker.fail(error)
+        finally:
+            close = getattr(self._parts, "close", None)
+            if close is not None:
+                close()
+
+    async def _read_async(self) -> None:
+        try:
+            async for part in self._parts:
+                self._feed(part)
+            self._speaker.wake(self._source.end)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._speaker.fail(error)
+
+    def _feed(self, part: Any) -> None:
+        self._speaker.wake(lambda: self._source.feed(part))
+
+
+def _arrives(text: Any) -> bool:
+    return not isinstance(text, (str, bytes, list, tuple, dict)) and (
+        isinstance(text, AsyncIterable) or (isinstance(text, Iterable) and hasattr(text, "__next__"))
+    )
+
+
+def _arriving(
+    text: Any,
+    sampling: Mapping[str, Any],
+    options: SpeechOptions,
+    settings: LongFormSettings,
+    config: DiaConfig,
+    arguments: Mapping[str, Any],
+) -> Script:
+    if not options.split:
+        raise ValueError("a text that arrives in parts is spoken in pieces: split=False needs all of it")
+    loop = asyncio.get_running_loop() if isinstance(text, AsyncIterable) else None
+    (request,) = parse_requests("x", sampling, config=config, planned={0}, **arguments)
+    transcript = arguments.get("audio_prompt_text")
+    anchor = (transcript or "") if len(request.prompt) else None
+    closing = settings.closing_tag if options.closing_tag is None else options.closing_tag
+
+    def check(piece: Piece) -> None:
+        _encode(piece.sent, config)
+
+    def source() -> Arriving:
+        return Arriving(request.seed, settings, anchor, options.pause > 0, closing, check)
+
+    return Script(request, source, True, options, text, loop)
+
+
+def encode_prompt(item: Request | Script, codec: Codec | None) -> Request | Script:
+    """With the audio prompt as codes; see `Request.encode_prompt`."""
+    if isinstance(item, Request):
+        return item.encode_prompt(codec)
+    return replace(item, request=item.request.encode_prompt(codec))
+
+
+def require_sound(options: SpeechOptions, codec: Codec | None) -> None:
+    """Raises ValueError: sound is to be edited, and there is no codec that makes any."""
+    if codec is None and (options.changes_sound or options.pause > 0):
+        name = next(
+            name for name in ("speed", "tail_silence", "pause", "trim_cut_end")
+            if getattr(options, name) != getattr(SpeechOptions(), name)
+        )  # fmt: skip
+        raise ValueError(f"{name} is about sound, and this engine has no codec; load it with load_dac=True")
+
+
+def _needs_pieces(text: Any, options: SpeechOptions, settings: LongFormSettings) -> bool:
+    if not isinstance(text, str) or not options.split:
+        return False
+    return size_of(text) > settings.good_bytes or (options.changes_text and bool(text.strip()))
+
+
+def _encode(text: str, config: DiaConfig) -> torch.Tensor:
+    try:
+        return encode_text(text, config.encoder.max_position_embeddings, config.encoder.vocab_size)
+    except ValueError as error:
+        raise ValueError(f"the piece {shown(text[:60])} cannot be generated: {error}") from None

@@ -1,0 +1,144 @@
+"""Where pieces come from: a plan that is known, or text that still arrives."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from ..longform_settings import LongFormSettings
+from .plan import Piece, Plan, Planner
+from .turns import units, whole_sentences
+
+
+class Flush:
+    """The type of FLUSH."""
+
+    def __repr__(self) -> str:
+        return "FLUSH"
+
+
+# Among the parts of a text that arrives: speak what is there, whether its last sentence has ended or not.
+FLUSH: Final = Flush()
+
+
+class PieceSource(Protocol):
+    """Pieces in order."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether `take` has given the last one."""
+
+    def take(self, idle: bool) -> Piece | None:
+        """The next piece, None if there is none (yet). `idle`: nothing is being made, so a short one is welcome."""
+
+    def is_anchor(self, index: int) -> bool:
+        """Whether later pieces may follow this one."""
+
+
+class Planned:
+    """The pieces of a plan."""
+
+    def __init__(self, plan: Plan):
+        self._pieces = deque(plan.pieces)
+        self._anchors = {index for piece in plan.pieces for index in piece.anchor_pieces}
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._pieces
+
+    def take(self, idle: bool) -> Piece | None:
+        return self._pieces.popleft() if self._pieces else None
+
+    def is_anchor(self, index: int) -> bool:
+        return index in self._anchors
+
+
+@dataclass
+class Arriving:
+    """Pieces of a text that arrives in parts. Used by one thread.
+
+    A piece is as long as the whole sentences that are there when it can be made: the first may be a single one, later
+    ones fill up while others are being made.
+
+    Attributes:
+        check: raises ValueError for a piece that the model cannot read.
+    """
+
+    seed: int
+    settings: LongFormSettings
+    transcript: str | None
+    one_turn: bool
+    closing_tag: bool
+    check: Callable[[Piece], object]
+    _text: str = ""
+    _speaker: str = ""
+    _ended: bool = False
+    _flushing: bool = False
+    _ready: deque[Piece] = field(default_factory=deque)
+    _any_anchor: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._planner = Planner(
+            self.seed, self.settings,
+            transcript=self.transcript, one_turn=self.one_turn, closing_tag=self.closing_tag,
+        )  # fmt: skip
+        self._speakers: set[str] = set()
+        self._taken = 0
+
+    def feed(self, part: "str | Flush") -> None:
+        """Take a part of the text.
+
+        Raises:
+            TypeError: something else.
+        """
+        if isinstance(part, Flush):
+            self._flushing = True
+        elif isinstance(part, str):
+            self._text += part
+        else:
+            raise TypeError(f"the parts of a text must be strings, got {type(part).__name__}")
+        self._plan_whole_sentences()
+
+    def end(self) -> None:
+        """No more text comes."""
+        self._ended = True
+        self._plan_whole_sentences()
+
+    @property
+    def is_complete(self) -> bool:
+        return self._ended and not self._ready
+
+    def take(self, idle: bool) -> Piece | None:
+        if idle and not self._ready:
+            self._collect(self._planner.add((), final=True))
+        if not self._ready:
+            return None
+        piece = self._ready.popleft()
+        if any(tag not in self._speakers for tag in _speakers_of(piece)):
+            self._any_anchor.add(self._taken)
+        self._speakers |= _speakers_of(piece)
+        self._taken += 1
+        return piece
+
+    def is_anchor(self, index: int) -> bool:
+        return index in self._any_anchor
+
+    def _plan_whole_sentences(self) -> None:
+        everything = self._ended or self._flushing
+        end = len(self._text) if everything else whole_sentences(self._text)
+        whole, self._text = self._text[:end], self._text[end:]
+        self._flushing = False
+        more = units(whole, self.settings.piece_bytes, self._speaker, goes_on=self._taken > 0 or bool(self._speaker))
+        for tag in ("[S1]", "[S2]"):
+            if whole.rfind(tag) == max(whole.rfind("[S1]"), whole.rfind("[S2]")) >= 0:
+                self._speaker = tag
+        self._collect(self._planner.add(more, final=everything))
+
+    def _collect(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            self.check(piece)
+            self._ready.append(piece)
+
+
+def _speakers_of(piece: Piece) -> set[str]:
+    return {tag for tag in ("[S1]", "[S2]") if tag in piece.text} or {""}

@@ -1,0 +1,353 @@
+"""Speaks one script: its pieces run side by side in the engine's slots, its sound is given out in their order.
+
+A thread for each script decides what is generated next and whether it is good; the engine's own thread does
+all that computes. What comes out does not depend on timing: a piece depends on its anchor and its own seed alone, and
+is judged by the pieces before it.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..longform_settings import LongFormSettings
+from ..runtime.call import Call, Chunk, Generation, PieceResult
+from ..runtime.chunking import ChunkSizes
+from ..runtime.engine_thread import EngineFull
+from ..runtime.request import Request
+from .assembly import Assembler
+from .checks import MOST_TRIES, Pace, best, guard_frames, is_good
+from .options import SpeechOptions
+from .plan import Piece, derived_seed
+from .source import PieceSource
+
+UNREAD_SECONDS = 60.0  # of a stream, beyond which no piece is begun
+POLL_SECONDS = 0.05
+
+
+class ScriptCall(Call):
+    """A call of which some requests are scripts that are spoken in pieces."""
+
+    def __init__(self, requests: int, *, streaming: bool, **options: Any):
+        super().__init__(requests, streaming=streaming, **options)
+        self.on_abort: list[Callable[[], Any]] = []
+        self.unread = 0  # chunks
+
+    def emit(self, index: int, audio: np.ndarray) -> None:
+        self.unread += 1
+        super().emit(index, audio)
+
+    def abort(self) -> None:
+        super().abort()
+        for wake in self.on_abort:
+            wake()
+
+    def _opened(self, item: Any) -> Any:
+        if isinstance(item, Chunk):
+            self.unread -= 1
+        return super()._opened(item)
+
+
+class _PieceCall(Call):
+    """A try of a piece; what comes of it is put where its script's thread looks."""
+
+    def __init__(
+        self, piece: int, inbox: "queue.SimpleQueue[tuple[_PieceCall, Any] | None]", script: Call, **options: Any
+    ):
+        self._script = script
+        super().__init__(1, wants_codes=True, group=script, **options)
+        self.piece, self._inbox = piece, inbox
+
+    @property
+    def started(self) -> float:
+        """When the script's first piece got a slot."""
+        return self._script.started
+
+    @started.setter
+    def started(self, when: float) -> None:
+        self._script.started = self._script.started or when
+
+    def take_in(self, message: Any) -> Any:
+        """What a message is for the reader, who is the script's thread: a chunk or nothing.
+
+        Raises:
+            Exception: the request has failed.
+        """
+        return self._opened(message)
+
+    def _note_result(self, index: int, generation: Generation) -> bool:
+        self.results[index] = generation  # without a warning: the whole call gives one
+        return False  # it has no end of its own
+
+    def _put(self, item: Any) -> None:
+        self._inbox.put((self, item))
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a script is spoken with.
+
+    Attributes:
+        submit: hands a request to the engine's thread.
+        make_assembler: for one script.
+        encode: text -> ids [S] int64.
+        settings: of the model.
+        frames_per_second: of the codec.
+        max_rows, max_delay: of the model.
+        slots: requests that run at the same time.
+    """
+
+    submit: Callable[[list[Request], Call, ChunkSizes], None]
+    make_assembler: Callable[[ChunkSizes, SpeechOptions], Assembler]
+    encode: Callable[[str], torch.Tensor]
+    settings: LongFormSettings
+    frames_per_second: float
+    max_rows: int
+    max_delay: int
+    slots: int
+
+
+class ScriptSpeaker:
+    """One script on its way to a call's reader."""
+
+    def __init__(
+        self,
+        base: Request,
+        index: int,
+        call: ScriptCall,
+        source: PieceSource,
+        options: SpeechOptions,
+        sizes: ChunkSizes,
+        around: Surroundings,
+        *,
+        is_split: bool,
+        on_piece: Callable[[PieceResult], Any] = lambda _: None,
+    ):
+        """
+        Args:
+            base: the caller's prompt and parameters.
+            index: of the script in the call.
+            is_split: whether the script is planned, and not one piece as it is.
+            on_piece: told of each piece when it is given out.
+        """
+        self._base, self._index, self._call, self._source = base, index, call, source
+        self._options, self._sizes, self._around, self._is_split = options, sizes, around, is_split
+        self._on_piece = on_piece
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._assembler = around.make_assembler(sizes, options)
+        self._pace = Pace(around.settings.seconds_per_byte * around.frames_per_second)
+        self._trims = options.trim_cut_end if options.trim_cut_end is not None else is_split
+        self._pieces: dict[int, Piece] = {}  # that have been taken and not given out
+        self._calls: dict[int, _PieceCall] = {}
+        self._tries: dict[int, list[Generation]] = {}
+        self._anchors: dict[int, np.ndarray] = {}
+        self._codes: list[np.ndarray] = []
+        self._results: list[PieceResult] = []
+        self._taken = 0
+        self._live = 0  # frames of the first piece that have been added while it is made
+        self._next_chunk = 0  # frames of it before its next chunk
+        self._waits_for_room = False
+        call.on_abort.append(lambda: self._inbox.put(None))
+
+    def start(self) -> None:
+        """Begin, in the background.
+
+        Raises:
+            EngineFull: at once, if there is no room for the first piece.
+            RuntimeError: the engine is closed.
+        """
+        self._take()
+        if 0 in self._pieces:
+            self._submit(0)
+        threading.Thread(target=self._main, name="dia-engine script", daemon=True).start()
+
+    def wake(self, work: Callable[[], Any] | None = None) -> None:
+        """Look for new pieces, after some work in the script's thread. From any thread."""
+        self._inbox.put(work)
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error. From any thread."""
+
+        def work() -> None:
+            raise error
+
+        self._inbox.put(work)
+
+    def _main(self) -> None:
+        try:
+            while not self._call.aborted:
+                self._deliver()
+                self._submit_ready()
+                if self._source.is_complete and not self._pieces:
+                    self._finish()
+                    return
+                self._handle()
+        except BaseException as error:
+            self._call.fail(error)
+        finally:
+            for call in self._calls.values():
+                call.aborted = True
+
+    def _handle(self) -> None:
+        """Wait for something to happen, and take it in."""
+        throttled = self._call.streaming and self._call.unread > 0
+        try:
+            item = self._inbox.get(timeout=POLL_SECONDS if throttled or self._waits_for_room else None)
+        except queue.Empty:
+            return
+        if item is None:
+            return
+        if callable(item):
+            item()
+            return
+        call: _PieceCall
+        call, message = item
+        opened = call.take_in(message)
+        if isinstance(opened, Chunk):
+            self._add_live(opened.audio)
+        elif call.results[0] is not None and self._calls.get(call.piece) is call:
+            self._tries.setdefault(call.piece, []).append(call.results[0])
+            del self._calls[call.piece]
+
+    # What is generated
+
+    def _take(self) -> None:
+        """Pieces from the source, as many as may be under way."""
+        while len(self._pieces) < 2 * self._around.slots:
+            piece = self._source.take(idle=not self._pieces)
+            if piece is None:
+                return
+            self._pieces[self._taken] = piece
+            self._taken += 1
+
+    def _submit_ready(self) -> None:
+        self._waits_for_room = False
+        if self._call.streaming and self._call.unread * self._chunk_seconds > UNREAD_SECONDS:
+            return
+        self._take()
+        for index, piece in self._pieces.items():
+            if len(self._calls) >= self._around.slots:
+                return
+            ready = index not in self._calls and not self._tries.get(index)
+            first_is_heard = index == 0 or not self._call.streaming or self._live > 0 or 0 not in self._pieces
+            if ready and first_is_heard and all(anchor in self._anchors for anchor in piece.anchor_pieces):
+                try:
+                    self._submit(index)
+                except EngineFull:
+                    self._waits_for_room = True  # others' requests have it; it will come
+                    return
+
+    @property
+    def _chunk_seconds(self) -> float:
+        return (self._sizes.chunk_frames or 48) / self._around.frames_per_second
+
+    def _submit(self, index: int) -> None:
+        live = index == 0 and self._call.streaming
+        call = _PieceCall(index, self._inbox, self._call, streaming=live, on_steps=self._count_steps)
+        request = self._request(index, len(self._tries.get(index, ())))
+        self._around.submit([request], call, self._sizes)
+        self._calls[index] = call
+
+    def _count_steps(self, steps: int) -> None:
+        self._call.count_steps(steps)
+
+    def _request(self, index: int, attempt: int) -> Request:
+        """The request of a try of a piece."""
+        piece, params = self._pieces[index], self._base.params
+        if not self._is_split:
+            return replace(self._base, text_ids=self._around.encode(piece.sent), seed=piece.seed)
+        sent, prompt = piece.sent, self._base.prompt_codes
+        if piece.anchor_pieces:
+            prompt = torch.from_numpy(np.concatenate([self._anchors[anchor] for anchor in piece.anchor_pieces]))
+        room = params.rows(self._around.max_rows, 0, self._around.max_delay) - 2 - self._around.max_delay
+        if piece.anchor_pieces and 2 * len(prompt) > room:  # an anchor that went wrong helps nobody
+            sent, prompt = piece.text, prompt[:0]
+        frames_per_byte = self._pace.expected if attempt else self._pace.prior
+        guard = min(guard_frames(piece, frames_per_byte), room - len(prompt))
+        return Request(
+            text_ids=self._around.encode(sent),
+            prompt=prompt,
+            params=replace(params, min_tokens=max(params.min_tokens, guard)),
+            seed=piece.seed if not attempt else derived_seed(self._base.seed, index, attempt),
+        )
+
+    # What is given out
+
+    def _add_live(self, codes: np.ndarray) -> None:
+        """Frames of the first piece while it is made. A chunk begins where the frames wanted by the one before end, and
+        holds those that its sound depends on besides."""
+        new = codes[self._live - self._next_chunk :]
+        self._next_chunk += len(codes) - self._assembler.reach.after
+        self._live += len(new)
+        self._assembler.add(new)
+        self._emit(ended=False)
+
+    def _deliver(self) -> None:
+        """Give out the pieces that are there, in their order; make those again that are not good."""
+        while self._pieces:
+            index = next(iter(self._pieces))
+            if index not in self._tries or index in self._calls:
+                return
+            piece, tries = self._pieces[index], self._tries[index]
+            is_checked = index > 0 and self._is_split
+            if (
+                is_checked
+                and len(tries) < MOST_TRIES
+                and not is_good(piece, tries[-1], self._pace, self._around.settings)
+            ):
+                try:
+                    self._submit(index)
+                except EngineFull:
+                    self._waits_for_room = True
+                return
+            kept = best(piece, tries, self._pace) if is_checked else tries[0]
+            self._give_out(index, kept, len(tries))
+
+    def _give_out(self, index: int, kept: Generation, tries: int) -> None:
+        piece = self._pieces.pop(index)
+        del self._tries[index]
+        is_cut = kept.finish_reason == "length"
+        codes = kept.codes
+        sounding = codes[: len(codes) - self._around.max_delay] if is_cut and self._trims else codes
+        if self._source.is_anchor(index):
+            self._anchors[index] = sounding
+        if kept.frames and self._is_split:
+            self._pace = self._pace.after(piece, kept)
+        if index and piece.opens_turn:
+            self._assembler.pause(self._options.pause)
+        start = self._assembler.seconds if index else 0.0
+        self._assembler.add(sounding[self._live if index == 0 else 0 :])
+        end = self._assembler.seconds
+        if is_cut and self._trims:
+            self._assembler.fade_out()
+        self._codes.append(codes.astype(np.int16))
+        result = PieceResult(piece.text, kept.seed, tries, kept.finish_reason, start, end)
+        self._results.append(result)
+        self._on_piece(result)
+        self._emit(ended=False)
+
+    def _emit(self, ended: bool) -> None:
+        for chunk in self._assembler.sound(ended):
+            self._call.emit(self._index, chunk)
+
+    def _finish(self) -> None:
+        self._emit(ended=True)
+        channels = self._base.prompt_codes.shape[1]
+        codes = np.concatenate([np.zeros((0, channels), np.int64), *self._codes])
+        cut = any(result.finish_reason == "length" for result in self._results)
+        self._call.finish(
+            self._index,
+            Generation(
+                audio=None,
+                codes=codes,
+                finish_reason="length" if cut else "stop",
+                seed=self._base.seed,
+                frames=len(codes),
+                duration=self._assembler.seconds + self._options.tail_silence,
+                pieces=tuple(self._results),
+            ),
+        )
