@@ -13,7 +13,7 @@ from ..errors import ApiError, bad_request
 from ..speech.request import Speech
 from ..speech.response import streamed, whole
 from ..voices.mint import DEFAULT
-from ..voices.voice import continued, tagged
+from ..voices.voice import tagged
 from .context import Caller, caller_of
 from .models import check_model
 
@@ -93,7 +93,7 @@ async def _speech(caller: Caller, body: SpeechBody) -> Speech:
         voice = await caller.service.voices.prompt(body.voice if isinstance(body.voice, str) else body.voice.id)
         if voice is None:
             return _made(text, params, speed=body.speed)
-        return _made(continued(voice, text), params, prompt=voice.codes, transcript=voice.transcript, speed=body.speed)
+        return _made(text, params, prompt=voice.codes, transcript=voice.transcript, speed=body.speed)
     except (TypeError, ValueError) as error:
         raise bad_request(error) from None
 
