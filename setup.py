@@ -1,10 +1,62 @@
+import json
+import platform
 import re
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # before setuptools 70.1
+    from wheel.bdist_wheel import bdist_wheel
 
 HERE = Path(__file__).parent
 (VERSION,) = re.findall(r'^__version__ = "(.+?)"', (HERE / "engine" / "__init__.py").read_text(encoding="utf-8"), re.M)
+
+NATIVE = "kernels/cpu/native"
+
+
+class BuildVariants(build_ext):
+    """The decode step of a CPU as plain shared libraries, one for each variant of its instructions. They are optional:
+    what no compiler makes here is compiled where it is used. An editable installation has none, as sources change."""
+
+    def run(self):
+        if not self.inplace and not self.editable_mode:
+            super().run()
+
+    def get_ext_filename(self, fullname):
+        return str(Path(*fullname.split("."))).replace("step_", "step-") + ".so"
+
+    def get_export_symbols(self, ext):
+        return ext.export_symbols
+
+
+class PlainWheel(bdist_wheel):
+    """A wheel with libraries that no Python looks into: for every Python of this system."""
+
+    def get_tag(self):
+        return ("py3", "none", super().get_tag()[2])
+
+
+def variants():
+    """One Extension for each variant that this system's compilers make."""
+    described = json.loads((HERE / NATIVE / "variants.json").read_text(encoding="utf-8"))
+    flags_by_name = described.get(platform.machine(), {}) if sys.platform == "linux" else {}
+    headers = sorted(str(path.relative_to(HERE)) for path in (HERE / NATIVE).glob("*.h"))
+    return [
+        Extension(
+            f"dia_engine.kernels.cpu.native.step_{name}",
+            [f"{NATIVE}/step.c"],
+            depends=headers,
+            extra_compile_args=[*described["common"], *flags, "-g0"],
+            libraries=["m"],
+            optional=True,
+        )
+        for name, flags in flags_by_name.items()
+    ]
+
 
 SERVE = [
     "fastapi>=0.115",
@@ -48,8 +100,10 @@ setup(
             "assets/talker/codec/*.*",
         ],  # the small model that `Engine.load("talker")` reads
         "dia_engine.server": ["page/*.*"],
-        "dia_engine.kernels.cpu": ["*.c", "*.h"],  # compiled on first use
+        "dia_engine.kernels.cpu": ["native/*.c", "native/*.h", "native/*.json"],  # compiled on first use
     },
+    ext_modules=variants(),
+    cmdclass={"build_ext": BuildVariants, "bdist_wheel": PlainWheel},
     install_requires=[
         "torch>=2.9",
         "numpy>=1.26",
