@@ -55,9 +55,21 @@ class ScriptCall(Call):
 class _PieceCall(Call):
     """A try of a piece; what comes of it is put where its script's thread looks."""
 
-    def __init__(self, piece: int, inbox: "queue.SimpleQueue[tuple[_PieceCall, Any] | None]", **options: Any):
-        super().__init__(1, wants_codes=True, **options)
+    def __init__(
+        self, piece: int, inbox: "queue.SimpleQueue[tuple[_PieceCall, Any] | None]", script: Call, **options: Any
+    ):
+        self._script = script
+        super().__init__(1, wants_codes=True, group=script, **options)
         self.piece, self._inbox = piece, inbox
+
+    @property
+    def started(self) -> float:
+        """When the script's first piece got a slot."""
+        return self._script.started
+
+    @started.setter
+    def started(self, when: float) -> None:
+        self._script.started = self._script.started or when
 
     def take_in(self, message: Any) -> Any:
         """What a message is for the reader, who is the script's thread: a chunk or nothing.
@@ -69,7 +81,7 @@ class _PieceCall(Call):
 
     def _note_result(self, index: int, generation: Generation) -> bool:
         self.results[index] = generation  # without a warning: the whole call gives one
-        return False  # the inbox is other tries' as well
+        return False  # it has no end of its own
 
     def _put(self, item: Any) -> None:
         self._inbox.put((self, item))
@@ -127,7 +139,7 @@ class ScriptSpeaker:
         self._on_piece = on_piece
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._assembler = around.make_assembler(sizes, options)
-        self._pace = Pace(around.settings.frames_per_byte)
+        self._pace = Pace(around.settings.seconds_per_byte * around.frames_per_second)
         self._trims = options.trim_cut_end if options.trim_cut_end is not None else is_split
         self._pieces: dict[int, Piece] = {}  # that have been taken and not given out
         self._calls: dict[int, _PieceCall] = {}
@@ -235,7 +247,7 @@ class ScriptSpeaker:
 
     def _submit(self, index: int) -> None:
         live = index == 0 and self._call.streaming
-        call = _PieceCall(index, self._inbox, streaming=live, group=self._call, on_steps=self._count_steps)
+        call = _PieceCall(index, self._inbox, self._call, streaming=live, on_steps=self._count_steps)
         request = self._request(index, len(self._tries.get(index, ())))
         self._around.submit([request], call, self._sizes)
         self._calls[index] = call

@@ -111,8 +111,8 @@ class Call:
     ):
         """`on_steps` is told, in the reader's thread, how many decode steps have been launched; `on_end` is called at
         the end, perhaps more than once."""
-        self.streaming, self.aborted, self.started = streaming, False, 0.0
-        self.wants_codes, self.group = wants_codes, group
+        self.streaming, self.wants_codes, self.group = streaming, wants_codes, group
+        self.aborted, self.started = False, 0.0
         self.results: list[Generation | None] = [None] * requests
         self._left, self._on_steps, self._on_end = requests, on_steps, on_end
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()

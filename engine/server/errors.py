@@ -19,8 +19,8 @@ TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_e
 PARAMETERS = {
     "text": "input", "audio_prompt_text": "ref_text", "audio": "ref_audio", "waveform": "ref_audio",
     **{name: name for name in (
-        "seed", "temperature", "top_p", "cfg_scale", "cfg_filter_top_k", "max_tokens", "chunk_frames",
-        "first_chunk_frames", "speed", "sample_rate",
+        "seed", "temperature", "top_p", "cfg_scale", "cfg_filter_top_k", "max_tokens", "min_tokens",
+        "pause", "chunk_frames", "first_chunk_frames", "speed", "sample_rate",
     )},
 }  # fmt: skip
 

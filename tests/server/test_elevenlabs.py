@@ -67,11 +67,10 @@ def test_scripts_of_turns():
 
 
 def test_a_speaker_who_goes_on_has_no_second_tag():
-    prompt = Prompt(np.zeros((3, 4), np.int64), "[S1] Said.")
-    assert continued(prompt, "[S1] Goes on. [S2] Other.") == "Goes on. [S2] Other."
-    assert continued(prompt, "[S2] Other.") == "[S2] Other."
-    assert continued(None, "[S1] Alone.") == "[S1] Alone."
-    assert continued(prompt, "[S1] ") == "[S1] "
+    assert continued("[S1] Said.", "[S1] Goes on. [S2] Other.") == "Goes on. [S2] Other."
+    assert continued("[S1] Said.", "[S2] Other.") == "[S2] Other."
+    assert continued("Said.", "[S1] Goes on.") == "[S1] Goes on."
+    assert continued("[S1] Said.", "[S1] ") == "[S1] "
 
 
 def test_two_voices_are_one_prompt(server):

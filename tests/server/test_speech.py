@@ -84,11 +84,29 @@ def test_a_script_without_a_tag_is_the_first_speakers(server, talker):
     assert close(server.speak("Can you count?").content, pcm16(talker.generate("[S1] Can you count?", seed=3)))
 
 
+SCRIPT = "[S1] Hello, my little robot. [S2] Can you count? [S1] Five six seven eight nine. [S2] Hello. " * 4
+
+
+def test_a_long_script_is_planned_and_streams(server):
+    """Over what the model reads at once; the first chunk comes while the rest is made."""
+    assert len(SCRIPT) > 256
+    with server.stream(SCRIPT) as answer:
+        sizes = [len(chunk) for chunk in answer.iter_raw()]
+    assert sum(sizes) / 32_000 > 12 and sizes[0] / 32_000 < 2
+    voiced = server.speak(SCRIPT, voice="alloy")
+    assert voiced.status_code == 200 and len(voiced.content) / 32_000 > 12
+
+
+def test_speed_changes_the_length(server):
+    plain, slow = (len(server.speak(speed=speed).content) for speed in (1.0, 0.8))
+    assert slow / plain == pytest.approx(1.25, rel=0.03)
+
+
 def test_a_voice_of_the_request_alone(server, talker, whole):
     wav = server.speak(response_format="wav", stream=False).content
     uri = "data:audio/wav;base64," + base64.b64encode(wav).decode()
     given = samples_of(wav)
-    expected = talker.generate("[S1] Hello.", seed=3, audio_prompt=(given, 16_000), audio_prompt_text=TEXT)
+    expected = talker.generate("Hello.", seed=3, audio_prompt=(given, 16_000), audio_prompt_text=TEXT)
     answer = server.speak("[S1] Hello.", ref_audio=uri, ref_text=TEXT)
     assert answer.status_code == 200, answer.text
     assert close(answer.content, pcm16(expected))
@@ -139,6 +157,8 @@ MISTAKES = [
     ({"max_tokens": 10**9}, "max_tokens"),
     ({"max_tokens": 10**40}, "max_tokens"),
     ({"chunk_frames": 0}, "chunk_frames"),
+    ({"min_tokens": -1}, "min_tokens"),
+    ({"pause": -1}, "pause"),
     ({"chunk_frames": 4, "first_chunk_frames": 5}, "first_chunk_frames"),
     ({"ref_audio": "http://example.com/a.wav", "ref_text": "x"}, "ref_audio"),
     ({"ref_audio": "/etc/passwd", "ref_text": "x"}, "ref_audio"),

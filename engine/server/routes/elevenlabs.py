@@ -11,7 +11,7 @@ from ..audio.formats import elevenlabs_format
 from ..errors import ApiError, bad_request
 from ..speech.request import Speech
 from ..speech.response import streamed
-from ..voices.voice import TAG, Prompt, continued, together
+from ..voices.voice import TAG, Prompt, together
 from .context import Caller, caller_of
 
 router = APIRouter(tags=["ElevenLabs"])
@@ -86,7 +86,7 @@ async def dialogue_speech(caller: Caller, turns: Sequence[tuple[str, str]], seed
         raise ApiError(400, f"a dialogue has at most two voices, got {len(voices)}", param="voice_id")
     prompts = [await caller.service.voices.prompt(voice) for voice in voices]
     prompt = _joined(prompts)
-    text = continued(prompt, script([(said, voices.index(voice)) for said, voice in turns if said.strip()]))
+    text = script([(said, voices.index(voice)) for said, voice in turns if said.strip()])
     codes, transcript = (None, None) if prompt is None else (prompt.codes, prompt.transcript)
     try:
         more: dict[str, Any] = {} if seed is None else {"seed": seed}

@@ -13,14 +13,17 @@ from ..errors import ApiError, bad_request
 from ..speech.request import Speech
 from ..speech.response import streamed, whole
 from ..voices.mint import DEFAULT
-from ..voices.voice import continued, tagged
+from ..voices.voice import tagged
 from .context import Caller, caller_of
 from .models import check_model
 
 router = APIRouter(tags=["OpenAI"])
 
 MAX_CHARACTERS = 4096
-SAMPLING = ("temperature", "top_p", "cfg_scale", "cfg_filter_top_k", "max_tokens", "chunk_frames", "first_chunk_frames")
+SAMPLING = (
+    "temperature", "top_p", "cfg_scale", "cfg_filter_top_k", "max_tokens", "min_tokens", "pause", "chunk_frames",
+    "first_chunk_frames",
+)  # fmt: skip
 
 
 class VoiceName(BaseModel):
@@ -50,6 +53,8 @@ class SpeechBody(BaseModel):
     cfg_scale: float | None = None
     cfg_filter_top_k: int | None = Field(None, description="null for no limit; left out for the model's default")
     max_tokens: int | None = None
+    min_tokens: int | None = Field(None, description="frames before which the model may not end")
+    pause: float = Field(0.0, description="seconds of silence between turns")
     chunk_frames: int | None = None
     first_chunk_frames: int | None = None
     ref_audio: str | None = Field(None, description="a voice of this request alone: a data: URI in base64")
@@ -88,7 +93,7 @@ async def _speech(caller: Caller, body: SpeechBody) -> Speech:
         voice = await caller.service.voices.prompt(body.voice if isinstance(body.voice, str) else body.voice.id)
         if voice is None:
             return _made(text, params, speed=body.speed)
-        return _made(continued(voice, text), params, prompt=voice.codes, transcript=voice.transcript, speed=body.speed)
+        return _made(text, params, prompt=voice.codes, transcript=voice.transcript, speed=body.speed)
     except (TypeError, ValueError) as error:
         raise bad_request(error) from None
 

@@ -12,6 +12,7 @@ from ...engine import Engine
 from ...runtime.prompts import AudioPrompt
 from ...runtime.stream import AudioStream
 from ...sampling_params import check_seed
+from ..voices.voice import continued
 
 MIN_SPEED, MAX_SPEED = 0.25, 4.0
 
@@ -50,13 +51,17 @@ class Speech:
         Raises:
             TypeError, ValueError: as `Engine.stream`.
         """
-        if self.speed != 1.0:
-            raise ValueError(f"speed must be 1.0 with this engine, got {self.speed}")
+        pause = self.params.get("pause", 0.0)
+        text, transcript = self.text, self.transcript
+        # A planned script takes care of it.
+        if transcript and not engine.plan(text, audio_prompt_text=transcript, pause=pause).is_split:
+            text = continued(transcript, text)
         stream: Any = engine.stream(
-            self.text,
+            text,
             audio_prompt=self.prompt,
-            audio_prompt_text=self.transcript,
+            audio_prompt_text=transcript,
             seed=self.seed,
+            speed=self.speed,
             **self.params,
         )
         return stream

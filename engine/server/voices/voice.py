@@ -67,10 +67,10 @@ def tagged(text: str) -> str:
     return text if TAG.search(text) else f"[S1] {text.strip()}"
 
 
-def continued(prompt: Prompt | None, text: str) -> str:
-    """A script as it goes on after a prompt: where the same speaker goes on, without a second tag, which the model
-    takes for a change."""
-    tags = TAG.findall(prompt.transcript) if prompt is not None else []
+def continued(transcript: str, text: str) -> str:
+    """A script as it goes on after a prompt's transcript: where the same speaker goes on, without a second tag, which
+    the model takes for a change."""
+    tags = TAG.findall(transcript)
     stripped = text.lstrip()
     if tags and stripped.startswith(tags[-1]) and stripped[4:].strip():
         return stripped[4:].lstrip()
