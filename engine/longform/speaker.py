@@ -26,6 +26,7 @@ from .plan import Piece, derived_seed
 from .source import PieceSource
 
 UNREAD_SECONDS = 60.0  # of a stream, beyond which no piece is begun
+QUEUED = 2  # pieces that wait for a slot, so that one that ends is followed at once
 POLL_SECONDS = 0.05
 
 
@@ -230,7 +231,7 @@ class ScriptSpeaker:
             return
         self._take()
         for index, piece in self._pieces.items():
-            if len(self._calls) >= self._around.slots:
+            if len(self._calls) >= self._around.slots + QUEUED:
                 return
             ready = index not in self._calls and not self._tries.get(index)
             first_is_heard = index == 0 or not self._call.streaming or self._live > 0 or 0 not in self._pieces
