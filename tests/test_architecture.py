@@ -18,7 +18,7 @@ ALLOWED = {
     "weights": {"kernels", "files", "model", "codec", ""},
     "runtime": {"kernels", "files", "model", "codec", ""},
     "audio": {"files", ""},
-    "longform": {"model", "codec", "runtime", "audio", ""},
+    "longform": {"files", "model", "codec", "runtime", "audio", ""},
 }
 ON_TOP = {"engine", "cli", "info", "__init__", "__main__"}
 MOST_MODULES = 10
