@@ -179,7 +179,7 @@ def broken(tmp_path_factory) -> Path:
     ("arguments", "message"),
     [
         ([""], "text must not be empty"),
-        (["x" * 1025], "text has 1025 bytes"),
+        (["x" * 1025, "--no-split"], "text has 1025 bytes"),
         ([], "give the script once"),
         ([TEXT, "--file", "a.txt"], "give the script once"),
         (["--file", "absent.txt"], "absent.txt"),
