@@ -140,7 +140,7 @@ class ScriptSpeaker:
         self._on_piece = on_piece
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._assembler = around.make_assembler(sizes, options)
-        self._pace = Pace(around.settings.seconds_per_byte * around.frames_per_second)
+        self._pace = Pace(around.settings.frames_per_byte)
         self._trims = options.trim_cut_end if options.trim_cut_end is not None else is_split
         self._pieces: dict[int, Piece] = {}  # that have been taken and not given out
         self._calls: dict[int, _PieceCall] = {}
