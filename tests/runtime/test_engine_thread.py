@@ -286,6 +286,22 @@ os._exit(0)
     assert "parent 0 True True" in output
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_an_engine_closed_in_a_forked_child_is_closed_there_alone():
+    output = run_script(f"""{PRELUDE}
+if os.fork():
+    print("parent", os.waitstatus_to_exitcode(os.wait()[1]), engine.usable, same(), flush=True)
+    os._exit(0)
+engine.close()
+try:
+    same()
+except RuntimeError as error:
+    print("child", error, flush=True)
+os._exit(0)
+""")
+    assert "child this engine is closed" in output and "parent 0 True True" in output
+
+
 @pytest.mark.parametrize(
     "end",
     [
@@ -391,6 +407,14 @@ def soak(requests: int, readers: int) -> list[int]:
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+
+
+def test_preparing_warns_of_nothing(caplog):
+    with load(max_slots=2) as engine:
+        engine.prepare(2)
+        assert not caplog.records
+        engine.generate(TEXT, **SHORT)
+    assert "cut by max_tokens" in caplog.text
 
 
 @needs_proc
