@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO
 
@@ -54,15 +54,21 @@ def main(arguments: list[str] | None = None) -> int:
             import_all()
         return options.run(options) or 0
     except KeyboardInterrupt as interrupt:
-        _show(str(interrupt) or INTERRUPTED, sys.stderr)
+        _complain(str(interrupt) or INTERRUPTED)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the summary or the sound has gone: there is nothing left to do.
         _silence_output()
     except USER_ERRORS as error:
-        _show(f"dia-engine: error: {_message(error)}", sys.stderr)
+        _complain(f"dia-engine: error: {_message(error)}")
         return EXIT_ERROR
     return 0
+
+
+def _complain(text: str) -> None:
+    """Print a line to standard error. Where that is full or gone, the exit status alone tells."""
+    with suppress(OSError):
+        _show(text, sys.stderr)
 
 
 def limit_threads(model: str) -> None:
@@ -134,13 +140,11 @@ def _leaving_at_once() -> Iterator[None]:
 
 def _message(error: BaseException) -> str:
     """An error as one line: an operating system's own by file and reason, without their number."""
-    from .messages import without_controls
+    from .messages import described, without_controls
 
-    text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    elif isinstance(error, MemoryError):
-        text = "out of memory"
+        return described(error)
+    text = "out of memory" if isinstance(error, MemoryError) else str(error) or type(error).__name__
     return without_controls(" ".join(text.split()))
 
 
