@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO
 
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the summary or the sound has gone: there is nothing left to do.
-        _silence_output()
+        _silence(sys.stdout)
     except USER_ERRORS as error:
         _complain(f"dia-engine: error: {_message(error)}")
         return EXIT_ERROR
@@ -67,8 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _complain(text: str) -> None:
     """Print a line to standard error. Where that is full or gone, the exit status alone tells."""
-    with suppress(OSError):
+    try:
         _show(text, sys.stderr)
+    except OSError:
+        _silence(sys.stderr)  # or the interpreter tries again when it exits, and changes the status
 
 
 def limit_threads(model: str) -> None:
@@ -91,10 +93,10 @@ def _reserve_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
 
 
-def _silence_output() -> None:
-    """Send what is still in the buffer of standard output nowhere."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _silence(stream: TextIO | None) -> None:
+    """Send what is still in the buffer of a standard stream nowhere."""
+    if stream is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _show(text: str, stream: TextIO | None) -> None:
@@ -107,7 +109,7 @@ def _show(text: str, stream: TextIO | None) -> None:
             raise
         except OSError as error:
             if stream is sys.stdout:
-                _silence_output()  # or the interpreter tries again when it exits
+                _silence(stream)  # or the interpreter tries again when it exits
             raise OSError(error.errno, error.strerror, "standard output or error") from error
 
 
