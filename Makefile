@@ -10,7 +10,7 @@ LINT_READY := $(if $(READY),$(VENV)/.lint-ready)
 QUICK := test_architecture.py test_engine.py test_sampling_params.py kernels/test_dispatch.py kernels/test_sample.py \
 	model/test_config.py model/test_delay.py model/test_golden.py model/test_tokenizer.py
 
-.PHONY: demo lint quick test test-slow test-install hear gpu clean
+.PHONY: demo lint quick test test-slow test-server test-page test-install hear gpu clean
 
 demo: $(READY)
 	@$(PY) -m dia_engine say --model talker --seed 1 -o demo.wav --spectrogram demo.png \
@@ -38,6 +38,17 @@ test-slow: $(READY)
 test-install:
 	$(PYTHON) -m tools.test_install $(PARTS)
 
+# Stock clients against a running server, in an environment of their own, and a fuzzer of its schema. BARS=folder runs more.
+test-server: $(READY)
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install -q -r tests/server/clients/requirements.txt
+	$(PY) -m tests.server.clients.run .venv-clients/bin/python $(BARS)
+
+# The page in a headless Chromium, with pictures of it. Needs one: apt install chromium
+test-page: $(READY)
+	$(PY) -m pip install -q playwright axe-playwright-python
+	$(PY) -m tests.server.page.run --screenshots docs/images
+
 # What the small model's speech sounds like to a speech recogniser. Needs flite: apt install flite
 hear: $(READY)
 	$(PY) -m pip install -q -c constraints.txt -e ".[hear]" --no-build-isolation
@@ -62,4 +73,4 @@ $(VENV)/.lint-ready: $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo.wav demo.png .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-clients build dist *.egg-info demo.wav demo.png .pytest_cache .mypy_cache .ruff_cache

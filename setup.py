@@ -1,10 +1,70 @@
+import json
+import platform
 import re
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # before setuptools 70.1
+    from wheel.bdist_wheel import bdist_wheel
 
 HERE = Path(__file__).parent
 (VERSION,) = re.findall(r'^__version__ = "(.+?)"', (HERE / "engine" / "__init__.py").read_text(encoding="utf-8"), re.M)
+
+NATIVE = "kernels/cpu/native"
+
+
+class BuildVariants(build_ext):
+    """The decode step of a CPU as plain shared libraries, one for each variant of its instructions. They are optional:
+    what no compiler makes here is compiled where it is used. An editable installation has none, as sources change."""
+
+    def run(self):
+        if not self.inplace and not self.editable_mode:
+            super().run()
+
+    def get_ext_filename(self, fullname):
+        return str(Path(*fullname.split("."))).replace("step_", "step-") + ".so"
+
+    def get_export_symbols(self, ext):
+        return ext.export_symbols
+
+
+class PlainWheel(bdist_wheel):
+    """A wheel with libraries that no Python looks into: for every Python of this system."""
+
+    def get_tag(self):
+        return ("py3", "none", super().get_tag()[2])
+
+
+def variants():
+    """One Extension for each variant that this system's compilers make."""
+    described = json.loads((HERE / NATIVE / "variants.json").read_text(encoding="utf-8"))
+    flags_by_name = described.get(platform.machine(), {}) if sys.platform == "linux" else {}
+    headers = sorted(str(path.relative_to(HERE)) for path in (HERE / NATIVE).glob("*.h"))
+    return [
+        Extension(
+            f"dia_engine.kernels.cpu.native.step_{name}",
+            [f"{NATIVE}/step.c"],
+            depends=headers,
+            extra_compile_args=[*described["common"], *flags, "-g0"],
+            libraries=["m"],
+            optional=True,
+        )
+        for name, flags in flags_by_name.items()
+    ]
+
+
+SERVE = [
+    "fastapi>=0.115",
+    "uvicorn[standard]>=0.30",
+    "python-multipart>=0.0.9",
+    "prometheus_client>=0.20",
+    "av>=13",
+]
 
 # The package is imported as `dia_engine` and lies in `engine/`; `engine/kernels` is a link to `kernels/`.
 setup(
@@ -39,8 +99,11 @@ setup(
             "assets/talker/*.*",
             "assets/talker/codec/*.*",
         ],  # the small model that `Engine.load("talker")` reads
-        "dia_engine.kernels.cpu": ["*.c", "*.h"],  # compiled on first use
+        "dia_engine.server": ["page/*.*"],
+        "dia_engine.kernels.cpu": ["native/*.c", "native/*.h", "native/*.json"],  # compiled on first use
     },
+    ext_modules=variants(),
+    cmdclass={"build_ext": BuildVariants, "bdist_wheel": PlainWheel},
     install_requires=[
         "torch>=2.9",
         "numpy>=1.26",
@@ -53,6 +116,7 @@ setup(
     ],
     extras_require={
         "codec": ["descript-audio-codec>=1.0"],
+        "serve": SERVE,
         "lint": ["mypy>=2.4", "ruff>=0.17.6"],
         "test": [
             "pytest>=7.4",
@@ -62,6 +126,9 @@ setup(
             "transformers>=4.53",
             "bitsandbytes>=0.45",
             "accelerate>=1.0",
+            *SERVE,
+            "httpx>=0.27",
+            "websockets>=13",
         ],
         "hear": ["pocketsphinx>=5", "transformers>=4.53"],  # `talker/` and the tests that listen; they need flite too
     },

@@ -1,5 +1,5 @@
-"""The command `dia-engine`: `say` makes a sound file of a script, `batch` files of many, `info` describes a model,
-`quantize` shrinks one."""
+"""The command `dia-engine`: `say` makes a sound file of a script, `batch` files of many, `serve` streams to clients,
+`info` describes a model, `quantize` shrinks one."""
 
 import argparse
 import codecs
@@ -185,6 +185,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from . import __version__
+    from .server.settings import add_arguments as add_serve_arguments
 
     parser = _Parser(prog="dia-engine", description="Run Dia, the open text-to-dialogue model.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -223,6 +224,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_arguments(batch, default_model="nari-labs/Dia-1.6B-0626")
     _add_sampling_arguments(batch)
     batch.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
+
+    serve = commands.add_parser(
+        "serve",
+        help="serve speech over HTTP",
+        description="Serve speech to OpenAI's and ElevenLabs' clients. docs/server.md lists the routes.",
+        epilog="Each option is also read from the environment: DIA_SERVE_PORT for --port.",
+    )
+    serve.set_defaults(run=_serve)
+    add_serve_arguments(serve)
 
     info = commands.add_parser("info", help="describe a model", description=INFO)
     info.set_defaults(run=_info)
@@ -267,6 +277,7 @@ def _add_sampling_arguments(command: argparse.ArgumentParser) -> "argparse._Argu
         ("--temperature", float, "temperature", "0 = likeliest"),
         ("--top-p", float, "top_p", "in (0, 1]"),
         ("--top-k", _top_k, "cfg_filter_top_k", "candidates, or all"),
+        ("--min-tokens", int, "min_tokens", "frames before which the model may not end"),
     ):
         # Without a default of argparse's: what is left out is the model's.
         meaning += f" (default: the model's own, else {getattr(ResolvedSamplingParams, name)})"
@@ -517,6 +528,12 @@ def _seed(given: int | None) -> int:
     from .sampling_params import check_seed
 
     return secrets.randbelow(2**31) if given is None else check_seed(given)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from .server.command import run
+
+    run({name: value for name, value in vars(options).items() if name != "run"})
 
 
 def _batch(options: argparse.Namespace) -> int:

@@ -241,6 +241,7 @@ class Engine:
         audio_prompt_text: str | Sequence[str | None] | None = None,
         seed: PerText[int | None] = None,
         sampling_params: PerText[SamplingParams | None] = None,
+        min_tokens: PerText[int | None] = None,
         details: bool = False,
     ) -> "np.ndarray | Generation | list[np.ndarray] | list[Generation]":
         """Turn a script, or a list of scripts at once, into sound. Names and order are the reference's.
@@ -268,11 +269,13 @@ class Engine:
             audio_prompt_text: transcript of the prompt; it is put before the text. An empty one is none.
             seed: in [0, 2^63); the same seed and text give the same sound. None draws one from torch's global
                 generator.
-            sampling_params: max_tokens, cfg_scale, temperature, top_p and cfg_filter_top_k in one, in place of them.
+            sampling_params: max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k and min_tokens in one, in place
+                of them.
+            min_tokens: frames of sound before which the model may not end; 0 by default.
             details: return `Generation` instead of arrays: audio, codes, why it ended, seed, duration.
 
-        For a list of texts, each of max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, seed and
-        sampling_params is one value for all, or a list with one per text.
+        For a list of texts, each of max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens, seed
+        and sampling_params is one value for all, or a list with one per text.
 
         Returns:
             sound [samples] float32, without the prompt; or codes [T, C] int64 if the engine has no codec. A list of
@@ -285,7 +288,7 @@ class Engine:
         """
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = self._parse(
-            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k), sampling_params,
+            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens), sampling_params,
             audio_prompt, audio_prompt_path, audio_prompt_text, seed,
         )  # fmt: skip
         generations = self.run_requests(requests, verbose)
@@ -309,6 +312,7 @@ class Engine:
         audio_prompt_text: str | Sequence[str | None] | None = None,
         seed: PerText[int | None] = None,
         sampling_params: PerText[SamplingParams | None] = None,
+        min_tokens: PerText[int | None] = None,
         chunk_frames: int | None = None,
         first_chunk_frames: int | None = None,
     ) -> AudioStream[np.ndarray] | AudioStream[tuple[int, np.ndarray]]:
@@ -341,7 +345,7 @@ class Engine:
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
         _note_ignored(use_torch_compile, use_cfg_filter)
         requests = self._parse(
-            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k), sampling_params,
+            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens), sampling_params,
             audio_prompt, audio_prompt_path, audio_prompt_text, seed,
         )  # fmt: skip
         return self.stream_requests(requests, sizes, verbose, batch=isinstance(text, (list, tuple)))
@@ -426,19 +430,31 @@ class Engine:
         """Whether calls can work: not closed, and its device has not failed."""
         return self._thread.usable
 
+    def observe_launches(self, observer: Callable[[int, int, float], None]) -> None:
+        """Have a function called in the engine's thread after each launch of decode steps, for metrics.
+
+        Args:
+            observer: is given decode steps, requests that took part, and seconds since the launch before it.
+        """
+        self._thread.run(partial(setattr, self._thread.scheduler, "on_launch", observer))
+
     @property
     def max_slots(self) -> int:
         """Requests that run at the same time."""
         return self._thread.scheduler.runner.max_slots
 
-    def load_audio(self, audio_path: str | Path) -> torch.Tensor:
-        """Encode an audio file as a prompt: codes [P, C] int64 on the CPU.
+    def load_audio(self, audio_path: str | Path | tuple[np.ndarray, int]) -> torch.Tensor:
+        """Encode audio as a prompt: codes [P, C] int64 on the CPU.
+
+        Args:
+            audio_path: a file, or a waveform [samples] float32 in [-1, 1] and its sample rate in Hz.
 
         Raises:
             FileNotFoundError, ValueError: as `audio_prompt` of `generate`.
         """
         capacity, codec = self.max_rows, self._require_codec()
-        prompt = read_prompt(str(audio_path), self.config, lambda: codec, capacity)
+        audio = audio_path if isinstance(audio_path, tuple) else str(audio_path)
+        prompt = read_prompt(audio, self.config, lambda: codec, capacity)
         check_not_forked(self.device)
         with self._modes():
             return codec.encode(prompt, codec.sample_rate).cpu()
@@ -549,7 +565,12 @@ def _merge_prompt_names(audio_prompt: AudioPrompts, audio_prompt_path: AudioProm
 
 
 def _sampling(
-    max_tokens: object, cfg_scale: object, temperature: object, top_p: object, cfg_filter_top_k: object
+    max_tokens: object,
+    cfg_scale: object,
+    temperature: object,
+    top_p: object,
+    cfg_filter_top_k: object,
+    min_tokens: object,
 ) -> dict[str, Any]:
     """Arguments of `generate` under the names of SamplingParams."""
     return {
@@ -558,6 +579,7 @@ def _sampling(
         "temperature": temperature,
         "top_p": top_p,
         "cfg_filter_top_k": cfg_filter_top_k,
+        "min_tokens": min_tokens,
     }
 
 

@@ -7,6 +7,7 @@ import torch
 
 from .capacity import Footprint, codec_bytes, footprint, free_memory, verdict
 from .device import resolve_device, resolve_dtype
+from .kernels.cpu.variants import description
 from .kernels.quantized import FORMATS
 from .model.config import DiaConfig
 from .model.dia import parameter_shapes
@@ -69,7 +70,12 @@ def describe(
     stored = source.stored_formats
     if recipe is not None and stored:
         check_formats(str(model), stored, formats)
-    lines = [f"model       {model}", f"weights     {source.description}", *_sizes(config)]
+    lines = [
+        f"model       {model}",
+        f"weights     {source.description}",
+        *_sizes(config),
+        f"CPU step    {description()}",
+    ]
     if recipe is not None:
         lines.append(f"quantized   {', '.join(f'{pattern} in {format}' for pattern, format in recipe.items())}")
     codec = codec_bytes(source.codec_config())

@@ -39,6 +39,7 @@ class SamplingParams:
         top_p: in (0, 1], share of the probability that is drawn from.
         cfg_filter_top_k: candidates that guidance lets through, >= 1. None means all, as in the reference; the model's
             default is MODEL_DEFAULT here.
+        min_tokens: frames of sound before which the model may not end, prompt excluded; 0 leaves it free.
 
     Raises:
         TypeError: a value that is no number (of the right kind).
@@ -50,8 +51,13 @@ class SamplingParams:
     temperature: float | None = None
     top_p: float | None = None
     cfg_filter_top_k: int | ModelDefault | None = MODEL_DEFAULT
+    min_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if self.min_tokens is not None:
+            require_integer("min_tokens", self.min_tokens)
+            if self.min_tokens < 0:
+                raise ValueError(f"min_tokens must be at least 0, got {shown(self.min_tokens)}")
         if self.max_tokens is not None:
             require_integer("max_tokens", self.max_tokens)
         for name in ("cfg_scale", "temperature", "top_p"):
@@ -96,6 +102,7 @@ class ResolvedSamplingParams(SamplingParams):
     temperature: float = 1.2
     top_p: float = 0.95
     cfg_filter_top_k: int | None = 45
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name, value in self._values().items():
@@ -120,6 +127,12 @@ class ResolvedSamplingParams(SamplingParams):
             parts = f"{prompt_frames} prompt frames + 1 + {max_delay} rows of delay + 1 frame of sound"
             hint = "use a shorter audio prompt" if needed > capacity else "raise it"
             raise ValueError(f"max_tokens must be at least {needed} ({parts}), got {shown(rows)}; {hint}")
+        room = rows - needed + 1
+        if self.min_tokens > room:
+            raise ValueError(
+                f"min_tokens must be at most {room}, the frames that max_tokens leaves room for, "
+                f"got {shown(self.min_tokens)}"
+            )
         return rows
 
 

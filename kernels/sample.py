@@ -3,6 +3,7 @@
 For each slot and channel, over the V logits of the conditional and the unconditional row:
     guided = cond + cfg_scale * (cond - uncond)       only chooses the top_k ids; what follows uses cond
     ids above EOS are forbidden, and EOS itself on channels 1..C-1
+    before its first row EOS is forbidden on channel 0 too, and top_k does not count it
     temperature 0: the largest of what is left
     else: p = softmax(cond / temperature); if EOS is the largest only EOS stays, otherwise EOS goes;
           top_p drops an id if the mass of the ids before it, from the largest down, exceeds top_p
@@ -25,6 +26,7 @@ def sample_tokens(
     seed: torch.Tensor,
     row: torch.Tensor,
     eos: int,
+    first_eos_row: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Draw the next row of tokens.
 
@@ -35,11 +37,13 @@ def sample_tokens(
         seed: [B] int64.
         row: [B] int64, the grid row that is drawn.
         eos: end-of-sequence id.
+        first_eos_row: [B] int64, the first row in which EOS may be drawn; None for any.
 
     Returns:
         tokens [B, C] int64.
     """
-    probabilities = filter_probabilities(logits, cfg_scale, temperature, top_p, top_k, eos)
+    may_end = None if first_eos_row is None else row >= first_eos_row
+    probabilities = filter_probabilities(logits, cfg_scale, temperature, top_p, top_k, eos, may_end)
     _, channels, vocab = probabilities.shape
     token = torch.arange(vocab, device=logits.device)
     channel = torch.arange(channels, device=logits.device)[:, None]
@@ -54,8 +58,11 @@ def filter_probabilities(
     top_p: torch.Tensor,
     top_k: torch.Tensor,
     eos: int,
+    may_end: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The probabilities that a token is drawn from; arguments as for `sample_tokens`.
+
+    may_end: [B] bool, whether EOS is allowed in this row; None if it is in all slots.
 
     Where no id is left (top_k chose forbidden ids only) all mass is on id 0, as the reference's argmax has it.
 
@@ -65,9 +72,13 @@ def filter_probabilities(
     unconditional, conditional = logits.view(-1, 2, *logits.shape[1:]).unbind(dim=1)
     cfg_scale, temperature, top_p, top_k = (t[:, None, None] for t in (cfg_scale, temperature, top_p, top_k))
     guided = conditional + cfg_scale * (conditional - unconditional)
+    if may_end is not None:
+        guided[:, 0, eos] = guided[:, 0, eos].where(may_end, -torch.inf)
     scores = conditional.masked_fill(~largest(guided, top_k), -torch.inf)
     scores[..., eos + 1 :] = -torch.inf
     scores[:, 1:, eos] = -torch.inf
+    if may_end is not None:
+        scores[:, 0, eos] = scores[:, 0, eos].where(may_end, -torch.inf)
 
     best = scores.argmax(dim=-1, keepdim=True)
     certain = (temperature == 0) | (scores.gather(-1, best) == -torch.inf)

@@ -40,6 +40,7 @@ def next_row_ref(logits: torch.Tensor, state: StepState, table: torch.Tensor, no
         state.seed,
         state.position + 1,
         config.eos_token_id,
+        state.first_eos_row,
     )
     advance(
         tokens,
@@ -101,6 +102,7 @@ def next_row(logits: torch.Tensor, state: StepState, table: torch.Tensor, norm_w
             "end_row_ptr": state.end_row,
             "broken_ptr": state.broken,
             "max_tokens_ptr": state.max_tokens,
+            "first_eos_row_ptr": state.first_eos_row,
             "delay_ptr": state.delay,
             "tokens_ptr": state.buffers.tokens,
             "arrivals_ptr": state.buffers.channels_done,
@@ -163,6 +165,7 @@ def _draw(
     top_k,
     seed,
     row,
+    first_eos_row,
     slot,
     channel,
     CHANNELS: tl.constexpr,
@@ -179,14 +182,17 @@ def _draw(
     usable = (unconditional < float("inf")) & (conditional < float("inf"))  # NaN is not under infinity
     broken = tl.sum(usable.to(tl.int32), axis=0) < BLOCK_V
 
-    key = _ordered_key(conditional + cfg_scale * (conditional - unconditional))
+    guided = conditional + cfg_scale * (conditional - unconditional)
+    may_end = (channel == 0) & (row >= first_eos_row)
+    too_early = (token == EOS) & (channel == 0) & (row < first_eos_row)  # top_k does not count it
+    key = _ordered_key(tl.where(too_early, float("-inf"), guided))
     key = tl.where(exists, key, 0)
     count = tl.where(exists, 1.0, 0.0)
     threshold = _edge(key, count, top_k - 1.0)
     room = top_k.to(tl.int32) - tl.sum((key > threshold).to(tl.int32), axis=0)
     level = (key == threshold) & exists
     kept = (key > threshold) | (level & (tl.cumsum(level.to(tl.int32), axis=0) <= room))
-    allowed = (token < EOS) | ((token == EOS) & (channel == 0))
+    allowed = (token < EOS) | ((token == EOS) & may_end)
     score = tl.where(kept & allowed, conditional, float("-inf"))
 
     best = tl.argmax(score, axis=0)
@@ -225,6 +231,7 @@ def _next_row_kernel(
     end_row_ptr,
     broken_ptr,
     max_tokens_ptr,
+    first_eos_row_ptr,
     delay_ptr,
     tokens_ptr,
     arrivals_ptr,
@@ -261,6 +268,7 @@ def _next_row_kernel(
         tl.load(top_k_ptr + slot).to(tl.float32),
         tl.load(seed_ptr + slot),
         position + 1,
+        tl.load(first_eos_row_ptr + slot).to(tl.int32),
         slot,
         channel,
         CHANNELS,

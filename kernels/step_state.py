@@ -42,6 +42,7 @@ class StepState(Protocol):
     end_row: torch.Tensor  # [B] int64
     broken: torch.Tensor  # [B] int64
     max_tokens: torch.Tensor  # [B] int64
+    first_eos_row: torch.Tensor  # [B] int64, EOS is forbidden in the rows before it
     cfg_scale: torch.Tensor  # [B] float32
     temperature: torch.Tensor  # [B] float32
     top_p: torch.Tensor  # [B] float32

@@ -1,6 +1,8 @@
 """What is installed, what can be imported in a checkout, and that our folders shadow no other package."""
 
 import email
+import os
+import platform
 import runpy
 import shutil
 import subprocess
@@ -65,9 +67,11 @@ def source(tmp_path_factory):
     return folder
 
 
-def wheel_of(source, folder):
+def wheel_of(source, folder, compiler="false"):
+    """Without libraries, whose compilation takes seconds, unless a compiler is named."""
+    shutil.rmtree(source / "build", ignore_errors=True)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "CC": compiler})
     (wheel,) = folder.glob("*.whl")
     return zipfile.ZipFile(wheel)
 
@@ -76,7 +80,7 @@ def test_a_wheel_holds_one_package_with_kernels_and_assets(source, tmp_path):
     wheel = wheel_of(source, tmp_path)
     names = wheel.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"dia_engine"}
-    kinds = ("**/*.py", "py.typed", "kernels/**/*.[ch]", "assets/**/*.*")
+    kinds = ("**/*.py", "py.typed", "kernels/**/*.[ch]", "assets/**/*.*", "server/page/*.*")
     ours = {path.relative_to(ROOT) for kind in kinds for path in (ROOT / "dia_engine").glob(kind)}
     ours |= {
         Path("dia_engine/kernels") / path.relative_to(ROOT / "kernels") for path in (ROOT / "kernels").rglob("*.[pch]*")
@@ -87,6 +91,35 @@ def test_a_wheel_holds_one_package_with_kernels_and_assets(source, tmp_path):
     metadata = email.message_from_bytes(wheel.read(metadata_name))
     assert metadata["Version"] == dia_engine.__version__ and metadata["Description-Content-Type"] == "text/markdown"
     assert metadata.get_payload().startswith("# dia-engine")
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not shutil.which("gcc"), reason="makes libraries with gcc for x86"
+)
+def test_a_wheel_brings_the_decode_step_of_a_cpu(source, tmp_path):
+    wheel = wheel_of(source, tmp_path, "gcc")
+    libraries = {name.rsplit("/")[-1] for name in wheel.namelist() if name.endswith(".so")}
+    assert libraries == {"step-avx512bf16.so", "step-avx512.so", "step-avx2.so"}
+    assert wheel.filename.endswith("-py3-none-linux_x86_64.whl")
+    wheel.extractall(tmp_path)
+    script = """
+import torch
+from dia_engine.kernels.cpu import build
+assert build.SOURCES.is_relative_to(r"{}"), build.SOURCES
+build._compile = None
+assert build.library() is not None or build.chosen_variant() is None
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script.format(tmp_path)], cwd=tmp_path, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
+def test_a_wheel_without_a_compiler_has_the_sources(source, tmp_path, compiler):
+    names = wheel_of(source, tmp_path, compiler).namelist()
+    assert not [name for name in names if name.endswith(".so")]
+    assert "dia_engine/kernels/cpu/native/step.c" in names
 
 
 def test_a_source_distribution_makes_the_same_wheel(source, tmp_path):

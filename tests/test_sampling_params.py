@@ -37,6 +37,8 @@ from dia_engine.sampling_params import MODEL_DEFAULT, ResolvedSamplingParams, Sa
             r"temperature must be a number, got 'x{79}\.\.\. \(10001 characters\)",
         ),
         ({"cfg_filter_top_k": -(10**5000)}, ValueError, "cfg_filter_top_k must be >= 1, .* got an integer of 16610"),
+        ({"min_tokens": -1}, ValueError, "min_tokens must be at least 0, got -1"),
+        ({"min_tokens": True}, TypeError, "min_tokens must be an integer, got True"),
         ({"max_tokens": 10.0}, TypeError, "max_tokens must be an integer, got 10.0"),
     ],
 )

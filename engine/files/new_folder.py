@@ -50,7 +50,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     absent = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
+        remove_abandoned(path.parent, path.name)
         partial, lock = _locked_folder(path)
     except OSError as error:
         _remove_empty(absent)
@@ -80,11 +80,13 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
     return partial, lock
 
 
-def _remove_abandoned(path: Path) -> None:
+def remove_abandoned(parent: Path, name: str = "") -> None:
+    """Remove what killed processes have left of `new_folder` in a folder: of all names, or of one."""
     if fcntl is None:
         return
-    for partial in path.parent.iterdir():
-        if partial.name.startswith(f".{path.name}.") and partial.name.endswith(".partial") and partial.is_dir():
+    for partial in parent.iterdir():
+        is_ours = partial.name.startswith(f".{name}." if name else ".") and partial.name.endswith(".partial")
+        if is_ours and partial.is_dir():
             lock = os.open(partial, os.O_RDONLY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

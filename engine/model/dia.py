@@ -5,10 +5,12 @@ from collections.abc import Iterator
 
 import torch
 
+from ..kernels.dispatch import uses_triton
 from ..kernels.norm_linear import norm_linear
 from ..kernels.rope import rope_table
 from ..kernels.sample_and_advance import embed, next_row
 from .config import DecoderConfig, DiaConfig, EncoderConfig
+from .cpu_step import CompiledStep
 from .layers import DecoderLayer, EncoderLayer, Norm, Weights, plain_weight
 from .state import DecodeState
 
@@ -119,6 +121,7 @@ class DiaModel:
         for layer, next_norm in zip(self.layers, next_norms, strict=True):
             layer.without_text = layer.cross_attn.without_text(no_text)
             layer.next_norm = next_norm
+        self.compiled_step = CompiledStep.of(self)
 
     @property
     def prefill_rows(self) -> int:
@@ -190,13 +193,19 @@ class DiaModel:
         """One row for every slot that runs: decode, draw, write, move on.
 
         Device operations only: on a GPU no value of a tensor decides what runs, nothing is allocated, and the host
-        waits for nothing. On a CPU the reference of attention reads the positions, to look at no more of the cache than
-        is written.
+        waits for nothing. On a CPU it is one call of compiled code where there is any; else the reference of attention
+        reads the positions, to look at no more of the cache than is written.
         """
+        if self.compiled_step is not None and not uses_triton(state.grid):
+            self.compiled_step.step(state)
+            return
         next_row(self._decode(state), state, self.embedding, self.layers[0].self_norm.weight)
 
     def _decode(self, state: DecodeState) -> torch.Tensor:
         """The residual through all layers, in place -> logits [2B, C, V]."""
+        if self.compiled_step is not None and not uses_triton(state.grid):
+            self.compiled_step.decode(state)
+            return state.buffers.logits
         for index, layer in enumerate(self.layers):
             layer.step(state, self.rope, index)
         logits = state.buffers.logits

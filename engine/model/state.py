@@ -14,7 +14,7 @@ from .delay import prompt_grid
 
 STATUS = ("position", "countdown", "end_row", "broken")  # rows of `DecodeState.status`
 PER_SLOT = (
-    "grid", *STATUS, "max_tokens", "cfg_scale", "temperature", "top_p", "top_k", "seed", "last_text",
+    "grid", *STATUS, "max_tokens", "first_eos_row", "cfg_scale", "temperature", "top_p", "top_k", "seed", "last_text",
 )  # fmt: skip
 
 
@@ -91,6 +91,7 @@ class DecodeState:
     end_row: torch.Tensor  # [B] int64, row of EOS
     broken: torch.Tensor  # [B] int64, 1 where NaN or infinite logits stopped the slot, else 0
     max_tokens: torch.Tensor  # [B] int64
+    first_eos_row: torch.Tensor  # [B] int64, EOS is forbidden in the rows before it
     cfg_scale: torch.Tensor  # [B] float32
     temperature: torch.Tensor  # [B] float32
     top_p: torch.Tensor  # [B] float32
@@ -125,6 +126,7 @@ class DecodeState:
             **dict(zip(STATUS, status[:, :slots], strict=True)),
             grid=torch.zeros((slots, rows + 1, channels), dtype=torch.int64, device=device),
             max_tokens=per_slot(rows, torch.int64),
+            first_eos_row=per_slot(0, torch.int64),
             cfg_scale=per_slot(0.0, torch.float32),
             temperature=per_slot(0.0, torch.float32),
             top_p=per_slot(1.0, torch.float32),
@@ -186,6 +188,7 @@ class DecodeState:
         self.end_row[slot] = 0
         self.broken[slot] = 0
         self.max_tokens[slot] = rows
+        self.first_eos_row[slot] = frames + 1 + params.min_tokens
         self.cfg_scale[slot] = params.cfg_scale
         self.temperature[slot] = params.temperature
         self.top_p[slot] = params.top_p

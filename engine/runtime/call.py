@@ -70,6 +70,7 @@ class Call:
     Attributes:
         streaming: whether somebody listens to the chunks as they come.
         aborted: nobody wants the rest.
+        started: when its first request got a slot, in seconds of `time.perf_counter`; 0.0 while all of them wait.
         results: by request, as they finish.
     """
 
@@ -84,7 +85,7 @@ class Call:
     ):
         """`on_steps` is told, in the reader's thread, how many decode steps have been launched; `on_end` is called at
         the end, perhaps more than once. `warn_of_cuts` logs a warning for audio that `max_tokens` cut."""
-        self.streaming, self.aborted = streaming, False
+        self.streaming, self.aborted, self.started = streaming, False, 0.0
         self.results: list[Generation | None] = [None] * requests
         self._left, self._on_steps, self._on_end = requests, on_steps, on_end
         self._warn_of_cuts = warn_of_cuts

@@ -133,9 +133,9 @@ def _params_per_text(
 
 
 def _max_prompt_frames(params: ResolvedSamplingParams, capacity: int, config: DiaConfig) -> int:
-    """The most prompt frames that leave room for one frame of sound."""
+    """The most prompt frames that leave room for one frame of sound, or min_tokens of them."""
     rows = params.rows(capacity, 0, config.max_delay)
-    return rows - (1 + config.max_delay + 1)
+    return rows - (1 + config.max_delay + max(1, params.min_tokens))
 
 
 def _one_each(

@@ -15,7 +15,7 @@ so a slot's status can be older than the request that has the slot now: those be
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Protocol
@@ -120,6 +120,9 @@ class Scheduler:
         self.running: dict[int, Sequence] = {}  # by slot
         self.finishing: list[Sequence] = []  # without a slot, windows still on their way
         self.ended = 0  # requests that are finished, aborted or failed
+        # Told after each launch: decode steps, requests that took part, seconds since the launch before it.
+        self.on_launch: Callable[[int, int, float], None] | None = None
+        self._last_launch = 0.0  # when it was queued; 0.0 if nothing has run since
         self._free = list(range(runner.max_slots))  # a heap
 
     @property
@@ -142,6 +145,8 @@ class Scheduler:
         self._run_prefills()
         if self.running:
             self._decode()
+        else:
+            self._last_launch = 0.0
         while self.runner.in_flight >= self.runner.depth or (self.runner.in_flight and not self.running):
             self._read_status()
         self._decode_windows()
@@ -195,6 +200,7 @@ class Scheduler:
                 sequence.slot = heappop(self._free)  # the lowest: few slots make a small launch
                 sequence.prefill = self.runner.prefill(sequence.slot, sequence.request)
                 self.prefilling.append(sequence)
+                sequence.call.started = sequence.call.started or time.perf_counter()
             except Exception as error:
                 self._fail(sequence, error)
 
@@ -225,6 +231,13 @@ class Scheduler:
             call.count_steps(steps)
         for sequence in self.running.values():
             sequence.steps += steps
+        self._report_launch(steps)
+
+    def _report_launch(self, steps: int) -> None:
+        now = time.perf_counter()
+        if self.on_launch is not None and self._last_launch:
+            self.on_launch(steps, len(self.running), now - self._last_launch)
+        self._last_launch = now
 
     def _steps_to_next_window(self) -> int:
         """Steps until the next window of a running request becomes complete: launches end there."""

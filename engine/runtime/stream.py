@@ -55,6 +55,11 @@ class AudioStream(Generic[Item]):
         finished = [result for result in results if result is not None]
         return finished if self._batch else finished[0]
 
+    @property
+    def started(self) -> float:
+        """When the first of its requests got a slot, in seconds of `time.perf_counter`; 0.0 while all of them wait."""
+        return 0.0 if self._call is None else self._call.started
+
     def close(self) -> None:
         """Give the rest up. There are no chunks after that."""
         self._closed = True

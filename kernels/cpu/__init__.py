@@ -1,6 +1,7 @@
-"""Quantized weights on a CPU.
+"""A CPU's own code, see docs/cpu.md.
 
-build, matmul      the C files, where there is a C compiler: int8 and NF4 as they are in memory
-onednn             otherwise, int8 in the order of the library that torch brings
+native, build      the decode step and its products in C, where there is a compiler, for one of the `variants`
+matmul             products with int8 and NF4 weights by that code
+onednn             without it, int8 in the order of the library that torch brings
 read_back          neither: the matrix is read back part by part for every product
 """

@@ -1,70 +1,108 @@
-"""The C files beside this one, compiled on first use for the CPU that runs them, as Triton compiles its kernels."""
+"""native/step.c as a library for this CPU: the one that came with the package, or one that is compiled on first use,
+as Triton compiles its kernels, and kept on disk."""
 
 import ctypes
 import functools
+import hashlib
 import logging
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
 
+from .structures import SIGNATURES
+from .variants import FLAGS, SOURCES, Variant, chosen_variant
+
 logger = logging.getLogger(__name__)
 
-SOURCES = sorted(Path(__file__).parent.glob("*.c"))
-FLAGS = ("-O3", "-fno-math-errno", "-shared", "-fPIC")
-# What not every compiler and assembler has: the CPU's own instructions and threads, in the order of doing without.
-EXTRAS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
-# The first that is there, or the one that CC names. GCC first: its OpenMP is torch's on Linux, one pool of threads.
-COMPILERS = ("gcc", "cc", "clang")
-SECONDS = 60  # that a compiler may take
-
-_pointer, _int, _long = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
-_X = [_pointer, _int, _long, _long]  # where, kind, rows, columns
-_Y = [_long, _pointer, _int]  # columns, where, threads
-_MATRIX = [_int, _pointer, _int]  # kind, where, threads
-_SIGNATURES = {
-    "multiply_int8": [*_X, _int, _pointer, _pointer, *_Y],  # digits, values, absmax
-    "multiply_nf4": [*_X, _pointer, _pointer, _pointer, *_Y],  # packed, absmax, levels
-    "read_int8": [_pointer, _pointer, _long, _long, *_MATRIX],  # values, absmax, rows, columns
-    "read_nf4": [_pointer, _pointer, _pointer, _long, *_MATRIX],  # packed, absmax, levels, blocks
-}
+COMPILERS = ("gcc", "cc", "clang")  # the first that is there, or the one that CC names
+SECONDS = 120  # that a compiler may take
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions; None, after a warning that says why, where they cannot be compiled."""
+    """The compiled functions for this CPU; None, after a warning that says why, where they cannot be compiled.
+
+    Raises:
+        ValueError: the environment variable DIA_CPU names no variant that this CPU runs.
+    """
+    variant = chosen_variant()
+    return None if variant is None else library_of(variant)
+
+
+@functools.cache
+def library_of(variant: Variant) -> ctypes.CDLL | None:
+    """The same for a variant of one's choice."""
     try:
-        compiled = _compiled()
-        for name, arguments in _SIGNATURES.items():
-            getattr(compiled, name).argtypes = arguments
+        compiled = _compiled(variant)
+        for name, (arguments, result) in SIGNATURES.items():
+            function = getattr(compiled, name)
+            function.argtypes, function.restype = arguments, result
     except (OSError, AttributeError) as error:  # a library without the functions, among others
-        logger.warning("the products of quantized weights could not be compiled, torch's are used instead (%s)", error)
+        logger.warning("the decode step could not be compiled for this CPU, torch runs it instead (%s)", error)
         return None
     return compiled
 
 
-def _compiled() -> ctypes.CDLL:
+def _compiled(variant: Variant) -> ctypes.CDLL:
     """Raises OSError, with what the compiler says."""
-    compiler = _compiler()
-    # Windows does not delete a library that is in use; elsewhere the file is needed no more once it is loaded.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        target, refusals = Path(folder) / "products.so", []
-        for extras in EXTRAS:
-            try:
-                _compile([*compiler, *FLAGS, *extras], target)
-                break
-            except ChildProcessError as error:
-                refusals.append(error)
-        else:
-            raise refusals[0]
-        if refusals:
-            missing = " and ".join(flag for flag in EXTRAS[0] if flag not in extras)
-            logger.warning(
-                "quantized weights could be faster on this CPU: compiled without %s (%s)", missing, refusals[0]
-            )
-        return ctypes.CDLL(str(target))
+    packaged = SOURCES / f"step-{variant.name}.so"
+    if packaged.exists():
+        return _load(packaged)
+    command = _command(variant)
+    folder = _cache_folder()
+    if folder is None:
+        # Windows does not delete a library that is in use; elsewhere the file is needed no more once it is loaded.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+            return _load(_compile(command, Path(temporary) / "step.so"))
+    target = folder / f"step-{variant.name}-{_fingerprint(command)}.so"
+    if target.exists():
+        try:
+            return _load(target)
+        except OSError:  # cut off, or of another system: made anew
+            pass
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
+        made = _compile(command, Path(temporary) / "step.so")
+        made.replace(target)  # at once, for whoever else is looking for it
+    return _load(target)
+
+
+def _command(variant: Variant) -> list[str]:
+    """Raises OSError."""
+    return [*_compiler(), *FLAGS, "-shared", "-fPIC", *variant.flags]
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path))
+
+
+def _fingerprint(command: list[str]) -> str:
+    """Of all that the library depends on: the sources, the compiler and its version, the flags."""
+    digest = hashlib.sha256(repr(command).encode())
+    for source in sorted(SOURCES.glob("*.[ch]*")):
+        digest.update(source.read_bytes())
+    path = shutil.which(command[0])
+    if path:
+        status = os.stat(os.path.realpath(path))
+        digest.update(f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:24]
+
+
+def _cache_folder() -> Path | None:
+    """Where libraries are kept, None if there is no such place: code is loaded only from where no other user writes."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dia-engine"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except (OSError, RuntimeError):
+        return None
+    if not hasattr(os, "getuid"):
+        return folder
+    private = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if private and os.access(folder, os.W_OK) else None
 
 
 def _compiler() -> list[str]:
@@ -75,9 +113,9 @@ def _compiler() -> list[str]:
         raise OSError(f"CC is {named!r}: {error}") from None
 
 
-def _compile(command: list[str], target: Path) -> None:
-    """Raises OSError; ChildProcessError if the compiler ran and failed."""
-    command = [*command, *map(str, SOURCES), "-o", str(target), "-lm"]
+def _compile(command: list[str], target: Path) -> Path:
+    """Raises OSError."""
+    command = [*command, str(SOURCES / "step.c"), "-o", str(target), "-lm"]
     environment = {**os.environ, "TMPDIR": str(target.parent)}  # Python found that it can write there
     try:
         done = subprocess.run(
@@ -88,4 +126,7 @@ def _compile(command: list[str], target: Path) -> None:
     if done.returncode:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in said if "error" in line]
-        raise ChildProcessError((errors or said or [f"{command[0]} failed"])[0])
+        raise OSError((errors or said or [f"{command[0]} failed"])[0])
+    if not target.exists():
+        raise OSError(f"{command[0]} wrote no {target.name}")
+    return target

@@ -1,6 +1,6 @@
-"""What this CPU has, of what the choice of a torch product depends on.
+"""What this CPU has.
 
-The choice is a rule over these features and not a timing, so that two starts on one machine compute the same bits.
+Every choice is a rule over these features and not a timing, so that two starts on one machine compute the same bits.
 """
 
 import functools
@@ -16,6 +16,20 @@ def has_amx() -> bool:
 def has_vnni() -> bool:
     """Whether there are instructions that add products of 8-bit integers in 32 bits."""
     return _supported("_is_vnni_supported")
+
+
+def has_avx2() -> bool:
+    """Whether there is AVX2, and FMA with it."""
+    return _supported("_is_avx2_supported")
+
+
+def has_avx512() -> bool:
+    return _supported("_is_avx512_supported")
+
+
+def has_avx512_bf16() -> bool:
+    """Whether there are instructions that multiply pairs of bfloat16."""
+    return _supported("_is_avx512_bf16_supported")
 
 
 @functools.cache

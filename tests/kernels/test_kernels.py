@@ -331,6 +331,27 @@ def test_next_row_rules():
     assert not (row[:, 1:] >= eos).any() and (row[2:4] == 0).all()
 
 
+def test_next_row_forbids_an_early_end():
+    """Slots whose likeliest token is EOS, greedy and drawn, before and at the first row that may end; and one where
+    guidance leaves nothing but EOS: top_k then counts the next best."""
+    config = small_config(vocab=40, channels=3)
+    eos = config.eos_token_id
+    state = running_state(config, 6, rows=40)
+    state.position.fill_(15)
+    state.grid.fill_(-1)
+    state.cfg_scale.fill_(1.0)
+    state.top_k.copy_(torch.tensor([40, 40, 1, 40, 40, 1]))
+    state.temperature.copy_(torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0]))
+    state.first_eos_row.copy_(torch.tensor([17, 40, 17, 16, 0, 16]))
+    logits = randn(12, 3, 40, scale=0.5)
+    logits[:, 0, eos], logits[:, 0, 7] = 20.0, 9.0
+    row = assert_same_step(config, state, logits)
+    assert row[:, 0].tolist() == [7, 7, 7, eos, eos, eos]
+    assert not (row[:, 1:] >= eos).any()
+    row = assert_same_step(config, state, logits)
+    assert row[:3, 0].tolist() == [eos, 7, eos]
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("side", [0, 1], ids=["unconditional", "conditional"])
 def test_next_row_stops_a_slot_of_broken_logits(value, side):

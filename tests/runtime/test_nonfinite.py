@@ -39,6 +39,7 @@ def breaks_at(engine, monkeypatch, row, slot, value=math.nan):
             logits[2 * slot + 1, 2, 7] = torch.where(state.position[slot] + 1 >= row, value, logits[2 * slot + 1, 2, 7])
         return logits
 
+    monkeypatch.setattr(engine.model, "compiled_step", None)  # which has no place to break at
     monkeypatch.setattr(engine.model, "_decode", broken_decode)
 
 

@@ -223,3 +223,22 @@ def test_lengths_that_dia_does_not_speak_well(caplog):
     parse(["[S1] Hi.", "x" * 1000])
     parse(LONG, config=DiaConfig())
     assert not caplog.records, "lengths are a matter of the published Dia alone"
+
+
+def test_min_tokens_puts_off_the_end():
+    """A model that ends goes on until min_tokens frames are there, and is the same up to its own end."""
+    talker = Engine.load("talker", device="cpu")
+    free = talker.generate("[S1] Yes.", seed=1, temperature=0.0, details=True)
+    held = talker.generate("[S1] Yes.", seed=1, temperature=0.0, min_tokens=free.frames + 8, details=True)
+    assert free.finish_reason == "stop" and held.frames >= free.frames + 8
+    assert np.array_equal(held.codes[: free.frames, 0], free.codes[:, 0])
+    same = talker.generate("[S1] Yes.", seed=1, temperature=0.0, min_tokens=free.frames, details=True)
+    assert np.array_equal(same.codes, free.codes)
+
+
+def test_min_tokens_leaves_room_for_itself():
+    with pytest.raises(ValueError, match="min_tokens must be at most 24, the frames that max_tokens leaves .* got 25"):
+        parse(TEXT, {"max_tokens": 40, "min_tokens": 25})
+    assert parse(TEXT, {"max_tokens": 40, "min_tokens": 20}, audio_prompt=CODES)[0].params.min_tokens == 20
+    with pytest.raises(ValueError, match="audio prompt has 4 frames, max_tokens leaves room for 3"):
+        parse(TEXT, {"max_tokens": 40, "min_tokens": 21}, audio_prompt=CODES)

@@ -1,0 +1,1 @@
+"""Audio on its way out and in: resampling, encoding, decoding of uploads."""

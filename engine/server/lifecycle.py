@@ -1,0 +1,95 @@
+"""From loading to the first sound: a server is ready when a request has been spoken."""
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..engine import Engine
+from .audio.encoders import Output
+from .audio.formats import AudioFormat
+from .speech.service import SpeechService
+from .voices.mint import DEFAULT, SEEDS
+from .voices.voice import Prompt
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_FRAMES = 60
+
+
+class Startup:
+    """Loads and warms up an engine beside the event loop, which says meanwhile that it is starting.
+
+    Attributes:
+        error: why it could not be loaded.
+        on_failure: called then.
+    """
+
+    def __init__(self, service: SpeechService, engine: Engine | None):
+        self._service, self._engine = service, engine
+        self._owns = engine is None
+        self._task: asyncio.Task[None] | None = None
+        self.error: BaseException | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+
+    def begin(self) -> None:
+        """Start; needs a running event loop."""
+        self._task = asyncio.create_task(self._run())
+
+    async def end(self) -> None:
+        """Release all of it."""
+        if self._task is not None:
+            self._task.cancel()
+        self._service.close()
+        if self._owns and self._engine is not None:
+            await asyncio.to_thread(self._engine.close)
+
+    async def _run(self) -> None:
+        try:
+            started = time.perf_counter()
+            if self._engine is None:
+                self._engine = await asyncio.to_thread(self._load)
+            engine = self._engine
+            self._service.attach(engine)
+            await self._warm_up(engine)
+            # What is there now stays: the garbage collector need not look at it again while requests wait.
+            gc.collect()
+            gc.freeze()
+            self._service.ready(engine)
+            logger.info("ready after %.1f s: %r", time.perf_counter() - started, engine)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.error = error
+            self.on_failure()
+
+    def _load(self) -> Engine:
+        settings = self._service.settings
+        engine = Engine.load(
+            settings.model, quant=settings.quant, dtype=settings.dtype, device=settings.device, codec=settings.codec,
+            codec_dtype=settings.codec_dtype, revision=settings.revision, max_slots=settings.slots,
+            max_rows=settings.max_rows,
+        )  # fmt: skip
+        engine.prepare(engine.max_slots)
+        return engine
+
+    async def _warm_up(self, engine: Engine) -> None:
+        """Speak a request as a client's is spoken, through an encoder; with it the default voice is made."""
+        voices = self._service.voices
+        for name in SEEDS if self._service.settings.mint else (DEFAULT,):
+            await voices.prompt(name)
+        prompt = await voices.prompt(DEFAULT)
+        if prompt is None or not await asyncio.to_thread(_speak, engine, prompt):
+            raise RuntimeError("the request that warms the server up made no audio")
+
+
+def _speak(engine: Engine, prompt: Prompt) -> bytes:
+    """Some mp3 of a few chunks."""
+    rows = min(engine.max_rows, len(prompt.codes) + engine.config.max_delay + WARM_UP_FRAMES)
+    output = Output(engine.sample_rate, AudioFormat("mp3", 24_000))
+    stream: Any = engine.stream(
+        "Hello, hello, hello.", audio_prompt=prompt.codes, audio_prompt_text=prompt.transcript, seed=0, max_tokens=rows
+    )
+    return b"".join(output.encode(chunk) for chunk in stream) + output.finish()

@@ -1,0 +1,136 @@
+"""uvicorn with what it lacks: time limits of a request's headers, and an end in two steps."""
+
+import asyncio
+import logging
+import socket
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .settings import Settings
+from .speech.service import SpeechService
+
+logger = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES = 64 * 1024
+MAX_MESSAGE_BYTES = 2**20  # of a WebSocket
+BACKLOG = 2048
+CLOSING_SECONDS = 2  # for what is left once the drain is over
+
+
+def http_protocol(header_timeout: float) -> type[HttpToolsProtocol]:
+    """A protocol that drops connections whose headers are too slow or too long: each would hold a descriptor."""
+
+    class TimedHttpProtocol(HttpToolsProtocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._header_bytes = 0
+            self._await_headers()
+
+        def _await_headers(self) -> None:
+            self._deadline: asyncio.TimerHandle | None = self.loop.call_later(header_timeout, self.transport.close)
+
+        def data_received(self, data: bytes) -> None:
+            if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
+                self._await_headers()  # the next request of this connection
+            if self._deadline is not None:
+                self._header_bytes += len(data)
+            super().data_received(data)
+            # A body may follow in the same packets, and ends the count.
+            if self._deadline is not None and self._header_bytes > MAX_HEADER_BYTES:
+                self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n")
+                self.transport.close()
+
+        def on_headers_complete(self) -> None:
+            self._headers_done()
+            super().on_headers_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._headers_done()
+            super().connection_lost(exc)
+
+        def _headers_done(self) -> None:
+            self._header_bytes = 0
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+    return TimedHttpProtocol
+
+
+class Listener(uvicorn.Server):
+    """Serves an application. The first SIGTERM or SIGINT lets running requests finish, the second ends at once."""
+
+    def __init__(self, app: FastAPI, settings: Settings):
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            http=http_protocol(settings.header_timeout),
+            timeout_keep_alive=max(1, round(settings.idle_timeout)),
+            timeout_graceful_shutdown=CLOSING_SECONDS,
+            ws_max_size=MAX_MESSAGE_BYTES,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+        super().__init__(config)
+        self._service: SpeechService = app.state.service
+        self._drain_seconds = settings.drain_seconds
+        self._draining: asyncio.Task[None] | None = None
+        self._signals = 0
+        app.state.startup.on_failure = self.stop
+
+    def stop(self) -> None:
+        """End without waiting."""
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called at a signal, between two instructions of the event loop."""
+        self._signals += 1
+        if self._signals > 1:
+            self.force_exit = self.should_exit = True
+            return
+        self._service.drain()
+        self._loop.call_soon_threadsafe(self._begin_drain)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets=sockets)
+
+    def _begin_drain(self) -> None:
+        logger.info(
+            "shutting down: %d requests may finish within %g s", len(self._service.sessions), self._drain_seconds
+        )
+        self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        """New requests are refused, with a status, until the running ones have ended."""
+        try:
+            await asyncio.wait_for(self._service.idle(), self._drain_seconds)
+        except asyncio.TimeoutError:
+            logger.warning("%d requests were cut off", len(self._service.sessions))
+        self.should_exit = True
+
+
+def bound_socket(settings: Settings) -> socket.socket:
+    """The socket to listen on.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+        listening.listen(BACKLOG)  # from now on a client waits instead of being refused
+    except OSError as error:
+        listening.close()
+        raise OSError(
+            error.errno, f"cannot listen there: {error.strerror}", f"{settings.host}:{settings.port}"
+        ) from None
+    return listening

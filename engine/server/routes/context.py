@@ -1,0 +1,65 @@
+"""What every route needs of the application and of its request."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import HTTPConnection
+
+from ..access import Keys
+from ..audio.formats import AudioFormat
+from ..speech.request import Speech
+from ..speech.service import SpeechService
+from ..speech.session import Session
+
+
+def service_of(connection: HTTPConnection) -> SpeechService:
+    """The application's service."""
+    service: SpeechService = connection.app.state.service
+    return service
+
+
+def keys_of(connection: HTTPConnection) -> Keys:
+    """The application's keys."""
+    keys: Keys = connection.app.state.keys
+    return keys
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks.
+
+    Attributes:
+        key: number of the API key, 0 where none is needed.
+        request_id: in answers and log lines.
+        received: when the request came in, in seconds of `time.perf_counter`.
+    """
+
+    service: SpeechService
+    key: int
+    request_id: str
+    received: float
+
+    def begin(self, speech: Speech, audio_format: AudioFormat) -> Session:
+        """`SpeechService.begin` for this caller."""
+        return self.service.begin(
+            speech, audio_format, key=self.key, request_id=self.request_id, received=self.received
+        )
+
+
+def caller_of(connection: HTTPConnection) -> Caller:
+    """Who asks for speech.
+
+    Raises:
+        ApiError: 401 without a valid key; 503 while no request is taken.
+    """
+    key = keys_of(connection).require(connection)
+    service = service_of(connection)
+    service.check_state()
+    state: dict[str, Any] = connection.scope.get("state", {})
+    return Caller(service, key, state.get("request_id", ""), state.get("received", time.perf_counter()))
+
+
+def key_number(connection: HTTPConnection) -> int:
+    """A dependency of routes that need a key."""
+    return keys_of(connection).require(connection)

@@ -1,0 +1,112 @@
+"""OpenAI's speech route."""
+
+import base64
+import binascii
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..audio.decode import decode_audio
+from ..audio.formats import openai_format
+from ..errors import ApiError, bad_request
+from ..speech.request import Speech
+from ..speech.response import streamed, whole
+from ..voices.mint import DEFAULT
+from ..voices.voice import continued, tagged
+from .context import Caller, caller_of
+from .models import check_model
+
+router = APIRouter(tags=["OpenAI"])
+
+MAX_CHARACTERS = 4096
+SAMPLING = ("temperature", "top_p", "cfg_scale", "cfg_filter_top_k", "max_tokens", "chunk_frames", "first_chunk_frames")
+
+
+class VoiceName(BaseModel):
+    """A voice by its id, as OpenAI's clients name those that were uploaded."""
+
+    model_config = ConfigDict(strict=True)
+    id: str
+
+
+class SpeechBody(BaseModel):
+    """OpenAI's fields, and what Dia has beyond. Unknown fields are ignored: clients send some."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    input: str = Field(description="the script, 1 to 4096 characters; without [S1] or [S2] it is the first speaker's")
+    model: str | None = Field(None, description="the served model or an alias")
+    voice: str | VoiceName = Field(DEFAULT, description="a name of GET /v1/audio/voices; `default` for none")
+    response_format: str = Field("mp3", description="mp3, opus, aac, flac, wav or pcm")
+    speed: float = Field(1.0, description="0.25 to 4")
+    stream_format: str = Field("audio", description="audio, or sse for server-sent events")
+    stream: bool | None = Field(None, description="false: the whole at once, with its length")
+    instructions: str | None = Field(None, description="taken and ignored: Dia has no such thing")
+    sample_rate: int | None = Field(None, description="in Hz; 24000 by default, 48000 for opus")
+    seed: int | None = Field(None, description="the same seed and script give the same audio; drawn if left out")
+    temperature: float | None = None
+    top_p: float | None = None
+    cfg_scale: float | None = None
+    cfg_filter_top_k: int | None = Field(None, description="null for no limit; left out for the model's default")
+    max_tokens: int | None = None
+    chunk_frames: int | None = None
+    first_chunk_frames: int | None = None
+    ref_audio: str | None = Field(None, description="a voice of this request alone: a data: URI in base64")
+    ref_text: str | None = Field(None, description="what is said in ref_audio")
+
+
+@router.post("/v1/audio/speech", summary="A script to audio, streamed from the first chunk on")
+async def speech(request: Request, body: SpeechBody) -> Response:
+    caller = caller_of(request)
+    check_model(request, body.model)
+    audio_format = openai_format(body.response_format, body.sample_rate)
+    if body.stream_format not in ("audio", "sse"):
+        raise ApiError(
+            400, f"stream_format must be audio or sse, got {body.stream_format[:40]!r}", param="stream_format"
+        )
+    session = caller.begin(await _speech(caller, body), audio_format)
+    if body.stream is False and body.stream_format == "audio":
+        return await whole(request, session)
+    return await streamed(request, session, events=body.stream_format == "sse")
+
+
+async def _speech(caller: Caller, body: SpeechBody) -> Speech:
+    if not body.input.strip() or len(body.input) > MAX_CHARACTERS:
+        got = f"{len(body.input)}" if body.input.strip() else "none that can be seen"
+        raise ApiError(400, f"input must have 1 to {MAX_CHARACTERS} characters, got {got}", param="input")
+    params: dict[str, Any] = {name: getattr(body, name) for name in SAMPLING if name in body.model_fields_set}
+    if body.seed is not None:
+        params["seed"] = body.seed
+    text = tagged(body.input)
+    try:
+        if body.ref_audio is not None:
+            prompt = await caller.service.in_thread(_reference, body.ref_audio)
+            if not (body.ref_text or "").strip():
+                raise ApiError(400, "ref_text must say what is said in ref_audio", param="ref_text")
+            return _made(text, params, prompt=prompt, transcript=body.ref_text, speed=body.speed)
+        voice = await caller.service.voices.prompt(body.voice if isinstance(body.voice, str) else body.voice.id)
+        if voice is None:
+            return _made(text, params, speed=body.speed)
+        return _made(continued(voice, text), params, prompt=voice.codes, transcript=voice.transcript, speed=body.speed)
+    except (TypeError, ValueError) as error:
+        raise bad_request(error) from None
+
+
+def _made(text: str, params: dict[str, Any], **more: Any) -> Speech:
+    seed = {"seed": params.pop("seed")} if "seed" in params else {}
+    return Speech(text, params=params, **seed, **more)
+
+
+def _reference(uri: str) -> Any:
+    """The audio of a data: URI as (samples [n] float32, rate)."""
+    head, comma, content = uri.partition(",")
+    if not (comma and head.startswith("data:") and head.endswith(";base64")):
+        raise ApiError(
+            400, "ref_audio must be a data: URI in base64, such as data:audio/wav;base64,...", param="ref_audio"
+        )
+    try:
+        data = base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(400, "ref_audio is not valid base64", param="ref_audio") from None
+    return decode_audio(data, "audio of ref_audio")

@@ -1,0 +1,133 @@
+"""Responses of audio: their headers, bytes or server-sent events, and an end when the client leaves."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from fastapi import Request, Response
+from starlette.types import Receive, Scope, Send
+
+from ..audio.encoders import with_sizes
+from ..errors import ApiError
+from .session import Session
+
+Result = TypeVar("Result")
+CLIENT_LEFT = 499  # nobody reads this status
+
+
+async def streamed(request: Request, session: Session, *, events: bool = False) -> Response:
+    """The response of a session, which begins with its first audio: what fails before that is an error with a status.
+
+    Args:
+        events: as OpenAI's server-sent events instead of plain bytes.
+
+    Raises:
+        ApiError: it failed before its first audio.
+    """
+    try:
+        first = await while_connected(request.receive, session.read)
+    except BaseException:
+        session.close()
+        raise
+    if first is None:
+        session.close()
+        return Response(status_code=CLIENT_LEFT)
+    return SpeechResponse(session, first, events)
+
+
+async def whole(request: Request, session: Session) -> Response:
+    """The response of a session once all of it is made, with its length.
+
+    Raises:
+        ApiError: it failed.
+    """
+    try:
+        data = await while_connected(request.receive, session.read_all)
+    finally:
+        session.close()
+    if data is None:
+        return Response(status_code=CLIENT_LEFT)
+    return Response(with_sizes(session.format, data), headers=headers(session), media_type=session.format.content_type)
+
+
+def headers(session: Session) -> Mapping[str, str]:
+    """What the audio is, and that nobody between here and the client should collect it."""
+    return {
+        "X-Sample-Rate": str(session.format.sample_rate),
+        "X-Channels": "1",
+        "X-Bit-Depth": "8" if session.format.name == "ulaw" else "16",
+        "X-Seed": str(session.speech.seed),
+        "Cache-Control": "no-cache",
+        "X-Accel-Buffering": "no",
+    }
+
+
+async def while_connected(receive: Receive, work: Callable[[], Awaitable[Result]]) -> Result | None:
+    """The result of some work, or None as soon as the client has left."""
+    working, gone = asyncio.ensure_future(work()), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class SpeechResponse(Response):
+    """Sends a session's audio while it is made, and closes it whatever happens."""
+
+    def __init__(self, session: Session, first: bytes, events: bool):
+        kind = "text/event-stream" if events else session.format.content_type
+        super().__init__(headers=headers(session), media_type=kind)
+        del self.headers["content-length"]
+        if events:
+            self.headers["content-type"] = kind  # without a charset
+        self._session, self._first, self._events = session, first, events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await while_connected(receive, lambda: self._send_audio(send))
+        except OSError:
+            pass  # the client has left
+        finally:
+            self._session.close()
+
+    async def _send_audio(self, send: Send) -> None:
+        async def body(data: bytes, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        data: bytes | None = self._first
+        try:
+            while data is not None:
+                await body(_delta(data) if self._events else data)
+                data = await self._session.read()
+        except ApiError as error:
+            if not self._events:
+                return  # without a proper end, which is how a client learns that a part is missing
+            await body(_event("speech.audio.error", error.body), more=False)
+            return
+        await body(_done(self._session) if self._events else b"", more=False)
+
+
+def _event(kind: str, content: Mapping[str, object]) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **content})}\n\n".encode()
+
+
+def _delta(data: bytes) -> bytes:
+    return _event("speech.audio.delta", {"audio": base64.b64encode(data).decode()})
+
+
+def _done(session: Session) -> bytes:
+    """The last event: tokens are bytes of text and frames of audio."""
+    given, made = len(session.speech.text.encode("utf-8", "replace")), session.frames
+    usage = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
+    return _event("speech.audio.done", {"usage": usage})

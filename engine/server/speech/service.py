@@ -1,0 +1,195 @@
+"""The engine behind the routes: who is admitted, what is in progress, and how full it is."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from ...engine import Engine
+from ..audio.formats import AudioFormat
+from ..errors import ApiError
+from ..metrics import Metrics
+from ..settings import Settings
+from ..voices.store import VoiceStore
+from .request import Speech
+from .session import Session
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+ENCODER_THREADS = 4
+STARTING, READY, DRAINING, FAILED = "starting", "ok", "draining", "failed"
+LONGEST_RETRY = 30  # seconds: some clients give up where they are told to wait longer
+
+
+class SpeechService:
+    """One engine and its requests. All of it belongs to one event loop.
+
+    Attributes:
+        settings: of the server.
+        metrics: what it counts.
+        sessions: requests that are generated or sent.
+        voices: that can be named.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics | None = None):
+        self.settings, self.metrics = settings, metrics or Metrics()
+        self.sessions: set[Session] = set()
+        self.voices = VoiceStore(settings.voices_folder, settings.model)
+        self._engine: Engine | None = None
+        self._state = STARTING
+        self._pool = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="dia-encode")
+        self._buffered = 0
+        self._generation_seconds = 2.0  # of a request, a running mean
+        gauge = self.metrics.gauge
+        gauge("dia_requests_running", "Requests that have a slot", lambda: self.running)
+        gauge("dia_requests_waiting", "Requests that wait for a slot", lambda: self.waiting)
+        gauge("dia_slots", "Requests that can run at the same time", lambda: self.slots)
+        gauge("dia_queue_size", "Requests that may wait", lambda: self.max_waiting)
+        gauge("dia_buffered_bytes", "Audio that waits for slow readers", lambda: self._buffered)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine.
+
+        Raises:
+            ApiError: 503, it is not loaded yet.
+        """
+        if self._engine is None:
+            raise self._unavailable()
+        return self._engine
+
+    @property
+    def state(self) -> str:
+        """starting, ok, draining or failed."""
+        return FAILED if self._engine is not None and not self._engine.usable else self._state
+
+    def ready(self, engine: Engine) -> None:
+        """Requests may come."""
+        self.attach(engine)
+        self._state = READY
+
+    def attach(self, engine: Engine) -> None:
+        """Work with an engine; requests of clients are still refused."""
+        if self._engine is not engine:
+            self._engine = engine
+            engine.observe_launches(self.metrics.launched)
+            dtype = str(engine.dtype).removeprefix("torch.")
+            self.metrics.model.labels(self.settings.model, dtype, str(engine.device)).set(1)
+            self.voices.attach(engine)
+
+    def drain(self) -> None:
+        """Refuse whatever comes from now on."""
+        self._state = DRAINING
+
+    @property
+    def slots(self) -> int:
+        """Requests that can run at the same time."""
+        return self._engine.max_slots if self._engine is not None else 0
+
+    @property
+    def max_waiting(self) -> int:
+        """Requests that may wait for a slot."""
+        return 4 * self.slots if self.settings.max_waiting is None else self.settings.max_waiting
+
+    @property
+    def running(self) -> int:
+        """Requests that have a slot."""
+        return sum(1 for session in self.sessions if session.generating and session.started)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return sum(1 for session in self.sessions if session.generating and not session.started)
+
+    def begin(
+        self, speech: Speech, audio_format: AudioFormat, *, key: int = 0, request_id: str = "", received: float = 0.0
+    ) -> Session:
+        """Admit a request. Its place is taken in the same step as the check, or a flood would pass it.
+
+        Raises:
+            ApiError: 429, as many run and wait as may; 503, the server is starting, draining or has failed.
+        """
+        self.check_state()
+        generating = [session for session in self.sessions if session.generating]
+        most = self.settings.max_per_key
+        if key and most is not None and sum(1 for session in generating if session.key == key) >= most:
+            self._refuse()
+            raise ApiError(
+                429, f"this API key has {most} requests in progress, the most that it may have",
+                code="key_limit", retry_after=self.retry_after(),
+            )  # fmt: skip
+        if len(generating) >= self.slots + self.max_waiting:
+            raise self.full()
+        session = Session(self, speech, audio_format, key=key, request_id=request_id, received=received)
+        self.sessions.add(session)
+        return session
+
+    def check_state(self) -> None:
+        """Check that requests are taken.
+
+        Raises:
+            ApiError: 503.
+        """
+        if self.state != READY:
+            self._refuse()
+            raise self._unavailable()
+
+    def full(self) -> ApiError:
+        """The error of a request for which there is no room."""
+        self._refuse()
+        message = f"{self.running} requests are running and {self.waiting} waiting, no more may wait"
+        return ApiError(429, message, code="queue_full", retry_after=self.retry_after())
+
+    def retry_after(self) -> int:
+        """Whole seconds after which a slot may be free."""
+        turns = 1 + self.waiting / max(1, self.slots)
+        return min(LONGEST_RETRY, max(1, math.ceil(turns * self._generation_seconds)))
+
+    def slot_free(self, session: Session) -> None:
+        """Called by a session when the engine's work on it is over."""
+        if session.started:
+            seconds = time.perf_counter() - session.started
+            self._generation_seconds += 0.2 * (seconds - self._generation_seconds)
+            if session.generated_seconds and seconds > 0:
+                self.metrics.real_time.observe(session.generated_seconds / seconds)
+
+    def end(self, session: Session) -> None:
+        """Called by a session at its end."""
+        self.sessions.discard(session)
+
+    def kept(self, size: int) -> None:
+        """Called by sessions: so many bytes more wait for readers. Beyond the limit the slowest is dropped."""
+        self._buffered += size
+        if size > 0 and self._buffered > self.settings.max_buffered_mb * 1e6:
+            slowest = max(self.sessions, key=lambda session: session.buffered)
+            logger.warning(
+                "dropped a reader", extra={"fields": {"request": slowest.request_id, "bytes": slowest.buffered}}
+            )
+            slowest.fail(ApiError(503, "too much audio waited to be read", code="too_slow"))
+
+    async def in_thread(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """Run a function beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    async def idle(self) -> None:
+        """Return when no request is left."""
+        while self.sessions:
+            await asyncio.sleep(0.02)
+
+    def close(self) -> None:
+        """End what is left."""
+        for session in list(self.sessions):
+            session.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _refuse(self) -> None:
+        self.metrics.requests.labels("refused").inc()
+
+    def _unavailable(self) -> ApiError:
+        state = self.state
+        words = {STARTING: "the model is being loaded", DRAINING: "the server is shutting down"}
+        return ApiError(503, words.get(state, "the engine has failed"), code=state, retry_after=5)

@@ -1,0 +1,1 @@
+"""Voices: prompts of audio and transcript under a name, uploaded or made from a seed."""

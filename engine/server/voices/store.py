@@ -1,0 +1,210 @@
+"""The folder of voices: one folder each, `<id>/voice.json`, `codes.safetensors` and the audio as it was uploaded.
+
+A folder is written under another name and renamed when it is whole, so whatever ends the process, a voice is there or
+is not. Codes are kept, so that audio is encoded once; those of another codec are made anew.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import re
+import secrets
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ...engine import Engine
+from ...files.new_folder import new_folder, remove_abandoned
+from ...files.paths import read_json
+from ..audio.decode import decode_audio
+from ..errors import ApiError, bad_request
+from .mint import SEEDS, mint
+from .voice import MADE, NO_PROMPT, UPLOADED, VOICE_ID, Prompt, Voice
+
+logger = logging.getLogger(__name__)
+
+MAX_VOICES = 1000
+AUDIO = "audio.bin"  # as it came: its format is in it
+
+
+class VoiceStore:
+    """Voices of one model. Listing and reading are plain calls; what computes is awaited."""
+
+    def __init__(self, folder: Path, model: str):
+        """`model` is its name. The folder is made with the first voice."""
+        self._folder, self._model = folder, model
+        self._engine: Engine | None = None
+        self._codec = ""
+        self._prompts: dict[str, Prompt] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Use an engine from now on."""
+        self._engine = engine
+        if engine.codec is not None:
+            table = engine.codec.quantizer.table.detach().float().cpu().contiguous()
+            self._codec = hashlib.sha256(table.numpy().tobytes()).hexdigest()[:16]
+        if self._folder.is_dir():
+            remove_abandoned(self._folder)
+
+    def list(self) -> list[Voice]:
+        """All voices that can be named: those without a prompt, the premade, the uploaded."""
+        found = {name: Voice(name, name, MADE) for name in ("default", *SEEDS)}
+        if self._folder.is_dir():
+            for path in sorted(self._folder.iterdir()):
+                voice = self._read(path.name)
+                if voice is not None:
+                    found[voice.id] = voice
+        return list(found.values())
+
+    async def prompt(self, name: str) -> Prompt | None:
+        """What a voice puts before a script; None for a voice without a prompt. A premade one is made on first use.
+
+        Raises:
+            ApiError: 400, there is no such voice.
+        """
+        identity = name.strip().lower()
+        if identity in NO_PROMPT:
+            return None
+        if not VOICE_ID.fullmatch(identity):
+            raise _unknown(name)
+        if identity in self._prompts and self._exists(identity):
+            return self._prompts[identity]
+        async with self._locks.setdefault(identity, asyncio.Lock()):
+            if identity not in self._prompts or not self._exists(identity):
+                # To the end, even if this client leaves: others may be waiting for it.
+                self._prompts[identity] = await asyncio.shield(asyncio.to_thread(self._make_prompt, identity, name))
+            return self._prompts[identity]
+
+    async def create(self, name: str, audio: bytes, transcript: str) -> Voice:
+        """Keep an uploaded voice.
+
+        Raises:
+            ApiError: 400, audio that cannot be used, or no name or transcript.
+        """
+        for value, field, longest in ((name, "name", 200), (transcript, "ref_text", 2000)):
+            if not value.strip() or len(value) > longest:
+                raise ApiError(400, f"{field} must have 1 to {longest} characters", param=field)
+        try:
+            return await asyncio.shield(asyncio.to_thread(self._create, name.strip(), audio, transcript.strip()))
+        except (TypeError, ValueError) as error:
+            raise bad_request(error) from None
+
+    def delete(self, identity: str) -> None:
+        """Forget an uploaded voice.
+
+        Raises:
+            ApiError: 404, there is no such voice; 400, it is not an uploaded one.
+        """
+        voice = self._read(identity)
+        if identity in SEEDS or identity in NO_PROMPT:
+            raise ApiError(400, f"{identity} comes with the server and cannot be deleted", param="voice")
+        if voice is None:
+            raise ApiError(404, f"there is no voice {identity[:64]!r}", param="voice", code="voice_not_found")
+        self._prompts.pop(identity, None)
+        path = self._folder / identity
+        gone = path.with_name(f".{identity}.{secrets.token_hex(8)}.partial")
+        path.rename(gone)  # at once, as it came
+        shutil.rmtree(gone, ignore_errors=True)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine.
+
+        Raises:
+            ApiError: 503, it is not loaded yet.
+        """
+        if self._engine is None:
+            raise ApiError(503, "the model is being loaded", code="starting", retry_after=5)
+        return self._engine
+
+    def _exists(self, identity: str) -> bool:
+        """Whether a voice that was read is still there: another server of the same folder may have deleted it."""
+        return identity in SEEDS or (self._folder / identity).is_dir()
+
+    def _read(self, identity: str) -> Voice | None:
+        if not VOICE_ID.fullmatch(identity) or not (self._folder / identity / "voice.json").is_file():
+            return None
+        try:
+            return Voice(**{**read_json(self._folder / identity / "voice.json"), "id": identity})
+        except (TypeError, ValueError, OSError) as error:
+            logger.warning("voice %s cannot be read: %s", identity, error)
+            return None
+
+    def _make_prompt(self, identity: str, name: str) -> Prompt:
+        voice = self._read(identity)
+        codes = None if voice is None else self._read_codes(identity)
+        if voice is not None and codes is not None:
+            return Prompt(codes, voice.transcript)
+        if identity in SEEDS:
+            return self._mint(identity)
+        if voice is None:
+            raise _unknown(name)
+        # Of another codec than this engine's.
+        audio = (self._folder / identity / AUDIO).read_bytes()
+        codes = self.engine.load_audio(decode_audio(audio, f"voice {identity}"))
+        self._write_codes(self._folder / identity, codes)
+        return Prompt(codes, voice.transcript)
+
+    def _mint(self, identity: str) -> Prompt:
+        made = mint(self.engine, self._model, SEEDS[identity])
+        voice = Voice(identity, identity, MADE, int(time.time()), made.transcript, SEEDS[identity])
+        try:
+            shutil.rmtree(self._folder / identity, ignore_errors=True)
+            with new_folder(self._folder / identity) as folder:
+                self._write_codes(folder, made.codes)
+                _write_voice(folder, voice)
+        except OSError as error:  # without a folder to keep it, or made by another server at the same time
+            logger.warning("voice %s is not kept: %s", identity, error)
+        return made
+
+    def _create(self, name: str, audio: bytes, transcript: str) -> Voice:
+        codes = self.engine.load_audio(decode_audio(audio, "audio_sample"))
+        self._check_room(codes, transcript)
+        if self._folder.is_dir() and sum(1 for _ in self._folder.iterdir()) >= MAX_VOICES:
+            raise ApiError(400, f"{MAX_VOICES} voices are kept, the most that may be", param="name")
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "voice"
+        voice = Voice(f"{slug}-{secrets.token_hex(4)}", name, UPLOADED, int(time.time()), transcript)
+        with new_folder(self._folder / voice.id) as folder:
+            (folder / AUDIO).write_bytes(audio)
+            self._write_codes(folder, codes)
+            _write_voice(folder, voice)
+        self._prompts[voice.id] = Prompt(codes, transcript)
+        return voice
+
+    def _check_room(self, codes: torch.Tensor, transcript: str) -> None:
+        """Check that something can be said after a prompt, as a request would be checked."""
+        self.engine.stream("[S1] Hello.", audio_prompt=codes, audio_prompt_text=transcript, seed=0)
+
+    def _read_codes(self, identity: str) -> torch.Tensor | None:
+        """Codes [P, C], if there are any of this codec."""
+        path = self._folder / identity / f"codes-{self._codec}.safetensors"
+        if not path.is_file():
+            return None
+        try:
+            return load_file(path)["codes"].to(torch.int64)
+        except Exception as error:
+            logger.warning("the codes of voice %s cannot be read: %s", identity, error)
+            return None
+
+    def _write_codes(self, folder: Path, codes: torch.Tensor) -> None:
+        path = folder / f"codes-{self._codec}.safetensors"
+        partial = path.with_suffix(".partial")
+        save_file({"codes": codes.to(torch.int16).contiguous()}, partial)
+        partial.rename(path)
+
+
+def _write_voice(folder: Path, voice: Voice) -> None:
+    content = {name: value for name, value in asdict(voice).items() if name != "id"}
+    (folder / "voice.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _unknown(name: str) -> ApiError:
+    return ApiError(
+        400, f"there is no voice {name[:64]!r}; GET /v1/audio/voices lists them", param="voice", code="voice_not_found"
+    )

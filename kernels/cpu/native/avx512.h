@@ -1,0 +1,161 @@
+/* What AVX-512 has, with VNNI, and with or without BF16. See tile.h for the names.
+ *
+ * Without BF16 a product of pairs is two FMAs of halves shifted to float32: the product of two bfloat16 is exact in
+ * float32, so both give the same bits. */
+#pragma once
+#include <immintrin.h>
+
+#include "floats.h"
+
+#define ROWS_OF_TILE(F) F(0) F(1) F(2) F(3)
+#define LINES_OF_TILE(F, r) F(r, 0) F(r, 1) F(r, 2) F(r, 3) F(r, 4) F(r, 5)
+#define FOUR_ROWS_OF_W
+enum { TILE_ROWS = 4, TILE_LINES = 6, NF4_LINES = 4 };
+
+typedef __m512 Lanes;
+
+INLINE Lanes no_lanes(void) { return _mm512_setzero_ps(); }
+INLINE Lanes same_lanes(float value) { return _mm512_set1_ps(value); }
+INLINE Lanes load_lanes(const void *from) { return _mm512_loadu_ps(from); }
+INLINE Lanes load_half_lanes(const void *from) { return _mm512_cvtph_ps(_mm256_loadu_si256(from)); }
+INLINE Lanes add_product(Lanes sum, Lanes a, Lanes b) { return _mm512_fmadd_ps(a, b, sum); }
+INLINE void store_lanes(float *to, Lanes lanes) { _mm512_storeu_ps(to, lanes); }
+
+static void read_halves(const uint16_t *from, long count, float *to) {
+    for (long k = 0; k < count; k += 16) {
+        __mmask16 valid = count - k < 16 ? (1 << (count - k)) - 1 : -1;
+        __m256i halves = _mm512_castsi512_si256(_mm512_maskz_loadu_epi16(valid, from + k));
+        _mm512_mask_storeu_ps(to + k, valid, _mm512_cvtph_ps(halves));
+    }
+}
+static void write_halves(const float *from, long count, uint16_t *to) {
+    for (long k = 0; k < count; k += 16) {
+        __mmask16 valid = count - k < 16 ? (1 << (count - k)) - 1 : -1;
+        __m256i halves = _mm512_cvtps_ph(_mm512_maskz_loadu_ps(valid, from + k), _MM_FROUND_TO_NEAREST_INT);
+        _mm512_mask_storeu_epi16(to + k, valid, _mm512_castsi256_si512(halves));
+    }
+}
+
+/* Add the sum of each to four neighboring cells: lane l + 8 to l, then l + 4, l + 2, l + 1. */
+INLINE void keep_lanes(float *cells, Lanes a, Lanes b, Lanes c, Lanes d) {
+    Lanes ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    Lanes cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    Lanes all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0x4e));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xb1));
+    __m128 sums = _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, all));
+    _mm_storeu_ps(cells, _mm_add_ps(_mm_loadu_ps(cells), sums));
+}
+
+/* Pairs of bfloat16: lane l has the columns 2l and 2l + 1; the product of the latter is added first. */
+#ifdef __AVX512BF16__
+typedef __m512bh Pairs;
+typedef __m512bh PairsOfX;
+enum { PAIRS_OF_X_BYTES = 64 };
+INLINE Pairs pairs_of(__m512i words) { return (Pairs)words; }
+INLINE PairsOfX load_pairs_of_x(const char *from) { return (PairsOfX)_mm512_loadu_si512(from); }
+INLINE void pack_pairs(const float *from, char *to) {
+    write_floats(from, BFLOAT16, 32, to); /* exact: they are bfloat16 */
+}
+INLINE Lanes add_pairs(Lanes sum, Pairs w, PairsOfX x) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "vm"(x)); /* not the intrinsic, see add_integers */
+    return sum;
+}
+INLINE PairsOfX same_pairs(uint32_t pair) { return (PairsOfX)_mm512_set1_epi32((int)pair); }
+#else
+typedef struct {
+    Lanes odd, even;
+} Pairs;
+typedef Pairs PairsOfX;
+enum { PAIRS_OF_X_BYTES = 128 };
+INLINE Pairs pairs_of(__m512i words) {
+    return (Pairs){(Lanes)_mm512_and_si512(words, _mm512_set1_epi32((int)0xffff0000)),
+                   (Lanes)_mm512_slli_epi32(words, 16)};
+}
+INLINE PairsOfX load_pairs_of_x(const char *from) {
+    return (PairsOfX){load_lanes(from), load_lanes(from + 64)};
+}
+INLINE void pack_pairs(const float *from, char *to) {
+    for (int lane = 0; lane < 16; lane++) {
+        memcpy(to + 4 * lane, from + 2 * lane + 1, 4);
+        memcpy(to + 64 + 4 * lane, from + 2 * lane, 4);
+    }
+}
+INLINE Lanes add_pairs(Lanes sum, Pairs w, PairsOfX x) {
+    return add_product(add_product(sum, w.odd, x.odd), w.even, x.even);
+}
+INLINE PairsOfX same_pairs(uint32_t pair) {
+    return (PairsOfX){same_lanes(float_of(pair & 0xffff0000)), same_lanes(float_of(pair << 16))};
+}
+#endif
+
+INLINE Pairs load_pairs(const char *from) { return pairs_of(_mm512_loadu_si512(from)); }
+
+/* The same 32 columns of two positions as pairs, and where their sums go. */
+typedef struct {
+    Pairs first, second;
+} ValuePairs;
+INLINE ValuePairs load_value_pairs(const char *even, const char *odd) {
+    __m512i a = _mm512_loadu_si512(even), b = _mm512_loadu_si512(odd);
+    return (ValuePairs){pairs_of(_mm512_unpacklo_epi16(a, b)), pairs_of(_mm512_unpackhi_epi16(a, b))};
+}
+INLINE void store_value_pairs(float *to, Lanes first, Lanes second) { /* unpack works in 128-bit lanes */
+    __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    __m512i high = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    store_lanes(to, _mm512_permutex2var_ps(first, low, second));
+    store_lanes(to + 16, _mm512_permutex2var_ps(first, high, second));
+}
+
+/* The NF4 levels of 32 bytes, low halves and high halves; `levels` are bfloat16. */
+typedef struct {
+    Pairs low, high;
+} LevelPairs;
+INLINE LevelPairs load_level_pairs(const char *from, const uint16_t *levels) {
+    __m256i half = _mm256_loadu_si256((const __m256i *)levels);
+    __m512i table = _mm512_inserti64x4(_mm512_castsi256_si512(half), half, 1); /* twice: bit 4 of an index is ignored */
+    __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)from));
+    return (LevelPairs){pairs_of(_mm512_permutexvar_epi16(bytes, table)),
+                        pairs_of(_mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), table))};
+}
+
+/* The NF4 levels of 16 bytes' low halves (shift 0) or high halves (shift 4); `levels` are float32. */
+INLINE Lanes load_levels(const char *from, int shift, const float *levels) {
+    __m512i index = _mm512_srli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)), shift);
+    return _mm512_permutexvar_ps(index, _mm512_loadu_ps(levels));
+}
+
+/* Integers: 64 columns of weights, and of a line of 8-bit digits. VNNI multiplies unsigned by signed, so weights get 128
+ * added, and 128 times the sum of the line's digits goes off again. */
+typedef __m512i Counts;
+typedef __m512i Integers;
+typedef __m512i IntegersOfX;
+enum { INTEGERS = 64, INTEGERS_OF_X_BYTES = 64, DIGITS_PER_LINE = 1, ADDED_TO_INTEGERS = 128 };
+INLINE Counts no_counts(void) { return _mm512_setzero_si512(); }
+INLINE Integers load_integers(const char *from) {
+    return _mm512_xor_si512(_mm512_loadu_si512(from), _mm512_set1_epi8((char)128));
+}
+INLINE IntegersOfX load_integers_of_x(const char *from) { return _mm512_loadu_si512(from); }
+/* The instruction itself: gcc 12 puts sums of the intrinsic into memory, and takes twice as long. */
+INLINE Counts add_integers(Counts sum, Integers w, IntegersOfX x) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "vm"(x));
+    return sum;
+}
+INLINE void keep_counts(double *cells, Counts a, Counts b, Counts c, Counts d) {
+    Counts ab = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
+    Counts cd = _mm512_add_epi32(_mm512_shuffle_i32x4(c, d, 0x44), _mm512_shuffle_i32x4(c, d, 0xee));
+    Counts all = _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xdd));
+    all = _mm512_add_epi32(all, _mm512_shuffle_epi32(all, 0x4e));
+    all = _mm512_add_epi32(all, _mm512_shuffle_epi32(all, 0xb1));
+    __m128i sums = _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, all));
+    _mm256_storeu_pd(cells, _mm256_add_pd(_mm256_loadu_pd(cells), _mm256_cvtepi32_pd(sums)));
+}
+/* The integers of 64 columns to each line of their digits, the highest first. */
+INLINE void pack_integers(const int32_t *from, int digits, char *to, long stride) {
+    int32_t left[INTEGERS];
+    memcpy(left, from, sizeof left);
+    for (int digit = digits - 1; digit >= 0; digit--) {
+        int8_t *restrict line = (int8_t *)to + digit * stride;
+        for (int k = 0; k < INTEGERS; k++) line[k] = (int8_t)left[k];
+        for (int k = 0; k < INTEGERS; k++) left[k] = (left[k] + 128) >> 8;
+    }
+}

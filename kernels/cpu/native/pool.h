@@ -1,0 +1,170 @@
+/* Threads that share the chunks of one job at a time.
+ *
+ * Chunks are taken from a counter. The caller takes chunks too, and waits only for chunks that somebody has begun, never
+ * for a thread that has not come: beside busy processes a job does not wait for the system to give each thread its turn.
+ * Who waits spins for SPIN_NS, which bridges the gaps between the jobs of a step, and then sleeps in a futex.
+ *
+ * One job at a time: a second caller runs its chunks by itself. After a fork the child has no workers and starts its own.
+ */
+#pragma once
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <time.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+typedef void (*Task)(const void *job, long chunk);
+
+enum { SPIN_NS = 30000, MOST_WORKERS = 255 };
+
+static struct {
+    _Alignas(64) atomic_ullong ticket; /* number of the job << 32 | chunks that nobody has taken */
+    _Alignas(64) atomic_int done;      /* chunks of the job that are finished; the caller's futex */
+    atomic_int caller_sleeps;
+    _Alignas(64) atomic_uint rung; /* the workers' futex */
+    atomic_int sleeping;           /* workers in it */
+    _Alignas(64) _Atomic(Task) task;
+    _Atomic(const void *) job;
+    atomic_int chunks;
+    atomic_int wanted; /* workers that may take chunks of this job: those with a lower number */
+    atomic_flag busy;  /* a caller runs a job */
+    int workers;
+} pool = {.busy = ATOMIC_FLAG_INIT};
+
+static __thread int pool_is_mine; /* this thread runs a chunk: a job within it is not shared */
+
+static void flush_subnormals(void); /* see step.c */
+
+static inline void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
+#endif
+}
+
+#ifdef __linux__
+static inline long now_ns(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1000000000L + time.tv_nsec;
+}
+
+static inline void sleep_on(void *word, int value) {
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+
+static inline void wake(void *word, int count) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, count, NULL, NULL, 0); }
+
+/* Whether the time to spin is over; `end` is 0 at the start. */
+static inline int spun_out(unsigned *turns, long *end) {
+    relax();
+    if (++*turns & 31) return 0;
+    long time = now_ns();
+    if (!*end) *end = time + SPIN_NS;
+    return time >= *end;
+}
+
+/* Run chunks until none is left. A taken chunk names its job by the ticket, and the caller waits for all that are taken, so
+ * the job cannot change between the taking and the running. */
+static void take_chunks(int number) {
+    unsigned long long ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire);
+    while ((uint32_t)ticket && number < atomic_load_explicit(&pool.wanted, memory_order_relaxed)) {
+        if (!atomic_compare_exchange_weak_explicit(&pool.ticket, &ticket, ticket - 1, memory_order_acq_rel,
+                                                   memory_order_acquire))
+            continue;
+        int chunks = atomic_load_explicit(&pool.chunks, memory_order_relaxed);
+        Task task = atomic_load_explicit(&pool.task, memory_order_relaxed);
+        task(atomic_load_explicit(&pool.job, memory_order_relaxed), chunks - (long)(uint32_t)ticket);
+        if (atomic_fetch_add(&pool.done, 1) + 1 == chunks && atomic_load(&pool.caller_sleeps)) wake(&pool.done, 1);
+        ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire);
+    }
+}
+
+static void *work(void *argument) {
+    int number = (int)(intptr_t)argument;
+    pool_is_mine = 1;
+    flush_subnormals();
+    for (;;) {
+        unsigned rung = atomic_load(&pool.rung);
+        take_chunks(number);
+        long end = 0;
+        unsigned turns = 0;
+        unsigned long long seen = atomic_load(&pool.ticket);
+        while (atomic_load_explicit(&pool.ticket, memory_order_acquire) == seen || !(uint32_t)atomic_load(&pool.ticket)) {
+            if (!spun_out(&turns, &end)) continue;
+            atomic_fetch_add(&pool.sleeping, 1);
+            sleep_on(&pool.rung, (int)rung);
+            atomic_fetch_sub(&pool.sleeping, 1);
+            break;
+        }
+    }
+    return NULL;
+}
+
+static void forget_workers(void) {
+    pool.workers = 0;
+    atomic_store(&pool.ticket, 0);
+    atomic_store(&pool.sleeping, 0);
+    atomic_store(&pool.caller_sleeps, 0);
+    atomic_flag_clear(&pool.busy);
+}
+
+static void register_fork(void) { pthread_atfork(NULL, NULL, forget_workers); }
+
+/* Have at least so many workers, or as many as the system gives. Called by the one caller that runs a job. */
+static void start_workers(int count) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, register_fork);
+    pthread_attr_t attributes;
+    if (pool.workers >= count || pthread_attr_init(&attributes)) return;
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, 4 << 20);
+    for (pthread_t thread; pool.workers < count; pool.workers++)
+        if (pthread_create(&thread, &attributes, work, (void *)(intptr_t)pool.workers)) break;
+    pthread_attr_destroy(&attributes);
+}
+
+static void share(Task task, const void *job, int chunks, int workers) {
+    start_workers(workers);
+    atomic_store_explicit(&pool.task, task, memory_order_relaxed);
+    atomic_store_explicit(&pool.job, job, memory_order_relaxed);
+    atomic_store_explicit(&pool.chunks, chunks, memory_order_relaxed);
+    atomic_store_explicit(&pool.wanted, workers, memory_order_relaxed);
+    atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
+    unsigned long long last = atomic_load_explicit(&pool.ticket, memory_order_relaxed);
+    atomic_store(&pool.ticket, ((last >> 32) + 1) << 32 | (unsigned)chunks);
+    atomic_fetch_add(&pool.rung, 1);
+    if (atomic_load(&pool.sleeping)) wake(&pool.rung, MOST_WORKERS);
+    pool_is_mine = 1;
+    take_chunks(-1);
+    pool_is_mine = 0;
+    long end = 0;
+    unsigned turns = 0;
+    for (int done; (done = atomic_load_explicit(&pool.done, memory_order_acquire)) != chunks;) {
+        if (!spun_out(&turns, &end)) continue;
+        atomic_store(&pool.caller_sleeps, 1);
+        done = atomic_load(&pool.done);
+        if (done != chunks) sleep_on(&pool.done, done);
+        atomic_store(&pool.caller_sleeps, 0);
+    }
+}
+#endif
+
+/* Run task(job, 0), ..., task(job, chunks - 1), in any order, on at most `threads` threads of which this is one. */
+static void run_chunks(Task task, const void *job, long chunks, int threads) {
+#ifdef __linux__
+    int workers = threads - 1 < MOST_WORKERS ? threads - 1 : MOST_WORKERS;
+    if (workers >= chunks) workers = (int)chunks - 1;
+    if (workers > 0 && !pool_is_mine && !atomic_flag_test_and_set(&pool.busy)) {
+        share(task, job, (int)chunks, workers);
+        atomic_flag_clear(&pool.busy);
+        return;
+    }
+#endif
+    for (long chunk = 0; chunk < chunks; chunk++) task(job, chunk);
+}

@@ -1,0 +1,97 @@
+/* A decode step of a CPU in one call: what library.py loads, compiled once for each variant of a CPU's instructions. */
+#define _GNU_SOURCE
+#if defined(__AVX512F__)
+#include "avx512.h"
+#elif defined(__AVX2__)
+#include "avx2.h"
+#elif defined(__aarch64__)
+#include "neon.h"
+#else
+#error "no variant for this CPU"
+#endif
+
+#include "layer.h"
+#include "next_row.h"
+#include "read.h"
+
+/* Subnormal numbers count as zero, as they do for the instructions that multiply bfloat16. */
+#if defined(__x86_64__)
+enum { FLUSH = 0x8040 };
+INLINE unsigned long float_mode(void) { return _mm_getcsr(); }
+INLINE void set_float_mode(unsigned long mode) { _mm_setcsr((unsigned)mode); }
+#else
+enum { FLUSH = 1 << 24 };
+INLINE unsigned long float_mode(void) {
+    unsigned long mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+}
+INLINE void set_float_mode(unsigned long mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
+#endif
+
+static void flush_subnormals(void) { set_float_mode(float_mode() | FLUSH); }
+
+static void (*const STAGES[])(const Stage *) = {project_qkv,    attend_to_rows,      project_mixed,  project_cross_query,
+                                                attend_to_text, project_cross_mixed, project_hidden, project_down};
+enum { STAGES_OF_LAYER = sizeof STAGES / sizeof *STAGES };
+
+/* Of `State.scratch`. */
+long scratch_bytes(const Model *m, long slots, long capacity, long text_capacity) {
+    long rows = 2 * slots, products = y_bytes(m, rows) + most_product_bytes(m, rows);
+    long self = partial_floats(rows, m->groups, m->heads / m->groups, m->head_dim, capacity);
+    long cross = partial_floats(slots, m->cross_groups, m->cross_heads / m->cross_groups, m->cross_head_dim, text_capacity);
+    long partial = (self > cross ? self : cross) * sizeof(float);
+    return products > partial ? products : partial;
+}
+
+/* One stage of one layer. */
+void run_stage(const Model *m, const State *s, long layer, int stage, int threads) {
+    unsigned long mode = float_mode();
+    flush_subnormals();
+    Stage g = stage_of(m, s, layer, threads);
+    STAGES[stage](&g);
+    set_float_mode(mode);
+}
+
+/* The residual through all layers -> logits. */
+void decode(const Model *m, const State *s, int threads) {
+    unsigned long mode = float_mode();
+    flush_subnormals();
+    for (long layer = 0; layer < m->layer_count; layer++) {
+        Stage g = stage_of(m, s, layer, threads);
+        for (int stage = 0; stage < STAGES_OF_LAYER; stage++) STAGES[stage](&g);
+    }
+    Stage g = stage_of(m, s, 0, threads);
+    project_logits(&g);
+    set_float_mode(mode);
+}
+
+/* Logits -> the next row of every slot, and its residual. */
+void next_row(const Model *m, const State *s, int threads) {
+    unsigned long mode = float_mode();
+    flush_subnormals();
+    Stage g = stage_of(m, s, 0, threads);
+    draw_and_advance(&g);
+    set_float_mode(mode);
+}
+
+void step(const Model *m, const State *s, int threads) {
+    decode(m, s, threads);
+    next_row(m, s, threads);
+}
+
+long multiply_bytes(const Matrix *matrix, long rows) { return product_bytes(matrix, rows); }
+
+/* y [rows, N] float32 = x W^T; scratch: `multiply_bytes`. */
+void multiply_matrix(const Matrix *matrix, const void *x, int kind, long rows, float *y, char *scratch, int threads) {
+    unsigned long mode = float_mode();
+    flush_subnormals();
+    multiply(matrix, (Rows){x, rows, matrix->columns, kind}, y, scratch, threads);
+    set_float_mode(mode);
+}
+
+/* to [N, K] = the matrix of an int8 or NF4 weight. */
+void read_matrix(const Matrix *matrix, void *to, int kind, int threads) {
+    Reading reading = {matrix, to, kind};
+    run_chunks(read_row, &reading, matrix->outputs, matrix->outputs * matrix->columns < SHARED_NUMBERS ? 1 : threads);
+}

@@ -1,0 +1,65 @@
+"""Which variant of the compiled code a CPU runs: a rule over its features, that never depends on a timing."""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import features
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One build of native/step.c. All variants give the same bits."""
+
+    name: str
+    flags: tuple[str, ...]
+
+    def runs_here(self) -> bool:
+        """Whether this CPU has the instructions."""
+        return _NEEDS[self.name]()
+
+
+SOURCES = Path(__file__).parent / "native"
+_DESCRIBED = json.loads((SOURCES / "variants.json").read_text(encoding="utf-8"))  # for setup.py too, which has no torch
+# Contraction makes FMAs where the code has none, and other ones for each variant.
+FLAGS = tuple(_DESCRIBED["common"])
+# The fastest first.
+VARIANTS = tuple(
+    Variant(name, tuple(flags)) for machine in ("x86_64", "aarch64") for name, flags in _DESCRIBED[machine].items()
+)
+_NEEDS: dict[str, Callable[[], bool]] = {
+    "avx512bf16": lambda: features.has_avx512() and features.has_vnni() and features.has_avx512_bf16(),
+    "avx512": lambda: features.has_avx512() and features.has_vnni(),
+    "avx2": features.has_avx2,
+    "neon": lambda: platform.machine() in ("aarch64", "arm64"),
+}
+
+
+def chosen_variant() -> Variant | None:
+    """The fastest variant that this CPU runs, None if there is none; or what the environment variable DIA_CPU names.
+
+    Raises:
+        ValueError: DIA_CPU names none, or one that this CPU does not run.
+    """
+    asked = os.environ.get("DIA_CPU", "")
+    if asked == "none":
+        return None
+    possible = [variant for variant in VARIANTS if variant.runs_here()]
+    if not asked:
+        return possible[0] if possible else None
+    for variant in possible:
+        if variant.name == asked:
+            return variant
+    names = ", ".join([variant.name for variant in possible] + ["none"])
+    raise ValueError(f"DIA_CPU must name a variant that this CPU runs ({names}), got {asked!r}")
+
+
+def description() -> str:
+    """The choice in words, for people."""
+    variant = chosen_variant()
+    if variant is None:
+        return "torch's, as there is no compiled one for this CPU or DIA_CPU says so"
+    return f"compiled for {variant.name}, if there is a C compiler"

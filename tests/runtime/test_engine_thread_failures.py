@@ -1,0 +1,221 @@
+"""The hard cases of the engine's thread: a broken device, a call while it ends, a fork, several readers of a stream."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dia_engine import Engine
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
+LONG = {"max_tokens": 3072, "seed": 2}  # this seed does not end by itself
+SHORT = {"max_tokens": 30, "seed": 5}
+HANGS = 120  # seconds after which a test that waits for an event gives up
+
+
+def load(**limits) -> Engine:
+    return Engine.load("synthetic:tiny", device="cpu", load_dac=False, **limits)
+
+
+def wait_until(condition) -> None:
+    for _ in range(HANGS * 200):
+        if condition():
+            return
+        time.sleep(0.005)
+    pytest.fail("it does not happen")
+
+
+def in_thread(function, *arguments, **keywords):
+    """A future of a call in a thread of its own, which ends the test if it hangs."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(function, *arguments, **keywords)
+    pool.shutdown(wait=False)
+    return future
+
+
+def held(engine: Engine) -> threading.Event:
+    """Let the engine's steps wait for an event."""
+    go, step = threading.Event(), engine.model.step
+
+    def held_step(state):
+        assert go.wait(HANGS)
+        step(state)
+
+    engine.model.step = held_step
+    return go
+
+
+class LockThenClose:
+    """A lock behind whose first release by a caller the engine is closed."""
+
+    def __init__(self, engine: Engine):
+        self.lock, self.close = engine._thread._lock, engine.close
+
+    def __enter__(self):
+        return self.lock.__enter__()
+
+    def __exit__(self, *error):
+        self.lock.__exit__(*error)
+        close, self.close = self.close, lambda: None
+        close()
+
+
+@pytest.mark.parametrize("call", ["generate", "run"])
+def test_an_engine_that_is_closed_in_the_middle_of_a_call_answers_it(call):
+    engine = load()
+    held(engine).set()
+    engine._thread._lock = LockThenClose(engine)
+    work = (lambda: engine.generate(TEXT, **SHORT)) if call == "generate" else (lambda: engine._thread.run(lambda: 7))
+    future = in_thread(work)
+    try:
+        assert future.result(HANGS) is not None
+    except RuntimeError as error:
+        assert str(error) == "this engine is closed"
+    assert not engine.active_requests
+
+
+@pytest.mark.parametrize("where", ["step", "status", "end", "abort"])
+def test_after_a_failure_of_the_device_all_get_one_error(monkeypatch, where):
+    """On a broken device the launch fails, and so does all that follows, as the release of a slot."""
+    engine = load(max_slots=2)
+    go, lost = held(engine), RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def fail(*_):
+        raise lost
+
+    streams = [engine.stream(TEXT, **(SHORT if where == "end" else LONG)) for _ in range(3)]
+    readers = [in_thread(list, streams[0])]
+    wait_until(lambda: engine._thread.scheduler.running)  # the first has a slot
+    readers += [in_thread(list, stream) for stream in streams[1:]]
+    wait_until(lambda: engine.active_requests == 3)
+    runner = engine._thread.scheduler.runner
+    monkeypatch.setattr(runner, "release", fail)
+    if where == "step":
+        monkeypatch.setattr(runner, "decode", fail)
+    elif where == "status":
+        monkeypatch.setattr(runner, "read_status", fail)
+    elif where == "abort":
+        streams[0].close()
+    go.set()
+    errors = [reader.exception(HANGS) for reader in readers[where == "abort" :]]
+    wait_until(lambda: not engine.usable)
+    for error in errors:
+        assert isinstance(error, RuntimeError) and error.__cause__ is lost
+        assert "is unusable (RuntimeError: CUDA error: an illegal memory access" in str(error)
+        assert "load a new one" in str(error)
+    assert len({str(error) for error in errors}) == 1
+    for call in (lambda: engine.generate(TEXT, **SHORT), lambda: next(engine.stream(TEXT)), engine.prepare):
+        with pytest.raises(RuntimeError, match="unusable"):
+            call()
+    assert not engine.active_requests
+    engine.close()
+
+
+def test_a_request_that_fails_fails_alone(monkeypatch):
+    with load() as engine:
+        wanted, go = engine.generate(TEXT, **SHORT), held(engine)
+        others = [in_thread(engine.generate, TEXT, **SHORT) for _ in range(3)]
+        bad = in_thread(engine.generate, TEXT, **{**SHORT, "seed": 6})
+        wait_until(lambda: engine.active_requests == 4)
+        codes = engine._thread.scheduler.runner.codes
+
+        def fail_for_one(slot, *rest):
+            if int(engine._thread.scheduler.runner.state.seed[slot]) == 6:
+                raise RuntimeError("its codes are gone")
+            return codes(slot, *rest)
+
+        monkeypatch.setattr(engine._thread.scheduler.runner, "codes", fail_for_one)
+        go.set()
+        with pytest.raises(RuntimeError, match="its codes are gone"):
+            bad.result(HANGS)
+        assert all(np.array_equal(other.result(HANGS), wanted) for other in others)
+        assert engine.usable
+
+
+def run_script(script: str, seconds: float = HANGS, send: int | None = None) -> str:
+    """Run a script in a process group of its own; `send` is a signal for it, once it has printed a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    try:
+        first = process.stdout.readline() if send else ""
+        if send:
+            process.send_signal(send)
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, first + output
+    return first + output
+
+
+PRELUDE = """
+import logging, os, sys, threading
+import torch
+logging.disable(logging.WARNING)
+torch.set_num_threads(1)
+from dia_engine import Engine
+engine = Engine.load("synthetic:tiny", device="cpu", load_dac=False)
+TEXT = "[S1] Hello there."
+wanted = engine.generate(TEXT, seed=1, max_tokens=30)
+stream = engine.stream(TEXT, seed=2, max_tokens=3072)
+next(stream)
+def in_background(function):
+    def work():
+        try:
+            function()
+        except RuntimeError as error:
+            assert str(error) == "this engine is closed"
+    threading.Thread(target=work, daemon=True).start()
+def same():
+    return (engine.generate(TEXT, seed=1, max_tokens=30) == wanted).all()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("busy", [False, True], ids=["while a stream is open", "while the lock is held"])
+def test_a_forked_child_works_and_the_parents_stream_is_an_error_there(busy):
+    hold = "engine._thread._lock.acquire(); stream._starting.acquire()" if busy else ""
+    output = run_script(f"""{PRELUDE}
+thread = threading.Thread(target=lambda: [{hold.replace("; ", ", ") or "None"}])
+thread.start(); thread.join()
+if os.fork():
+    status = os.waitstatus_to_exitcode(os.wait()[1])
+    {"engine._thread._lock = threading.RLock(); stream._starting.release()" if busy else ""}
+    print("parent", status, same(), len(next(stream)) > 0, flush=True)
+    os._exit(0)
+print("child", engine.active_requests, same(), flush=True)
+try:
+    next(stream)
+except RuntimeError as error:
+    print(error, flush=True)
+stream.close()
+engine.close()
+del stream, engine
+os._exit(0)
+""")
+    assert "child 0 True" in output and "this stream was made in the process that this one was forked" in output
+    assert "parent 0 True True" in output
+
+
+def test_several_threads_read_one_stream():
+    with load() as engine:
+        texts, params = [TEXT, "[S2] Two.", "[S1] Three."], {"seed": [1, 2, 3], "max_tokens": 60}
+        wanted = engine.generate(texts, **params)
+        for _ in range(5):
+            stream = engine.stream(texts, chunk_frames=1, **params)
+            parts = [in_thread(lambda stream=stream: list(stream)) for _ in range(3)]
+            chunks = [chunk for part in parts for chunk in part.result(HANGS)]
+            for index, whole in enumerate(wanted):
+                found = np.concatenate([codes for each, codes in chunks if each == index])
+                assert sorted(map(tuple, found)) == sorted(map(tuple, whole)), "each chunk went to one of them"
+            assert [len(each.codes) for each in stream.result] == [len(whole) for whole in wanted]

@@ -1,0 +1,148 @@
+"""Encoders: the same audio in any chunks, at any rate, and bytes as soon as an encoding allows."""
+
+import io
+
+import av
+import numpy as np
+import pytest
+import soxr
+
+from dia_engine.files.wav_stream import pcm16
+from dia_engine.server.audio.decode import decode_audio
+from dia_engine.server.audio.encoders import Output, with_sizes
+from dia_engine.server.audio.formats import ELEVENLABS_FORMATS, AudioFormat, elevenlabs_format, openai_format
+from dia_engine.server.errors import ApiError
+
+RATE = 16_000
+SECONDS = 2.0
+
+
+def voice_like(rate=RATE, seconds=SECONDS):
+    """Two seconds that are neither silent nor noise."""
+    time = np.arange(int(seconds * rate)) / rate
+    return (0.4 * np.sin(2 * np.pi * (180 + 60 * time) * time) * (0.6 + 0.4 * np.sin(9 * time))).astype(np.float32)
+
+
+def encoded(audio, audio_format, sizes=(1500,), rate=RATE):
+    output, parts, start = Output(rate, audio_format), [], 0
+    while start < len(audio):
+        size = sizes[len(parts) % len(sizes)]
+        parts.append(output.encode(audio[start : start + size]))
+        start += size
+    return [*parts, output.finish()]
+
+
+@pytest.mark.parametrize("name", ["mp3", "opus", "aac", "flac", "wav", "pcm", "ulaw"])
+def test_bytes_do_not_depend_on_the_chunks(name):
+    audio_format = AudioFormat(name, 48_000 if name == "opus" else 8000 if name == "ulaw" else 24_000)
+    audio = voice_like()
+    whole = b"".join(encoded(audio, audio_format, [len(audio)]))
+    chunked = b"".join(encoded(audio, audio_format, [1, 700, 512, 3000]))
+    if name == "opus":  # the serial number of an Ogg stream is drawn
+        whole, chunked = (decode_audio(data)[0].tobytes() for data in (whole, chunked))
+    assert chunked == whole
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 22_050, 24_000, 44_100, 48_000])
+def test_pcm_and_wav_are_the_resampled_audio_sample_for_sample(rate):
+    audio = voice_like()
+    expected = pcm16(audio if rate == RATE else soxr.resample(audio, RATE, rate, quality="HQ"))
+    assert b"".join(encoded(audio, AudioFormat("pcm", rate))) == expected
+    wav = b"".join(encoded(audio, AudioFormat("wav", rate)))
+    assert wav[44:] == expected and len(wav) == 44 + len(expected)
+    assert int.from_bytes(wav[40:44], "little") == 0xFFFFFFFF
+    sized = with_sizes(AudioFormat("wav", rate), wav)
+    assert int.from_bytes(sized[40:44], "little") == len(expected) and sized[44:] == expected
+
+
+@pytest.mark.parametrize("name", ["mp3", "opus", "aac", "flac"])
+def test_compressed_audio_is_the_audio(name):
+    rate = 48_000 if name == "opus" else 24_000
+    parts = encoded(voice_like(), AudioFormat(name, rate))
+    found, found_rate = decode_audio(b"".join(parts))
+    expected = soxr.resample(voice_like(), RATE, rate, quality="HQ")
+    assert found_rate == rate and abs(len(found) - len(expected)) / rate < 0.1
+    # An encoder may shift the audio: the best of all shifts is almost the audio itself.
+    size = 2 ** int(np.ceil(np.log2(len(found) + len(expected))))
+    products = np.fft.irfft(np.fft.rfft(found, size) * np.conj(np.fft.rfft(expected, size)))
+    assert products.max() > 0.97 * np.linalg.norm(found) * np.linalg.norm(expected)
+    # Every chunk of 93 ms but the first, which an encoder or resampler may hold, brings bytes.
+    assert all(parts[2:-1]) and sum(len(part) for part in parts[:3])
+
+
+def test_mulaw_is_that_of_telephony():
+    audio = np.linspace(-1, 1, 65_536).astype(np.float32)
+    ours = b"".join(encoded(audio, AudioFormat("ulaw", 8000), rate=8000))
+    sink = io.BytesIO()
+    with av.open(sink, "w", format="mulaw") as container:
+        stream = container.add_stream("pcm_mulaw", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.frombuffer(pcm16(audio), "<i2")[None], format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    theirs = np.frombuffer(sink.getvalue(), np.uint8)
+    found = np.frombuffer(ours, np.uint8)
+    # FFmpeg's table rounds to the nearest level where the standard's shifts cut: at most one level apart.
+    assert (np.abs(levels(found) - levels(theirs)) <= 1).all()
+    with av.open(io.BytesIO(ours), format="mulaw", options={"sample_rate": "8000"}) as container:
+        back = np.concatenate([frame.to_ndarray().ravel() for frame in container.decode(audio=0)]) / 32_768
+    assert np.square(back - audio).mean() < 1e-3 * np.square(audio).mean()
+
+
+def levels(codes):
+    """Codes as numbers that rise with the sample."""
+    inverted = ~codes
+    return np.where(inverted & 0x80, -1 - (inverted & 0x7F).astype(int), (inverted & 0x7F).astype(int))
+
+
+def test_formats_that_cannot_be_are_refused():
+    for name, rate in (("opus", 44_100), ("mp3", 44_099), ("pcm", 7999), ("wav", 96_001)):
+        with pytest.raises(ApiError, match=str(rate)) as refused:
+            AudioFormat(name, rate)
+        assert (refused.value.status, refused.value.param) == (400, "sample_rate")
+    with pytest.raises(ApiError, match="ape"):
+        openai_format("ape", None)
+    with pytest.raises(ApiError, match="pcm_1"):
+        elevenlabs_format("pcm_1")
+
+
+@pytest.mark.parametrize("name", ELEVENLABS_FORMATS)
+def test_every_format_of_elevenlabs_encodes(name):
+    assert len(b"".join(encoded(voice_like(seconds=0.3), elevenlabs_format(name)))) > 300
+
+
+PLAYLISTS = (b"#EXTM3U\n#EXTINF:1,\n{}\n", b"ffconcat version 1.0\nfile '{}'\n", b"[playlist]\nFile1={}\n")
+
+
+@pytest.mark.parametrize("playlist", PLAYLISTS)
+def test_an_upload_cannot_name_other_files(tmp_path, playlist):
+    """FFmpeg would read what a playlist names."""
+    other = tmp_path / "other.wav"
+    other.write_bytes(with_sizes(AudioFormat("wav", RATE), b"".join(encoded(voice_like(), AudioFormat("wav", RATE)))))
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        decode_audio(playlist.replace(b"{}", str(other).encode()))
+
+
+def wav(audio, rate=RATE):
+    return with_sizes(AudioFormat("wav", rate), b"".join(encoded(audio, AudioFormat("wav", rate), rate=rate)))
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"", "cannot be decoded"),
+        (b"RIFF\0\0\0\0WAVE", "cannot be decoded"),
+        (b"\xff" * 5000, "cannot be decoded"),
+        (wav(voice_like(seconds=0.5)), "lasts 0.50"),
+        (wav(voice_like(8000, 32), 8000), "lasts over 30"),
+        (wav(np.zeros(20_000, np.float32)), "silent"),
+    ],
+)
+def test_uploads_that_are_of_no_use_are_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        decode_audio(data)
+
+
+def test_an_upload_is_read_as_it_was_written():
+    audio = voice_like()
+    found, rate = decode_audio(wav(audio))
+    assert rate == RATE and np.abs(found - audio).max() < 2 / 32_768

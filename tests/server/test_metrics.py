@@ -1,0 +1,55 @@
+"""Metrics count what happens, and the dashboard and the documents name no others."""
+
+import json
+import re
+
+import pytest
+
+from tests.helpers import ROOT
+from tests.server.helpers import TEXT
+
+DASHBOARD = ROOT / "deploy" / "grafana" / "dia-engine.json"
+NAME = re.compile(r"\bdia_[a-z_]+")
+
+
+def published(server):
+    """Names of all samples."""
+    lines = server.client.get("/metrics").text.splitlines()
+    return {line.split("{")[0].split(" ")[0] for line in lines if line and not line.startswith("#")}
+
+
+def test_a_request_is_counted(server, talker):
+    before = {name: server.metric(name) for name in ("dia_audio_seconds_total", "dia_steps_total")}
+    for _ in range(2):
+        assert server.speak().status_code == 200
+    assert server.speak(voice="nobody").status_code == 400
+    server.idle()
+    duration = talker.generate(TEXT, seed=3, details=True).duration
+    made = server.metric("dia_audio_seconds_total") - before["dia_audio_seconds_total"]
+    assert made == pytest.approx(2 * duration, rel=0.02)
+    assert server.metric("dia_steps_total") - before["dia_steps_total"] >= 2 * duration * 30
+    names = ("first_audio_seconds", "request_seconds", "queue_seconds", "real_time_factor", "underrun_seconds")
+    for name in (*names, "step_seconds", "batch_rows"):
+        assert server.metric(f"dia_{name}_count") >= 2, name
+    assert server.metric("dia_slots") == 4 and server.metric("dia_queue_size") == 16
+    assert server.metric("dia_model_info") == 1
+
+
+def test_every_metric_of_the_dashboard_exists(server):
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    names = {name for expression in expressions for name in NAME.findall(expression)}
+    assert len(names) > 12 and names <= published(server)
+
+
+def test_every_metric_is_documented_and_every_documented_one_exists(server):
+    document = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`(dia_[a-z_]+)(?:\{[^}]*\})?`", document))
+    names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in published(server) if name.startswith("dia_")}
+    assert documented == {name for name in names if not name.endswith("_created")}
+
+
+def test_every_route_is_documented(server):
+    document = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    for path in server.client.get("/openapi.json").json()["paths"]:
+        assert f"{path.replace(':path', '')}`" in document, path
