@@ -8,6 +8,7 @@ import torch
 
 from .codec import CodecConfig
 from .codec.network import Network
+from .messages import shown
 from .model.config import DiaConfig
 from .model.state import DecodeState
 from .runtime.runner import DEFAULT_CPU_SLOTS, SLOT_COUNTS
@@ -78,6 +79,35 @@ def free_memory(device: torch.device) -> int:
             return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_slots(config: DiaConfig, dtype: torch.dtype, device: torch.device, *, slots: int | None, rows: int) -> None:
+    """Check that full slots would fit an empty device: more of them are a mistake, however short the requests are.
+
+    Args:
+        slots: asked for; None is the default, which fits.
+        rows: decoder rows per slot.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    if slots is None:
+        return
+    each = DecodeState.bytes_per_slot(config, rows, config.encoder.max_position_embeddings, dtype)
+    total = _total_memory(device)
+    most = max(1, total // each)
+    if slots > most:
+        raise ValueError(
+            f"max_slots must be at most {most}, got {shown(slots)}: {device} has {total / 1e9:.1f} GB of memory, and "
+            f"each slot of {rows} rows takes up to {each / 1e6:.1f} MB"
+        )
+
+
+def _total_memory(device: torch.device) -> int:
+    """Bytes of a GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def verdict(

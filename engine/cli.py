@@ -57,15 +57,23 @@ def main(arguments: list[str] | None = None) -> int:
             import_all()
         return options.run(options) or 0
     except KeyboardInterrupt as interrupt:
-        _show(str(interrupt) or INTERRUPTED, sys.stderr)
+        _complain(str(interrupt) or INTERRUPTED)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the summary or the sound has gone: there is nothing left to do.
-        _silence_output()
+        _silence(sys.stdout)
     except USER_ERRORS as error:
-        _show(f"dia-engine: error: {_message(error)}", sys.stderr)
+        _complain(f"dia-engine: error: {_message(error)}")
         return EXIT_ERROR
     return 0
+
+
+def _complain(text: str) -> None:
+    """Print a line to standard error. Where that is full or gone, the exit status alone tells."""
+    try:
+        _show(text, sys.stderr)
+    except OSError:
+        _silence(sys.stderr)  # or the interpreter tries again when it exits, and changes the status
 
 
 def limit_threads(model: str) -> None:
@@ -88,10 +96,10 @@ def _reserve_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
 
 
-def _silence_output() -> None:
-    """Send what is still in the buffer of standard output nowhere."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _silence(stream: TextIO | None) -> None:
+    """Send what is still in the buffer of a standard stream nowhere."""
+    if stream is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _show(text: str, stream: TextIO | None) -> None:
@@ -104,7 +112,7 @@ def _show(text: str, stream: TextIO | None) -> None:
             raise
         except OSError as error:
             if stream is sys.stdout:
-                _silence_output()  # or the interpreter tries again when it exits
+                _silence(stream)  # or the interpreter tries again when it exits
             raise OSError(error.errno, error.strerror, "standard output or error") from error
 
 
@@ -137,13 +145,11 @@ def _leaving_at_once() -> Iterator[None]:
 
 def _message(error: BaseException) -> str:
     """An error as one line: an operating system's own by file and reason, without their number."""
-    from .messages import without_controls
+    from .messages import described, without_controls
 
-    text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    elif isinstance(error, MemoryError):
-        text = "out of memory"
+        return described(error)
+    text = "out of memory" if isinstance(error, MemoryError) else str(error) or type(error).__name__
     return without_controls(" ".join(text.split()))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .capacity import check_slots
 from .codec import Codec
 from .codec.windowed import CodeWindows, SoundWindows
 from .device import computing, resolve_device, resolve_dtype
@@ -159,8 +160,9 @@ class Engine:
         codec_dtype = None if codec_dtype is None else resolve_dtype(codec_dtype, "codec_dtype")
         source = resolve_model(model, revision)
         limits = Limits(max_slots, max_waiting, max_rows)
-        limits.rows(source.config)
+        rows = limits.rows(source.config)
         dtype = dtype or default_dtype(source.config, device)
+        check_slots(source.config, dtype, device, slots=limits.max_slots, rows=rows)
         stream = source.stream_weights(dtype=dtype, device=device, recipe=recipe)
         # The files are checked by now and read after the codec: neither a bad file nor a codec that is missing or does
         # not fit should cost the time to read everything.
@@ -242,7 +244,7 @@ class Engine:
         check_not_forked(self.device)
         self._thread.run(lambda: self._thread.scheduler.runner.prepare(slots))
         shortest = {"max_tokens": self.config.max_delay + 2}
-        self.run_requests(self._parse("x", shortest, seed=0))
+        self.run_requests(self._parse("x", shortest, seed=0), warn_of_cuts=False)
 
     def generate(
         self,
@@ -421,11 +423,13 @@ class Engine:
             transcript=audio_prompt_text, has_prompt=audio_prompt_text is not None,
         )  # fmt: skip
 
-    def run_requests(self, requests: list[Request | PlannedScript], verbose: bool = False) -> list[Generation]:
+    def run_requests(
+        self, requests: list[Request | PlannedScript], verbose: bool = False, *, warn_of_cuts: bool = True
+    ) -> list[Generation]:
         """What `generate` returns with details for each of some requests; see `longform.scripts.parse_scripts`."""
         chunks: list[list[np.ndarray]] = [[] for _ in requests]
         with _progress(verbose, self._frames_per_second / len(requests)) as on_steps:
-            call = _call_for(requests, streaming=False, on_steps=on_steps)
+            call = _call_for(requests, streaming=False, on_steps=on_steps, warn_of_cuts=warn_of_cuts)
             try:
                 self._submit(self._with_codes(requests), call, WHOLE)
                 for chunk in call:

@@ -4,6 +4,7 @@ import re
 
 LONGEST = 80  # characters of a value
 LONGEST_NAME = 120
+LONGEST_PATH = 300
 LISTED = 10
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -34,6 +35,15 @@ def listed(names: list[str]) -> str:
     more = len(names) - LISTED
     short = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in names[:LISTED]]
     return without_controls(", ".join(short)) + (f" and {more} more" if more > 0 else "") if names else "nothing"
+
+
+def described(error: BaseException) -> str:
+    """An error as one printable line: an operating system's own by file and reason, without their number."""
+    if isinstance(error, OSError) and error.strerror:
+        name = str(error.filename or "")
+        name = name if len(name) <= LONGEST_PATH else f"{name[:LONGEST_PATH]}..."
+        return without_controls(f"{name}: {error.strerror}" if name else error.strerror)
+    return without_controls(first_line(error))
 
 
 def first_line(error: BaseException) -> str:

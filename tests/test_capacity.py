@@ -110,3 +110,9 @@ def test_all_of_it_is_described(monkeypatch):
         assert piece in text
     with pytest.raises(ValueError, match="max_rows must be in"):
         describe("synthetic:full", None, "bfloat16", max_rows=4000)
+
+
+def test_slots_that_no_memory_holds_are_refused_before_anything_is_loaded():
+    for slots in (10**6, 10**30, 10**5000):
+        with pytest.raises(ValueError, match=r"max_slots must be at most \d+, got .*: cpu has .* GB of memory"):
+            Engine.load("synthetic:full", device="cpu", max_slots=slots)

@@ -109,6 +109,11 @@ def test_info_without_standard_output():
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
 
 
+def test_an_error_that_standard_error_has_no_room_for_keeps_its_status():
+    line = shlex.join([sys.executable, "-m", "dia_engine", "say", "--top-p", "2", TEXT])
+    assert subprocess.run(["sh", "-c", f"{line} 2>/dev/full"], timeout=300).returncode == 2
+
+
 @pytest.mark.parametrize("name", ["\u65e5.wav", os.fsdecode(b"\xe9.wav")], ids=["another script", "not UTF-8"])
 def test_a_name_that_the_console_cannot_show(tmp_path, name):
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}

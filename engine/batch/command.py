@@ -21,10 +21,11 @@ from ..messages import shown
 from ..model.script import logger as script_logger
 from ..runtime.call import logger as cut_logger
 from ..runtime.limits import Limits
+from ..sampling_params import SamplingParams
 from ..weights.source import resolve_model
 from .job import Job, Outcome, run_job
 from .manifest import Record, open_manifest
-from .script_file import check_script_file, read_lines
+from .script_file import check_script_file, read_lines, unchanged
 
 # A file made with other values of these options is made again.
 SAME_AUDIO = ("model", "revision", "quant", "dtype", "codec", "codec_dtype", "max_rows")
@@ -43,10 +44,9 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any]) -> tuple
         KeyboardInterrupt: with a line that says what is done.
     """
     suffix = _suffix(options.format)
-    Limits(options.slots, None, options.max_rows).rows(resolve_model(options.model, options.revision).config)
+    _check_rows(options, sampling)
     affecting = {**{name: getattr(options, name) for name in SAME_AUDIO}, **sampling, "format": suffix}
-    folder, scripts = _check_folder(options.output), user_path(options.scripts)
-    _require_regular(scripts)
+    folder, scripts = _check_folder(options.output), _script_path(options.scripts)
     with open(scripts, "rb") as file:
         asked, total = {}, 0
         for line in check_script_file(file, str(scripts)):
@@ -64,13 +64,21 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any]) -> tuple
                 job = Job(_load(options), manifest, suffix, scripts.parent, sampling, _new_seed, affecting)
                 started = time.perf_counter()
                 with _progress(total, done, outcome, options.quiet) as on_record, _each_warning_once():
-                    run_job(job, read_lines(file), on_record)
+                    run_job(job, unchanged(read_lines(file), asked, affecting), on_record)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"dia-engine: interrupted, {done + manifest.made} of {total} scripts are in {options.output}; the "
                     "same command goes on"
                 ) from None
     return _summary(outcome, done, time.perf_counter() - started, options.output), outcome.failed
+
+
+def _check_rows(options: argparse.Namespace, sampling: Mapping[str, Any]) -> None:
+    """Check the numbers that depend on the model: what is wrong for every line is an error of the job."""
+    source = resolve_model(options.model, options.revision)
+    rows = Limits(options.slots, None, options.max_rows).rows(source.config)
+    if "max_tokens" in sampling:
+        SamplingParams(**sampling).resolve(source.defaults).rows(rows, 0, source.config.max_delay)
 
 
 def _suffix(name: str) -> str:
@@ -80,11 +88,15 @@ def _suffix(name: str) -> str:
     return suffix
 
 
-def _require_regular(path: Path) -> None:
+def _script_path(name: str) -> Path:
+    if not name:
+        raise ValueError("the name of the script file is empty")
+    path = user_path(name)
     if not path.exists():
         raise FileNotFoundError(f"no script file at {path}")
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError(f"{path} is not an ordinary file, which is read more than once")
+    return path
 
 
 def _check_folder(name: str) -> Path:
@@ -93,6 +105,8 @@ def _check_folder(name: str) -> Path:
     Raises:
         NotADirectoryError, PermissionError, FileNotFoundError: it cannot be one.
     """
+    if not name:
+        raise ValueError("--output must name a folder, got an empty string")
     path = user_target(name).absolute()
     above = next(each for each in (path, *path.parents) if os.path.lexists(each))
     if not above.is_dir():

@@ -16,7 +16,7 @@ import torch
 
 from ..device import computing
 from ..files.audio import write_audio
-from ..messages import first_line, without_controls
+from ..messages import described
 from ..runtime.request import Request, parse_requests
 from .manifest import Manifest, Record
 from .script_file import Line, request_arguments
@@ -87,8 +87,7 @@ class Job:
         except LINE_ERRORS as error:
             if not self.engine.usable:
                 raise
-            message = without_controls(first_line(error))
-            return Record(line.id, seed=seed, error=message, request=line.digest(self.options))
+            return Record(line.id, seed=seed, error=described(error), request=line.digest(self.options))
         name = f"{line.id}{self.suffix}"
         write_audio(self.manifest.folder / name, generation.audio, self.engine.sample_rate)
         return Record(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..files.output import write_whole
+from ..files.output import check_replaceable, write_whole
 
 try:
     import fcntl
@@ -60,32 +60,58 @@ class Manifest:
 
     def append(self, record: Record) -> None:
         """Add a record, on the disk when this returns. Any thread may."""
-        with self._appending, open(self.folder / NAME, "ab") as file:
-            file.write(_encoded(record))
-            file.flush()
-            os.fsync(file.fileno())
+        with self._appending, open(self.folder / NAME, "ab", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                _write_all(file, _encoded(record))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)  # a record that another thread appends must begin its line
+                raise
             self.made += record.error is None
 
     def clean(self, asked: Mapping[str, str]) -> None:
         """Leave only the records of files that are there and wanted so: failed lines are tried again, a line that was
-        half written and files that a killed process was writing go. `asked` are hashes of requests by id."""
-        for path in self.folder.iterdir():
-            if ABANDONED.fullmatch(path.name):
-                path.unlink()
+        half written and files that a killed process was writing go. `asked` are hashes of requests by id.
+
+        Raises:
+            ValueError: the manifest is not one of this command, or no ordinary file.
+            OSError: it cannot be read or written.
+        """
         path = self.folder / NAME
+        check_replaceable(path)
+        records = self._records(path) if path.exists() else {}
+        for each in self.folder.iterdir():
+            if ABANDONED.fullmatch(each.name) and each.is_file():
+                each.unlink()
         if not path.exists():
             return
+        kept = {}
+        for id, record in records.items():
+            there = record.file is not None and (self.folder / record.file).is_file()
+            if there and asked.get(id, record.request) == record.request:
+                kept[id] = record
+        write_whole(path, b"".join(map(_encoded, kept.values())))
+        self.done = kept.keys() & asked.keys()
+
+    @staticmethod
+    def _records(path: Path) -> dict[str, Record]:
+        """The last record of each id.
+
+        Raises:
+            ValueError: the file holds something else, which would be lost.
+        """
         records: dict[str, Record] = {}
         with open(path, "rb") as file:
-            for line in file:
-                record = _decoded(line)
+            for number, line in enumerate(file, 1):
+                try:
+                    record = _decoded(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number}: {error}; move the file, or name another folder") from None
                 if record is not None and record.id is not None:
                     records.pop(record.id, None)  # the last one counts, in its place
-                    there = record.file is not None and (self.folder / record.file).is_file()
-                    if there and asked.get(record.id, record.request) == record.request:
-                        records[record.id] = record
-        write_whole(path, b"".join(map(_encoded, records.values())))
-        self.done = records.keys() & asked.keys()
+                    records[record.id] = record
+        return records
 
 
 @contextmanager
@@ -114,14 +140,25 @@ def _encoded(record: Record) -> bytes:
     return json.dumps(asdict(record), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
+def _write_all(file: Any, content: bytes) -> None:
+    while content:
+        content = content[file.write(content) :]
+
+
 def _decoded(line: bytes) -> Record | None:
-    """A record; None for a line that is none, such as one that was half written."""
+    """A record; None for a line that is none, such as one that was half written.
+
+    Raises:
+        ValueError: a whole line of somebody else's: a file of scripts, or a manifest of another program.
+    """
     try:
         values: Any = json.loads(line)
     except (ValueError, RecursionError):
         return None
     names = {field.name for field in fields(Record)}
-    if not line.endswith(b"\n") or not isinstance(values, dict) or not set(values) <= names:
+    if isinstance(values, dict) and not {"id"} <= set(values) <= names:
+        raise ValueError("this is no record of dia-engine batch")
+    if not line.endswith(b"\n") or not isinstance(values, dict):
         return None
     if not isinstance(values.get("id"), str) or not isinstance(values.get("file"), str | None):
         return None

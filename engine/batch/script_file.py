@@ -65,11 +65,29 @@ def _parsed(number: int, content: bytes) -> Line:
         return Line(number, content, error=f"line {number} is not UTF-8 text: {error.reason} at byte {error.start}")
     except RecursionError:
         return Line(number, content, error=f"line {number} is not JSON that this engine reads: it is nested too deeply")
-    except ValueError as error:  # JSONDecodeError, and an integer of more than 4300 digits
+    except json.JSONDecodeError as error:
+        return Line(number, content, error=f"line {number} is not JSON: {error.msg} (character {error.pos + 1})")
+    except ValueError as error:  # a field given twice, and an integer of more than 4300 digits
         return Line(number, content, error=f"line {number} is not JSON: {first_line(error)}")
     if not isinstance(values, dict):
         return Line(number, content, error=f"line {number} must be a JSON object, got {shown(values)}")
     return Line(number, content, values.get("id"), values)
+
+
+def unchanged(lines: Iterator[Line], asked: Mapping[str, str], options: Mapping[str, Any]) -> Iterator[Line]:
+    """Lines that are read a second time, after `check_script_file`.
+
+    Args:
+        asked: the digests of the first time, by id.
+        options: that they were made with.
+
+    Raises:
+        RuntimeError: the file has been changed since; nothing that was not checked becomes a file name.
+    """
+    for line in lines:
+        if line.id is not None and (not isinstance(line.id, str) or asked.get(line.id) != line.digest(options)):
+            raise RuntimeError(f"the file of scripts was changed while it was read, at line {line.number}")
+        yield line
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -134,6 +152,8 @@ def request_arguments(line: Line, folder: Path, defaults: Mapping[str, Any]) -> 
         value = line.values.get(name)
         if not isinstance(value, str) and (value is not None or name == "text"):
             raise TypeError(f"{name} must be a string, got {shown(value)}")
+    if isinstance(line.values.get("seed"), list):  # which `parse_requests` takes for one per text
+        raise TypeError(f"seed must be an integer, got {shown(line.values['seed'])}")
     given = {name: line.values[name] for name in SAMPLING if name in line.values}
     prompt = line.values.get("audio_prompt")
     return {

@@ -108,13 +108,15 @@ class Call:
         group: object | None = None,
         on_steps: Callable[[int], Any] | None = None,
         on_end: Callable[[], Any] = lambda: None,
+        warn_of_cuts: bool = True,
     ):
         """`on_steps` is told, in the reader's thread, how many decode steps have been launched; `on_end` is called at
-        the end, perhaps more than once."""
+        the end, perhaps more than once. `warn_of_cuts` logs a warning for audio that `max_tokens` cut."""
         self.streaming, self.wants_codes, self.group = streaming, wants_codes, group
         self.aborted, self.started = False, 0.0
         self.results: list[Generation | None] = [None] * requests
         self._left, self._on_steps, self._on_end = requests, on_steps, on_end
+        self._warn_of_cuts = warn_of_cuts
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._wakes: set[Callable[[], Any]] = set()  # of those who wait in an event loop
         self._noting = threading.Lock()  # several threads may read
@@ -189,7 +191,7 @@ class Call:
             self.results[index] = generation
             self._left -= 1
             last = not self._left
-        if generation.finish_reason == "length":
+        if self._warn_of_cuts and generation.finish_reason == "length":
             item = f"item {index}: " if len(self.results) > 1 else ""
             logger.warning("%sthe audio was cut by max_tokens after %.2f s", item, generation.duration)
         return last

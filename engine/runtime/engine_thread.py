@@ -116,7 +116,8 @@ class EngineThread:
 
     def close(self, reason: str = "this engine is closed") -> None:
         """Fail what is running and end the thread; calls after this raise RuntimeError with the reason."""
-        if self._pid != os.getpid():
+        if self._pid != os.getpid():  # forked, and not used since: there is no thread to end
+            self._unusable = self._unusable or reason
             return
         with self._lock:
             self._unusable = self._unusable or reason

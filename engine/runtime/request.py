@@ -95,7 +95,9 @@ def parse_requests(
     transcripts = _one_each("audio_prompt_text", audio_prompt_text, texts, batch, shared=False)
     seeds = _one_each("seed", seed, texts, batch)
     params = [each.resolve(defaults) for each in _params_per_text(sampling, sampling_params, texts, batch)]
-    seeds = [_drawn_seed() if each is None else check_seed(each) for each in seeds]
+    for index, given in enumerate(seeds):
+        with _item_named(index, isinstance(seed, (list, tuple))):
+            seeds[index] = _drawn_seed() if given is None else check_seed(given)
     requests = []
     capacity = max_rows or config.decoder.max_position_embeddings
     for index, (script, transcript, prompt) in enumerate(zip(texts, transcripts, prompts, strict=True)):
@@ -126,7 +128,7 @@ def _params_per_text(
     for name, value in sampling.items():
         if value is not left_out(name):
             raise ValueError(f"{name} is one of sampling_params; give either one or the other")
-    given = [each or SamplingParams() for each in _one_each("sampling_params", whole, texts, batch)]
+    given = [SamplingParams() if each is None else each for each in _one_each("sampling_params", whole, texts, batch)]
     for each in given:
         if not isinstance(each, SamplingParams):
             raise TypeError(f"sampling_params must be SamplingParams, got {shown(each)}")

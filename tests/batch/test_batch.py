@@ -16,7 +16,7 @@ import torch
 
 from dia_engine import Engine
 from dia_engine.batch.job import AHEAD, Job, run_job
-from dia_engine.batch.manifest import open_manifest
+from dia_engine.batch.manifest import Record, open_manifest
 from dia_engine.batch.script_file import Line, check_script_file
 from dia_engine.cli import main
 from dia_engine.weights.synthetic import synthetic_config
@@ -95,10 +95,12 @@ BAD_LINES = {
     b'{"id": "x", "text": "a", "sed": 3}': "unknown field sed",
     b'{"id": "x", "text": "a", "seed": "3"}': "seed must be an integer",
     b'{"id": "x", "text": "a", "seed": -1}': "seed must be in",
+    b'{"id": "x", "text": "a", "seed": [3]}': "seed must be an integer, got [3]",
     b'{"id": "x", "text": "a", "temperature": "hot"}': "temperature must be a number",
     b'{"id": "x", "text": "a", "temperature": NaN}': "temperature must be finite",
     b'{"id": "x", "text": "a", "max_tokens": 99999}': "max_tokens must be at most",
     b'{"id": "x", "text": "a", "audio_prompt": "absent.wav"}': "no sound file",
+    b'{"id": "x", "text": "a", "audio_prompt": "' + b"a" * 5000 + b'"}': "...: File name too long",
     b'{"id": "x", "text": "a", "audio_prompt_text": "b"}': "there is no audio_prompt",
     b'{"id": "x", "text": "' + b"a" * 2000 + b'"}': "text",
     b'{"id": "x", "text": "' + b"a" * 2**20 + b'"}': "more than 1048576 bytes",
@@ -154,6 +156,11 @@ def test_places_that_cannot_be_used(tmp_path, capsys, monkeypatch):
         ((str(tmp_path), tmp_path / "out"), "not an ordinary file"),
         ((scripts, scripts), "is not a folder"),
         ((scripts, "/proc/out"), "/proc/out"),
+        ((scripts, ""), "--output must name a folder, got an empty string"),
+        (("", tmp_path / "out"), "the name of the script file is empty"),
+        ((scripts, tmp_path / "out", "--max-tokens", 10**20), "max_tokens must be at most"),
+        ((scripts, tmp_path / "out", "--max-rows", 100, "--max-tokens", 101), "max_tokens must be at most 100"),
+        ((scripts, tmp_path / "out", "--max-tokens", 2), "max_tokens must be at least"),
         ((scripts, tmp_path / "out", "--format", "aac"), "--format must be one of wav, flac, ogg, mp3"),
         ((scripts, tmp_path / "out", "--slots", 0), "max_slots must be at least 1"),
         ((scripts, tmp_path / "out", "--top-p", 2), "top_p must be in"),
@@ -165,6 +172,53 @@ def test_places_that_cannot_be_used(tmp_path, capsys, monkeypatch):
     with open_manifest(tmp_path / "out", {}):
         assert run_batch(scripts, tmp_path / "out") == 2
     assert "another dia-engine batch is at work" in capsys.readouterr().err
+
+
+def test_a_manifest_of_others_is_left_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: pytest.fail("loaded"))
+    scripts, out = written(tmp_path / "scripts.jsonl", {"id": "a", "text": TEXT}), tmp_path / "out"
+    out.mkdir()
+    manifest = out / "manifest.jsonl"
+    for content in (b'{"id": "a", "text": "[S1] Hello."}\n', b'{"audio_filepath": "a.wav"}\n', b"{}\n"):
+        manifest.write_bytes(content)
+        for file in (scripts, str(manifest)):
+            assert run_batch(file, out) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert "manifest.jsonl, line 1" in line and manifest.read_bytes() == content, line
+    manifest.unlink()
+    os.mkfifo(manifest)
+    assert run_batch(scripts, out) == 2 and "is not an ordinary file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("id", ["../evil", ["a"], "new", "b"])
+def test_a_file_of_scripts_that_changes_while_it_is_read_ends_the_job(tmp_path, capsys, monkeypatch, id):
+    load, scripts = Engine.load, tmp_path / "scripts.jsonl"
+    written(scripts, *({"id": name, "text": TEXT} for name in "ab"))
+
+    def load_and_change(*arguments, **keywords):
+        written(scripts, {"id": id, "text": "[S1] Other."})
+        return load(*arguments, **keywords)
+
+    monkeypatch.setattr(Engine, "load", load_and_change)
+    assert run_batch(str(scripts), tmp_path / "out", "-q") == 2
+    assert "was changed while it was read, at line 1" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.rglob("*")} == {"scripts.jsonl", "out"}
+
+
+def test_a_record_that_does_not_fit_the_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    with open_manifest(tmp_path, {}) as manifest:
+        manifest.append(Record("a", "a.wav"))
+        with monkeypatch.context() as full:
+            full.setattr("dia_engine.batch.manifest._write_all", half_written)
+            with pytest.raises(OSError, match="No space left"):
+                manifest.append(Record("b", "b.wav"))
+        manifest.append(Record("c", "c.wav"))
+    assert list(records(tmp_path)) == ["a", "c"]
+
+
+def half_written(file, content):
+    file.write(content[:20])
+    raise OSError(28, "No space left on device")
 
 
 def test_a_second_run_makes_only_what_is_not_there(tmp_path, capsys):

@@ -241,3 +241,24 @@ def test_a_fork_while_a_stream_is_open():
         "print(same, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     assert status == 0 and output.splitlines()[-1] == "True 0", output
+
+
+def test_an_engine_closed_in_a_forked_child_is_closed_there_alone():
+    status, output = run(
+        "import torch\ntorch.set_num_threads(1)\nengine.generate(TEXT, seed=1, max_tokens=30)\n"
+        "child = os.fork()\n"
+        "if child:\n    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), engine.usable)\n    sys.exit()\n"
+        "engine.close()\n"
+        "try:\n    engine.generate(TEXT, seed=1, max_tokens=30)\n"
+        "except RuntimeError as error:\n    os._exit(7 if 'this engine is closed' in str(error) else 1)\n"
+        "os._exit(0)\n"
+    )
+    assert status == 0 and output.splitlines()[-1] == "7 True", output
+
+
+def test_preparing_warns_of_nothing(caplog):
+    with load(max_slots=2) as engine:
+        engine.prepare(2)
+        assert not caplog.records
+        engine.generate(TEXT, seed=1, max_tokens=20)
+    assert "cut by max_tokens" in caplog.text

@@ -90,7 +90,9 @@ def test_none_is_the_models_default_but_for_top_k():
         ),
         ({"sampling_params": {"top_p": 0.5}}, TypeError, "sampling_params must be SamplingParams, got {'top_p': 0.5}"),
         ({"seed": [1, 2, 3]}, ValueError, "seed has 3 entries for 2 texts"),
-        ({"seed": [1, -1]}, ValueError, r"seed must be in \[0, 2\^63\), got -1"),
+        ({"sampling_params": {}}, TypeError, "sampling_params must be SamplingParams, got {}"),
+        ({"sampling_params": [None, 0]}, TypeError, "sampling_params must be SamplingParams, got 0"),
+        ({"seed": [1, -1]}, ValueError, r"item 1: seed must be in \[0, 2\^63\), got -1"),
         ({"audio_prompt": [None, "absent.wav"]}, FileNotFoundError, "item 1: no sound file at absent.wav"),
     ],
 )
