@@ -49,7 +49,7 @@ test-page: $(READY)
 	$(PY) -m pip install -q playwright axe-playwright-python
 	$(PY) -m tests.server.page.run --screenshots docs/images
 
-# What the small model's speech sounds like to a speech recogniser. Needs flite: apt install flite
+# What the small model's speech sounds like to a speech recognizer. Needs flite: apt install flite
 hear: $(READY)
 	$(PY) -m pip install -q -c constraints.txt -e ".[hear]" --no-build-isolation
 	$(PY) -m tools.talker.evaluate

@@ -16,10 +16,10 @@ import torch
 
 from dia_engine import Engine
 from dia_engine.codec import Codec
-from dia_engine.codec.receptive_field import reach
-from dia_engine.device import resolve_device
+from dia_engine.codec.receptive_field import receptive_field
+from dia_engine.devices.device import resolve_device
+from dia_engine.devices.threads import is_small, one_thread
 from dia_engine.runtime.chunking import ChunkSizes
-from dia_engine.threads import is_small, one_thread
 from dia_engine.weights.source import resolve_model
 
 from .command import run
@@ -63,7 +63,7 @@ def _arguments() -> argparse.Namespace:
 
 def window_frames(codec: Codec) -> dict[str, int]:
     """Frames of the first window of a stream, and of one in its middle."""
-    context = reach(codec.decoder)
+    context = receptive_field(codec.decoder)
     steady, first = ChunkSizes().frames(context)
     return {"first": first + context.after, "steady": context.before + steady + context.after}
 

@@ -3,11 +3,10 @@
     python -m benchmarks.cpu_products
 
 The rule (`kernels/cpu/variants.py` for the compiled code; without it `kernels/linear.py::step_product` and
-`kernels/cpu/onednn.py::fastest`) goes by features of the CPU and measures nothing, so that two starts on a machine
-compute the same bits. Here the products, in every variant of the compiled code that the CPU runs and by torch, are
-timed in turn, over copies of the weight that no cache holds. One product must serve every number of rows, so a rule is
-judged by the rows of one request.
-"""
+`kernels/cpu/onednn.py::pack_for_device`) goes by features of the CPU and measures nothing, so that two starts on a
+machine compute the same bits. Here the products, in every variant of the compiled code that the CPU runs and by
+torch, are timed in turn, over copies of the weight that no cache holds. One product must serve every number of rows,
+so a rule is judged by the rows of one request."""
 
 import argparse
 import json
@@ -20,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from dia_engine.device import DTYPES
+from dia_engine.devices.device import DTYPES
 from dia_engine.kernels.cpu.build import library, library_of
 from dia_engine.kernels.cpu.matmul import multiply
-from dia_engine.kernels.cpu.onednn import PackedInt8Weight, fastest, multiplies_int8
+from dia_engine.kernels.cpu.onednn import PackedInt8Weight, multiplies_int8, pack_for_device
 from dia_engine.kernels.cpu.structures import is_compilable
 from dia_engine.kernels.cpu.variants import VARIANTS, Variant, chosen_variant
 from dia_engine.kernels.linear import (
@@ -156,7 +155,7 @@ def _chosen(weight) -> str:
     variant = chosen_variant()
     if variant is not None and is_compilable(weight) and library() is not None:
         return _name(variant)
-    return NAMES[step_product(fastest(weight))]
+    return NAMES[step_product(pack_for_device(weight))]
 
 
 def _with_copies(product: Callable, weight) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from dia_engine.files.hub import find_model
-from dia_engine.kernels.cpu.onednn import fastest
+from dia_engine.kernels.cpu.onednn import pack_for_device
 from dia_engine.kernels.quantized import FORMATS, Weight
 from dia_engine.kernels.sample import filter_probabilities
 from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig
@@ -87,7 +87,7 @@ class Variant:
         formats = chosen_formats(recipe, config) if recipe else {}
         converted = {name: _converted(name, weight, dtype, formats.get(name)) for name, weight in weights.items()}
         self.bytes = sum(weight.nbytes for weight in converted.values())
-        self.model = DiaModel(config, {name: fastest(weight) for name, weight in converted.items()})
+        self.model = DiaModel(config, {name: pack_for_device(weight) for name, weight in converted.items()})
 
     def logits(self, text: torch.Tensor, rows: torch.Tensor | None, count: int, seed: int) -> Iterator[torch.Tensor]:
         """Logits [2, C, V] of `count` rows of one request, which goes on with its own draws, or with the given rows."""
@@ -121,9 +121,9 @@ def compare(truth: torch.Tensor, found: torch.Tensor, params: ResolvedSamplingPa
 
 
 def _probabilities(logits: torch.Tensor, params: ResolvedSamplingParams, config: DiaConfig) -> torch.Tensor:
-    knobs = (torch.tensor([value]) for value in (params.cfg_scale, params.temperature, params.top_p))
+    params = (torch.tensor([value]) for value in (params.cfg_scale, params.temperature, params.top_p))
     top_k = torch.tensor([min(params.cfg_filter_top_k, config.decoder.vocab_size)])
-    return filter_probabilities(logits, *knobs, top_k, config.eos_token_id)[0]
+    return filter_probabilities(logits, *params, top_k, config.eos_token_id)[0]
 
 
 @torch.no_grad()

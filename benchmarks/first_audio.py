@@ -5,7 +5,7 @@
 Ours is `Engine.stream` from the call to the first chunk. Other runtimes give sound when the last row is made and
 decoded: their time is that of `--seconds` of sound, of which `--peer-steps` rows are made; if that is fewer, each other
 one is taken to cost the median of those (later rows cost more, so this flatters). Their codec is timed with ours. Then
-a long stream is played in simulation: the player starts with the first chunk and takes 44,100 samples a second.
+a long stream is played in simulation: the player starts with the first chunk and takes 44,100 samples per second.
 """
 
 import argparse
@@ -22,8 +22,8 @@ import torch
 
 from dia_engine import Engine
 from dia_engine.codec.windowed import HostCopy, SoundWindows
+from dia_engine.devices.precision import full_float32
 from dia_engine.model.tokenizer import encode_text
-from dia_engine.precision import full_float32
 from dia_engine.runtime.call import Call
 from dia_engine.runtime.chunking import ChunkSizes, full_windows
 from dia_engine.runtime.request import parse_requests
@@ -52,7 +52,7 @@ def main() -> None:
     check_steps("--peer-steps", options.peer_steps, engine.device, untimed=1)
     options.stream_frames = options.stream_frames or (frames if cuda else 80)
     trace = Trace(engine)
-    sizes = ChunkSizes().with_defaults(trace.windows.reach)
+    sizes = ChunkSizes().with_defaults(trace.windows.receptive_field)
     print("measuring dia-engine ...", file=sys.stderr)
     report = {**machine(engine), **_setting(options, engine, sizes, frames), **_first_audio(engine, options.runs)}
     report["split"] = _split(trace, sizes, max(3, options.runs // 4))
@@ -291,7 +291,9 @@ def _underruns(played: list[list[float]]) -> dict:
 def _codec_work(engine: Engine, sizes: ChunkSizes, frames: int) -> dict:
     """Decoding in windows of the steady size against decoding the whole, in frames and in time."""
     codec, windows = engine.codec, SoundWindows(engine.codec)
-    steady = next(window for window in full_windows(sizes, windows.reach) if window.first >= 2 * sizes.chunk_frames)
+    steady = next(
+        window for window in full_windows(sizes, windows.receptive_field) if window.first >= 2 * sizes.chunk_frames
+    )
     length, given = steady.stop - steady.start, steady.last - steady.first
     codes = torch.randint(codec.codebook_size, (frames, codec.num_codebooks), device=codec.device)
     windows.prepare([length])

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dia_engine.kernels.architectures import SHARED_MEMORY_LIMIT
-from dia_engine.kernels.dispatch import Architecture, Launch, launches_to
+from dia_engine.kernels.dispatch import Architecture, Launch, intercept_launches
 from dia_engine.kernels.quantized import FORMATS
 from dia_engine.model.config import DiaConfig
 from dia_engine.model.dia import DiaModel, parameter_shapes
@@ -59,7 +59,7 @@ def step_launches(
     rows, text = config.decoder.max_position_embeddings, config.encoder.max_position_embeddings
     state = DecodeState.allocate(config, slots, rows, text, dtype, "meta")
     launches: list[Launch] = []
-    with launches_to(launches.append, architecture):
+    with intercept_launches(launches.append, architecture):
         model.step(state)
     return launches
 

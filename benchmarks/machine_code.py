@@ -24,8 +24,8 @@ class Build:
 
     architecture: Architecture
     registers: int
-    stack: int  # bytes a thread, nonzero if registers spill
-    shared: int  # bytes a program
+    stack: int  # bytes per thread, nonzero if registers spill
+    shared: int  # bytes per program
     widest_load: int  # bits, from global memory to registers or to shared memory
     tensor_core: str  # the multiplying instructions, or "-"
     instructions: int

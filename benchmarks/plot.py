@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def draw_speeds(report: dict, path: Path) -> None:
-    """One bar a runtime: steps a second, with real time and the roofline marked."""
+    """One bar per runtime: steps per second, with real time and the roofline marked."""
     rows = report["results"][::-1]
     names = [row["name"] for row in rows]
     speeds = [row["steps_per_second"] * report["batch"] for row in rows]

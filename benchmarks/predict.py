@@ -47,8 +47,8 @@ HOST_COPY = 4e-6 / STEPS_PER_LAUNCH[0]  # seconds of a step
 class Card:
     name: str
     architecture: int
-    bandwidth: float  # bytes a second
-    l2_bandwidth: float  # bytes a second
+    bandwidth: float  # bytes per second
+    l2_bandwidth: float  # bytes per second
     multiprocessors: int
     clock: float  # of the multiprocessors, a second
     gap: float  # seconds between launches of a graph

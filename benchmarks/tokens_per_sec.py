@@ -107,7 +107,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quant", nargs="*", default=[], help="quantize as well: int8, nf4")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--batch", type=int, default=1, help="requests at once (%(default)s)")
-    parser.add_argument("--steps", type=int, help="steps a run; the first tenth is not timed (cpu 60, cuda 400)")
+    parser.add_argument("--steps", type=int, help="steps per run; the first tenth is not timed (cpu 60, cuda 400)")
     parser.add_argument("--runs", type=int, default=3, help="timed runs (%(default)s)")
     add_peer_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures there")

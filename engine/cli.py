@@ -206,7 +206,9 @@ def _parser() -> argparse.ArgumentParser:
         "--stream", action="store_true",
         help="write sound as it is made: to a wav file, or with -o - to standard output as 16-bit mono samples",
     )  # fmt: skip
-    streaming.add_argument("--chunk-frames", type=int, metavar="N", help="frames a chunk (default: as suits the codec)")
+    streaming.add_argument(
+        "--chunk-frames", type=int, metavar="N", help="frames per chunk (default: as suits the codec)"
+    )
     streaming.add_argument(
         "--first-chunk-frames", type=int, metavar="N", help="frames of the first chunk; the next double (default: 8)"
     )
@@ -442,7 +444,7 @@ def _parse(options: argparse.Namespace, script: str, seed: int) -> "tuple[Reques
 
 def _check_model(options: argparse.Namespace) -> "tuple[ModelSource, Callable[[], Codec]]":
     """The model's files, and what opens its codec once, after all options of the model and of sampling are checked."""
-    from .device import resolve_device, resolve_dtype
+    from .devices.device import resolve_device, resolve_dtype
     from .engine import open_codec
     from .sampling_params import SamplingParams
     from .weights.recipes import checked_recipe

@@ -16,10 +16,13 @@ from tqdm import tqdm
 from .capacity import check_slots
 from .codec import Codec
 from .codec.windowed import CodeWindows, SoundWindows
-from .device import computing, resolve_device, resolve_dtype
+from .devices.device import computing, resolve_device, resolve_dtype
+from .devices.precision import full_float32
+from .devices.process import check_not_forked
+from .devices.threads import is_small, one_thread
 from .files.audio import write_audio
 from .files.hub import DEFAULT_MODEL
-from .kernels.cpu.onednn import PackedInt8Weight, fastest
+from .kernels.cpu.onednn import PackedInt8Weight, pack_for_device
 from .kernels.quantized import Weight
 from .longform.options import SpeechOptions
 from .longform.plan import Plan
@@ -31,8 +34,6 @@ from .longform_settings import LongFormSettings
 from .messages import shown
 from .model.config import DiaConfig
 from .model.dia import DiaModel
-from .precision import full_float32
-from .process import check_not_forked
 from .runtime.call import Call, Chunk, Generation
 from .runtime.chunking import ChunkSizes
 from .runtime.engine_thread import EngineThread
@@ -43,7 +44,6 @@ from .runtime.runner import ModelRunner
 from .runtime.scheduler import Scheduler
 from .runtime.stream import AudioStream
 from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams, check_seed, require_integer
-from .threads import is_small, one_thread
 from .weights.load import default_dtype
 from .weights.recipes import checked_recipe
 from .weights.source import ModelSource, default_long_form, resolve_files, resolve_model
@@ -372,8 +372,8 @@ class Engine:
                 asynchronous iterator of strings, as a language model's answer arrives: a piece is begun as soon as a
                 sentence or a turn is whole, or at `dia_engine.FLUSH`, whatever there is. A prompt in the form of sound
                 is encoded when the first chunk is asked for; codes (see `load_audio`) cost nothing.
-            chunk_frames: frames a chunk, 512 samples each for the published codec. Each chunk is decoded together with
-                the frames around it that its sound depends on, so that small chunks cost more work. Default: 48, or
+            chunk_frames: frames per chunk, 512 samples each for the published codec. Each is decoded together with the
+                frames around it that its sound depends on, so that small chunks cost more work. Default: 48, or
                 more where a codec depends on so many that this would cost half as much again.
             first_chunk_frames: of the first chunk; from then on chunks double up to chunk_frames, and the last may be
                 smaller. Default: 8, or chunk_frames where that is less.
@@ -605,7 +605,7 @@ def _joined(chunks: list[np.ndarray]) -> np.ndarray:
 
 def _ready(stream: Iterable[tuple[str, Weight]]) -> dict[str, Weight | PackedInt8Weight]:
     """The weights of a stream, each made ready for its device before the next is read."""
-    return {name: fastest(weight) for name, weight in stream}
+    return {name: pack_for_device(weight) for name, weight in stream}
 
 
 def open_codec(

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .capacity import Footprint, codec_bytes, footprint, free_memory, verdict
-from .device import resolve_device, resolve_dtype
+from .devices.device import resolve_device, resolve_dtype
 from .kernels.cpu.variants import description
 from .kernels.quantized import FORMATS
 from .model.config import DiaConfig

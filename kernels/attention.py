@@ -71,7 +71,7 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, length
     per_slot = rows // len(lengths)
     # Query heads that share a key head become query positions: keys and values are then read once, never repeated.
     grouped = query.view(rows, groups, heads // groups, head_dim)
-    # A slot at a time over its own length: its sums do not depend on its neighbours, and nothing needs a mask.
+    # A slot at a time over its own length: its sums do not depend on its neighbors, and nothing needs a mask.
     outputs = [
         F.scaled_dot_product_attention(
             grouped[slot * per_slot : (slot + 1) * per_slot],
@@ -97,7 +97,7 @@ def decode_attention(
     Args:
         query: [R, H, Dh].
         keys, values: [R, G, T, Dh] with G dividing H; query head h reads head h // (H / G).
-        last: [B] int64, the last valid cache position of each slot; R is a multiple of B, neighbours form a slot. Not
+        last: [B] int64, the last valid cache position of each slot; R is a multiple of B, neighbors form a slot. Not
             written by the kernel that is launched just before this one: that one may still run when `last` is read.
         scratch: allocated for at least these sizes.
         out: [R, H * Dh] in the query's dtype, written.

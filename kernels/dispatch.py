@@ -1,7 +1,7 @@
 """Which tensors go to a Triton kernel and which to its torch reference, and how a kernel is launched.
 
 A kernel wrapper asks `uses_triton`, runs the reference if not, and otherwise calls `launch`, which makes a `Launch` and
-runs it. Inside `launches_to(handler, ...)` every wrapper launches, whatever the device, and the handler gets the
+runs it. Inside `intercept_launches(handler, ...)` every wrapper launches, whatever the device, and the handler gets the
 `Launch` instead: to run it in Triton's interpreter on CPU tensors (TRITON_INTERPRET=1), to count it, or to compile it
 for a GPU that is not there.
 """
@@ -86,18 +86,18 @@ class Launch:
         self.kernel[self.grid](**self.arguments, **self.constants, DEPENDENT=self.dependent, **self.options)
 
 
-class _Detour(NamedTuple):
+class _Interception(NamedTuple):
     handler: Callable[[Launch], None]
     architecture: Architecture
 
 
-_detour: ContextVar[_Detour | None] = ContextVar("detour", default=None)
+_detour: ContextVar[_Interception | None] = ContextVar("detour", default=None)
 
 
 @contextmanager
-def launches_to(handler: Callable[[Launch], None], architecture: Architecture) -> Iterator[None]:
+def intercept_launches(handler: Callable[[Launch], None], architecture: Architecture) -> Iterator[None]:
     """Give every launch to `handler`, with the constants chosen for `architecture`, or INTERPRETER."""
-    token = _detour.set(_Detour(handler, architecture))
+    token = _detour.set(_Interception(handler, architecture))
     try:
         yield
     finally:

@@ -18,14 +18,14 @@ from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .cpu.read_back import Product
 from .dequantize import dequantize
 from .dispatch import uses_triton
-from .quantized import QuantWeight, Weight, is_quantized, linear_by_parts, plain
+from .quantized import QuantWeight, Weight, as_dense, is_quantized, linear_by_parts
 
 # Rows of one product in a step. Within these a CPU gives a row the same bits for every even number of rows, measured
 # with torch 2.13, MKL and oneDNN over sizes from 24 to 16384, one and two threads. On an Intel Xeon float32 changes its
 # bits at 4 rows or at 64, depending on the shape, half precision at 64, and all of them for a single row. On an AMD
 # EPYC (Zen 5) float32 changes at 4 rows in every shape, and of half precision only bfloat16, for a single row.
-STEADY_ROWS = {torch.float32: 2}
-STEADY_ROWS_HALF = 32
+BATCH_INVARIANT_ROWS = {torch.float32: 2}
+BATCH_INVARIANT_ROWS_HALF = 32
 
 # Weights of a quantized matrix that a GPU reads back at once: at most 64 MiB of temporary in half precision and 128 MiB
 # in float32. Dia's largest matrix, gate and up, has exactly as many.
@@ -47,7 +47,7 @@ def sequence_linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
     if is_quantized(weight) and weight.device.type == "cpu":
         rows = x.to(weight.dtype).flatten(0, -2)
         return read_back.multiply(rows, weight, F.linear).unflatten(0, x.shape[:-1]).to(weight.dtype)
-    return F.linear(x.to(weight.dtype), plain(weight))
+    return F.linear(x.to(weight.dtype), as_dense(weight))
 
 
 def step_linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
@@ -98,7 +98,7 @@ def multiply_packed(x: torch.Tensor, weight: PackedInt8Weight) -> torch.Tensor:
 
 def multiply_plain(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     """With the whole matrix, and no care for the bits of a row."""
-    return F.linear(x, plain(weight))
+    return F.linear(x, as_dense(weight))
 
 
 def multiply_rows_first(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -121,5 +121,5 @@ def _in_steady_tiles(product: Product, x: torch.Tensor, weight: torch.Tensor) ->
     rows = x.shape[0]
     if rows % 2:
         x = torch.cat((x, x[-1:]))
-    tiles = x.split(STEADY_ROWS.get(x.dtype, STEADY_ROWS_HALF))
+    tiles = x.split(BATCH_INVARIANT_ROWS.get(x.dtype, BATCH_INVARIANT_ROWS_HALF))
     return torch.cat([product(tile, weight) for tile in tiles])[:rows]

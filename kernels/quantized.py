@@ -4,7 +4,7 @@
     NF4    one scale a block of 64 in K:  w = LEVELS[nibble] * absmax
 
 Values and scales are bitsandbytes' own, bit for bit, and so is what `dequantize` gives. Only the place of the nibbles
-is ours: bitsandbytes puts neighbours into one byte, here byte j of a block's 32 holds weight j (low half) and weight
+is ours: bitsandbytes puts neighbors into one byte, here byte j of a block's 32 holds weight j (low half) and weight
 32 + j (high half), so that each half of loaded bytes is a run of weights.
 
 Quantizing needs torch only: the arithmetic is that of bitsandbytes on a CPU, which the tests compare.
@@ -143,7 +143,7 @@ class NF4Weight:
         return result
 
     @classmethod
-    def from_neighbours(
+    def from_neighbors(
         cls, packed: torch.Tensor, absmax: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype
     ) -> "NF4Weight":
         """From bitsandbytes' bytes [N K / 2], in which the high half comes first, and its scales [N K / 64] float32.
@@ -157,7 +157,7 @@ class NF4Weight:
         nibbles = torch.stack((pairs >> 4, pairs & 15), dim=-1).flatten(2)
         return cls(_pack(nibbles), absmax.view(rows, columns // BLOCK), dtype)
 
-    def neighbours(self) -> torch.Tensor:
+    def neighbors(self) -> torch.Tensor:
         """The bytes as bitsandbytes has them, [N K / 2, 1] uint8."""
         nibbles = _unpack(self.packed).unflatten(-1, (-1, 2))
         return (nibbles[..., 0] << 4 | nibbles[..., 1]).view(-1, 1)
@@ -249,7 +249,7 @@ def linear_by_parts(
     return torch.cat([product(x, read(part)) for part in parts], dim=-1)
 
 
-def plain(weight: Weight) -> torch.Tensor:
+def as_dense(weight: Weight) -> torch.Tensor:
     """The matrix itself: a quantized one read back, any other as it is."""
     return weight if isinstance(weight, torch.Tensor) else weight.dequantize()
 

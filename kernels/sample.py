@@ -1,4 +1,4 @@
-"""Guide, filter and draw one token a channel, as nari-labs/dia and transformers define it for Dia.
+"""Guide, filter and draw one token per channel, as nari-labs/dia and transformers define it for Dia.
 
 For each slot and channel, over the V logits of the conditional and the unconditional row:
     guided = cond + cfg_scale * (cond - uncond)       only chooses the top_k ids; what follows uses cond

@@ -1,4 +1,4 @@
-"""From logits to the residual of the next step, one kernel for every slot: guide, filter and draw a token a channel
+"""From logits to the residual of the next step, one kernel for every slot: guide, filter and draw a token per channel
 (`sample`), close the row (`advance`), and embed it: x = sum over the channels c of table[c V + token_c].
 
 A program draws for one slot and channel; the last program of a slot closes the row and embeds it. Nothing is sorted:

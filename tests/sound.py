@@ -6,7 +6,7 @@ import random
 import numpy as np
 
 from dia_engine.codec import Codec, CodecConfig
-from dia_engine.codec.receptive_field import Reach
+from dia_engine.codec.receptive_field import ReceptiveField
 from dia_engine.runtime.chunking import ChunkSchedule, ChunkSizes
 
 TOLERANCE = 1e-5
@@ -42,7 +42,7 @@ def difference(pieces, whole: np.ndarray) -> float:
     return float(np.abs(pieces - whole).max(initial=0.0))
 
 
-def windows_of(sizes: ChunkSizes, around: Reach, arrivals: list[int]):
+def windows_of(sizes: ChunkSizes, around: ReceptiveField, arrivals: list[int]):
     """The windows of a sound whose complete frames grow as in `arrivals`, the last of which is its end."""
     schedule, found = ChunkSchedule(sizes, around), []
     for index, frames in enumerate(arrivals):

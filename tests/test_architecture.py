@@ -12,16 +12,19 @@ PACKAGE = ROOT / "engine"
 # of them may use; the engine and the command line on top of them use all.
 ALLOWED = {
     "kernels": set(),
+    "devices": {"kernels", ""},
     "files": {""},
-    "model": {"kernels", "files", ""},
-    "codec": {"files", ""},
-    "weights": {"kernels", "files", "model", "codec", ""},
-    "runtime": {"kernels", "files", "model", "codec", ""},
+    "model": {"kernels", "devices", "files", ""},
+    "codec": {"devices", "files", ""},
+    "weights": {"kernels", "devices", "files", "model", "codec", ""},
+    "runtime": {"kernels", "devices", "files", "model", "codec", ""},
     "audio": {"files", ""},
-    "longform": {"files", "model", "codec", "runtime", "audio", ""},
+    "longform": {"devices", "files", "model", "codec", "runtime", "audio", ""},
 }
 ON_TOP = {"engine", "batch", "capacity", "cli", "info", "server", "__init__", "__main__"}
 FOLDERS = [
+    "",
+    "batch",
     *(each for each in ALLOWED if each != "kernels"),
     "server",
     *(f"server/{each}" for each in ("audio", "routes", "speech", "voices")),

@@ -338,9 +338,9 @@ sys.exit(main(sys.argv[1:]))
 
 
 def speak_for_long(*arguments, program=("-m", "dia_engine"), **kwargs) -> subprocess.Popen:
-    knobs = ["--model", "synthetic:tiny", "--seed", "2"]  # this seed does not end by itself, but after 3072 steps
+    params = ["--model", "synthetic:tiny", "--seed", "2"]  # this seed does not end by itself, but after 3072 steps
     return subprocess.Popen(
-        [sys.executable, *program, "say", TEXT, *knobs, *map(str, arguments)],
+        [sys.executable, *program, "say", TEXT, *params, *map(str, arguments)],
         stderr=subprocess.PIPE,
         # A test run in the background may be told to ignore Ctrl-C, and so would this process.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

@@ -15,7 +15,7 @@ from dia_engine.weights.source import TALKER_FOLDER
 SAY = ["say", "--model", "talker", "--seed", "1", "-q", "--max-tokens", "8", "-o", "out.wav"]
 SCRIPT = "[S1] Hello."
 NUMBERS = ["", "0", "-1", "nan", "-inf", "1e400", "1e39", "abc", "0x10", "9" * 5000, "1.5", "1e-400", "\u0663", "--"]
-KNOBS = ["--seed", "--max-tokens", "--cfg-scale", "--temperature", "--top-p", "--top-k", "--chunk-frames"]
+PARAMS = ["--seed", "--max-tokens", "--cfg-scale", "--temperature", "--top-p", "--top-k", "--chunk-frames"]
 PLACES = [
     "", "-", ".", "..", "/", "folder", "folder/", "loop", "loop/a.wav", "pipe", "/dev/null", "x" * 300, "a\0b",
     "\udcff", "~nobody-of-this-name/a", "\x1b[31mred", "absent/a.wav", "http://x/y", "a/b/c", "empty",
@@ -46,7 +46,7 @@ COMMANDS = [
 def combinations():
     """About two hundred: every place and number once per option that takes one, thinned out by a fixed choice."""
     chance = random.Random(0)
-    knobs = [[*SAY, SCRIPT, f"{knob}={value}"] for knob in KNOBS for value in NUMBERS]
+    params = [[*SAY, SCRIPT, f"{param}={value}"] for param in PARAMS for value in NUMBERS]
     places = [
         *([*SAY, SCRIPT, f"{option}={place}"] for option in ("--prompt", "--codec", "--model") for place in PLACES),
         *([*SAY, SCRIPT, "-o", f"{place}.png"] for place in PLACES),
@@ -61,7 +61,7 @@ def combinations():
         *([*SAY, SCRIPT, "--prompt", "out.flac", f"--prompt-text={text}"] for text in TEXTS),
         *([*SAY, SCRIPT, f"{option}={text}"] for option in ("--device", "--dtype", "--quant") for text in TEXTS),
     ]
-    return [*COMMANDS, *chance.sample(knobs, 60), *chance.sample(places, 90), *chance.sample(texts, 30)]
+    return [*COMMANDS, *chance.sample(params, 60), *chance.sample(places, 90), *chance.sample(texts, 30)]
 
 
 @pytest.fixture

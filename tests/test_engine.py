@@ -91,27 +91,27 @@ def test_prompt_in_every_form(engine, tmp_path):
     soundfile.write(tmp_path / "tone.wav", tone, rate, subtype="FLOAT")
     soundfile.write(tmp_path / "stereo.flac", np.stack([tone, tone], axis=1), rate, subtype="PCM_24")
     codes = engine.codec.encode(tone, rate)
-    knobs = {"seed": 2, "temperature": 0, "max_tokens": 60}
-    wanted = engine.generate(TEXT, audio_prompt=codes, **knobs)
+    params = {"seed": 2, "temperature": 0, "max_tokens": 60}
+    wanted = engine.generate(TEXT, audio_prompt=codes, **params)
     assert torch.equal(engine.load_audio(tmp_path / "tone.wav"), codes)
     forms = [str(tmp_path / "tone.wav"), tmp_path / "tone.wav", (tone, rate), (np.stack([tone, tone]), rate)]
     for prompt in (*forms, (torch.from_numpy(tone), rate), codes.to(torch.int32), codes.numpy()):
-        assert np.array_equal(engine.generate(TEXT, audio_prompt=prompt, **knobs), wanted)
-    assert np.array_equal(engine.generate(TEXT, audio_prompt_path=forms[0], **knobs), wanted)
+        assert np.array_equal(engine.generate(TEXT, audio_prompt=prompt, **params), wanted)
+    assert np.array_equal(engine.generate(TEXT, audio_prompt_path=forms[0], **params), wanted)
     frames = 60 - 15 - 1 - len(codes)
     assert len(wanted) == frames * engine.codec.hop_length, "the prompt is not part of the sound"
-    assert len(engine.generate(TEXT, audio_prompt=str(tmp_path / "stereo.flac"), **knobs))
-    assert len(engine.generate(TEXT, audio_prompt=(tone, 22_050), **knobs)), "any rate"
+    assert len(engine.generate(TEXT, audio_prompt=str(tmp_path / "stereo.flac"), **params))
+    assert len(engine.generate(TEXT, audio_prompt=(tone, 22_050), **params)), "any rate"
 
 
 def test_transcript_goes_before_the_text(engine_without_codec):
     prompt = torch.randint(1024, (4, 9))
-    knobs = {"audio_prompt": prompt, "seed": 1, **SHORT}
-    joined = engine_without_codec.generate("[S1] What was said. [S2] More.", **knobs)
+    params = {"audio_prompt": prompt, "seed": 1, **SHORT}
+    joined = engine_without_codec.generate("[S1] What was said. [S2] More.", **params)
     assert np.array_equal(
-        engine_without_codec.generate("[S2] More.", audio_prompt_text="[S1] What was said.", **knobs), joined
+        engine_without_codec.generate("[S2] More.", audio_prompt_text="[S1] What was said.", **params), joined
     )
-    assert not np.array_equal(engine_without_codec.generate("[S2] More.", **knobs), joined)
+    assert not np.array_equal(engine_without_codec.generate("[S2] More.", **params), joined)
 
 
 def test_verbose_shows_speed_on_standard_error(engine_without_codec, capsys):
@@ -238,18 +238,18 @@ def test_a_codec_that_does_not_fit_is_refused(engine):
 @pytest.mark.parametrize("mode", ["autocast", "inference_mode", "enable_grad", "float64", "medium"])
 def test_a_callers_modes_change_nothing(mode):
     tone = (0.3 * np.sin(np.arange(4000) * 0.05)).astype(np.float32)
-    knobs = {"seed": 1, "audio_prompt": (tone, 44100), **SHORT}
+    params = {"seed": 1, "audio_prompt": (tone, 44100), **SHORT}
 
     def everything(quant):
         engine = Engine.load("synthetic:tiny", device="cpu", quant=quant)
-        whole = engine.generate(TEXT, **knobs)
+        whole = engine.generate(TEXT, **params)
 
         async def read():
-            return np.concatenate([chunk async for chunk in engine.astream(TEXT, **knobs)])
+            return np.concatenate([chunk async for chunk in engine.astream(TEXT, **params)])
 
         before = torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         chunks = []
-        for chunk in engine.stream(TEXT, chunk_frames=4, **knobs):
+        for chunk in engine.stream(TEXT, chunk_frames=4, **params):
             now = torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
             assert now == before, "the reader's modes are its own between the chunks"
             chunks.append(chunk)

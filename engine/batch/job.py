@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..device import computing
+from ..devices.device import computing
 from ..files.audio import write_audio
 from ..messages import described
 from ..runtime.request import Request, parse_requests

@@ -1,6 +1,6 @@
 """Residual vector quantization: each codebook codes what the ones before it left over.
 
-Always in float32: the search compares near neighbours, and its cost is small beside the convolutions.
+Always in float32: the search compares near neighbors, and its cost is small beside the convolutions.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Codebook(nn.Module):
         self.entries = nn.Embedding.from_pretrained(torch.empty(config.codebook_size, config.codebook_dim))
 
     def prepare(self) -> None:
-        """Normalise the entries, once."""
+        """Normalize the entries, once."""
         directions = F.normalize(self.entries.weight.detach())  # [N, d]
         self.register_buffer("directions", directions, persistent=False)
         self.register_buffer("direction_norms", directions.square().sum(dim=1), persistent=False)  # [N]

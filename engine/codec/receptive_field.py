@@ -15,15 +15,15 @@ from .layers import ResidualUnit, Snake
 
 
 @dataclass(frozen=True)
-class Reach:
+class ReceptiveField:
     """Frames before and after frame t that its samples depend on."""
 
     before: int
     after: int
 
 
-def reach(decoder: Iterable[nn.Module]) -> Reach:
-    """The reach of a frame of `hop` samples, hop being the product of the strides.
+def receptive_field(decoder: Iterable[nn.Module]) -> ReceptiveField:
+    """The receptive field of a frame of `hop` samples, hop being the product of the strides.
 
     Windows of a transposed convolution agree with the whole sample for sample: input j lands on output j x stride +
     tap - padding, so that moving the window by a frame moves its sound by exactly hop samples, for odd strides too.
@@ -32,22 +32,22 @@ def reach(decoder: Iterable[nn.Module]) -> Reach:
         decoder: layers in the order in which the signal meets them, frames in, samples out.
 
     Raises:
-        TypeError: a layer whose reach is not known here.
+        TypeError: a layer whose receptive field is not known here.
     """
     layers = list(decoder)
     hop = math.prod(layer.stride[0] for layer in layers if isinstance(layer, nn.ConvTranspose1d))
     first, last = _heard(layers, 0, hop - 1)
-    return Reach(before=-first, after=last)
+    return ReceptiveField(before=-first, after=last)
 
 
 def _heard(layers: Iterable[nn.Module], first: int, last: int) -> tuple[int, int]:
     """First and last input that outputs `first` to `last` of these layers depend on."""
     for layer in reversed(list(layers)):
-        first, last = _heard_by(layer, first, last)
+        first, last = _input_range(layer, first, last)
     return first, last
 
 
-def _heard_by(layer: nn.Module, first: int, last: int) -> tuple[int, int]:
+def _input_range(layer: nn.Module, first: int, last: int) -> tuple[int, int]:
     if isinstance(layer, nn.Conv1d):  # output i = sum over taps of input i x stride - padding + tap x dilation
         stride, padding = layer.stride[0], _padding(layer)
         return first * stride - padding, last * stride - padding + _span(layer)

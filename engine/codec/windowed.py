@@ -10,11 +10,11 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
-from ..cuda_graph import GraphPool, captured
+from ..devices.cuda_graph import GraphPool, captured
 from .dac import Codec
-from .receptive_field import Reach, reach
+from .receptive_field import ReceptiveField, receptive_field
 
-MOST_GRAPHS = 64  # for callers who ask for chunks of ever other sizes
+MAX_CACHED_GRAPHS = 64  # a caller may ask for any number of chunk sizes
 
 
 class HostCopy:
@@ -41,7 +41,7 @@ class HostCopy:
 class CodeWindows:
     """Windows of codes as they are, for an engine without a codec: a frame depends on no other."""
 
-    reach = Reach(0, 0)
+    receptive_field = ReceptiveField(0, 0)
 
     def __init__(self, device: torch.device):
         # Before the steps in the queue for the GPU: a window is short, and someone waits for its sound.
@@ -90,7 +90,7 @@ class ContextCodes(CodeWindows):
     """Windows of codes for whoever decodes them: each holds what the window of another decoder would."""
 
     def __init__(self, of: CodeWindows):
-        self.reach, self._of = of.reach, of
+        self.receptive_field, self._of = of.receptive_field, of
 
     def on_stream(self) -> AbstractContextManager[object]:
         return self._of.on_stream()
@@ -106,7 +106,7 @@ class SoundWindows(CodeWindows):
     def __init__(self, codec: Codec):
         super().__init__(codec.device)
         self.codec = codec
-        self.reach = reach(codec.decoder)
+        self.receptive_field = receptive_field(codec.decoder)
         self._graphs: dict[int, _Graph] = {}
         self._pool: GraphPool | None = None
 
@@ -115,7 +115,7 @@ class SoundWindows(CodeWindows):
         missing = set(lengths) - set(self._graphs)
         if self._stream is None or not missing:
             return
-        if len(self._graphs) + len(missing) > MOST_GRAPHS:
+        if len(self._graphs) + len(missing) > MAX_CACHED_GRAPHS:
             self._stream.synchronize()  # what runs in the memory that is given up here
             self._graphs = {}  # before the new memory is asked for
             missing = set(lengths)

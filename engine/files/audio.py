@@ -26,7 +26,7 @@ FORMATS = {
     ".ogg": ("OGG", "VORBIS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
-# libsndfile lets some encoders run into undefined behaviour above this rate (Vorbis: a crash of the process).
+# libsndfile lets some encoders run into undefined behavior above this rate (Vorbis: a crash of the process).
 MAX_SAMPLE_RATE = 192_000
 MAX_PEAK = 4.0  # 12 dB over full scale: what resampling and floating-point mixes reach, integers as floats do not
 CANCELLED = 0.1  # 20 dB

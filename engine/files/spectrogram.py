@@ -13,7 +13,7 @@ HEIGHT, COLUMN_SECONDS = 256, 0.005
 DECIBELS = 70.0  # from the loudest down to black
 TOP = 8000.0  # Hz, or half the sample rate where that is less
 # From silent to loud: black, violet, red, yellow, white.
-COLOURS = np.array([(0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191)], dtype=np.float64)
+COLORS = np.array([(0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191)], dtype=np.float64)
 
 
 def check_spectrogram_path(path: str | Path | None) -> None:
@@ -43,7 +43,7 @@ def draw_spectrogram(path: str | Path, sound: np.ndarray, sample_rate: int) -> N
     sound = np.asarray(sound, dtype=np.float64)
     if sound.ndim != 1 or not len(sound):
         raise ValueError(f"sound must be [samples] and not empty, got shape {list(sound.shape)}")
-    write_whole(user_path(path), _png(_coloured(_levels(sound, sample_rate))))
+    write_whole(user_path(path), _png(_colored(_levels(sound, sample_rate))))
 
 
 def _levels(sound: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -58,9 +58,9 @@ def _levels(sound: np.ndarray, sample_rate: int) -> np.ndarray:
     return np.clip(1 + (decibels - decibels.max()) / DECIBELS, 0, 1)
 
 
-def _coloured(levels: np.ndarray) -> np.ndarray:
-    stops = np.linspace(0, 1, len(COLOURS))
-    return np.stack([np.interp(levels, stops, channel) for channel in COLOURS.T], axis=-1).astype(np.uint8)
+def _colored(levels: np.ndarray) -> np.ndarray:
+    stops = np.linspace(0, 1, len(COLORS))
+    return np.stack([np.interp(levels, stops, channel) for channel in COLORS.T], axis=-1).astype(np.uint8)
 
 
 def _png(pixels: np.ndarray) -> bytes:

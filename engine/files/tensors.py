@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..device import DTYPES
+from ..devices.device import DTYPES
 from ..messages import first_line, listed
 from .paths import require_file
 from .torch_file import TensorView, TorchFile

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..audio.stretch import TimeStretch
-from ..codec.receptive_field import Reach
+from ..codec.receptive_field import ReceptiveField
 from ..runtime.chunking import ChunkSchedule, ChunkSizes
 from .options import FADE_SECONDS, SpeechOptions
 
@@ -20,7 +20,7 @@ class Assembler:
     def __init__(
         self,
         decode: Decode,
-        reach: Reach,
+        reach: ReceptiveField,
         sizes: ChunkSizes,
         options: SpeechOptions,
         *,
@@ -29,7 +29,7 @@ class Assembler:
         sample_rate: int | None,
     ):
         """`sample_rate` is None without a codec."""
-        self._decode, self._schedule, self._hop, self.reach = decode, ChunkSchedule(sizes, reach), hop, reach
+        self._decode, self._schedule, self._hop, self.receptive_field = decode, ChunkSchedule(sizes, reach), hop, reach
         self._frames_per_second = frames_per_second
         self._codes: np.ndarray | None = None
         self._dropped = 0  # frames before `_codes`
@@ -73,7 +73,7 @@ class Assembler:
             codes = self._codes[window.start - self._dropped : window.stop - self._dropped]
             last = None if window.ends else window.last - window.start
             chunk = self._finished(self._decode(codes, window.first - window.start, last), window.ends)
-            keep = max(0, window.last - self.reach.before)
+            keep = max(0, window.last - self.receptive_field.before)
             self._codes, self._dropped = self._codes[keep - self._dropped :], keep
             if len(chunk):
                 yield chunk

@@ -12,7 +12,7 @@ from ..longform_settings import LongFormSettings
 from ..model.script import TAGS
 from .turns import Unit, units
 
-SMALLEST = 0.4  # of a piece: a shorter rest joins its neighbour
+SMALLEST = 0.4  # of a piece: a shorter rest joins its neighbor
 
 
 @dataclass(frozen=True)

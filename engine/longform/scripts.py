@@ -11,11 +11,11 @@ import torch
 
 from ..codec import Codec
 from ..codec.windowed import CodeWindows
+from ..devices.precision import full_float32
 from ..longform_settings import LongFormSettings
 from ..messages import shown
 from ..model.config import DiaConfig
 from ..model.tokenizer import encode_text
-from ..precision import full_float32
 from ..runtime.call import PieceResult
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineThread
@@ -169,7 +169,7 @@ class ScriptRunner:
     def _assembler(self, sizes: ChunkSizes, options: SpeechOptions) -> Assembler:
         codec = self._codec
         return Assembler(
-            self._decode, self._windows.reach, sizes, options,
+            self._decode, self._windows.receptive_field, sizes, options,
             hop=codec.hop_length if codec else 1,
             frames_per_second=self._frames_per_second,
             sample_rate=codec.sample_rate if codec else None,

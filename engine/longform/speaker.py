@@ -282,7 +282,7 @@ class ScriptSpeaker:
         """Frames of the first piece while it is made. A chunk begins where the frames wanted by the one before end, and
         holds those that its sound depends on besides."""
         new = codes[self._live - self._next_chunk :]
-        self._next_chunk += len(codes) - self._assembler.reach.after
+        self._next_chunk += len(codes) - self._assembler.receptive_field.after
         self._live += len(new)
         self._assembler.add(new)
         self._emit(ended=False)

@@ -13,7 +13,7 @@ frames.
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from ..codec.receptive_field import Reach
+from ..codec.receptive_field import ReceptiveField
 from ..kernels.advance import RUNNING
 from ..messages import shown
 from ..sampling_params import require_integer
@@ -47,14 +47,13 @@ class ChunkSizes:
         if steady is not None and first is not None and first > steady:
             raise ValueError(f"first_chunk_frames must be at most chunk_frames, {shown(steady)}, got {shown(first)}")
 
-    def with_defaults(self, reach: Reach) -> "ChunkSizes":
+    def with_defaults(self, receptive_field: ReceptiveField) -> "ChunkSizes":
         """Both sizes as numbers, see `frames`."""
-        return ChunkSizes(*self.frames(reach))
+        return ChunkSizes(*self.frames(receptive_field))
 
-    def frames(self, reach: Reach) -> tuple[int, int]:
-        """Both sizes in this order. The defaults keep the work for a codec of this reach within 1.5 times that of the
-        whole."""
-        first, context = self.first_chunk_frames, reach.before + reach.after
+    def frames(self, receptive_field: ReceptiveField) -> tuple[int, int]:
+        """Both sizes in this order. The defaults keep the codec's work within 1.5 times that of the whole."""
+        first, context = self.first_chunk_frames, receptive_field.before + receptive_field.after
         steady = self.chunk_frames or max(DEFAULT_CHUNK_FRAMES, 2 * context, first or 0)
         return steady, first or min(DEFAULT_FIRST_CHUNK_FRAMES, steady)
 
@@ -73,14 +72,14 @@ class Window:
 class ChunkSchedule:
     """The windows of one request, in order."""
 
-    def __init__(self, sizes: ChunkSizes, reach: Reach):
-        self._reach = reach
-        self._steady, self._size = sizes.frames(reach)
+    def __init__(self, sizes: ChunkSizes, receptive_field: ReceptiveField):
+        self._receptive_field = receptive_field
+        self._steady, self._size = sizes.frames(receptive_field)
         self._emitted = 0
 
     def wanted(self) -> int:
         """Complete frames that the next window waits for, unless the end comes before."""
-        return self._emitted + self._size + self._reach.after
+        return self._emitted + self._size + self._receptive_field.after
 
     def next(self, frames: int, ended: bool) -> Window | None:
         """The next window that can be decoded, None if there is none yet or no more.
@@ -93,26 +92,26 @@ class ChunkSchedule:
             return None
         first, last = self._emitted, min(self._emitted + self._size, frames)
         self._emitted, self._size = last, min(2 * self._size, self._steady)
-        stop = min(last + self._reach.after, frames)
-        return Window(max(0, first - self._reach.before), stop, first, last, ends=ended and last == frames)
+        stop = min(last + self._receptive_field.after, frames)
+        return Window(max(0, first - self._receptive_field.before), stop, first, last, ends=ended and last == frames)
 
 
-def full_windows(sizes: ChunkSizes, reach: Reach) -> Iterator[Window]:
+def full_windows(sizes: ChunkSizes, receptive_field: ReceptiveField) -> Iterator[Window]:
     """The windows of a request without end."""
-    schedule = ChunkSchedule(sizes, reach)
+    schedule = ChunkSchedule(sizes, receptive_field)
     while True:
         window = schedule.next(schedule.wanted(), ended=False)
         if window is not None:
             yield window
 
 
-def window_lengths(sizes: ChunkSizes, reach: Reach) -> set[int]:
+def window_lengths(sizes: ChunkSizes, receptive_field: ReceptiveField) -> set[int]:
     """Frames of every window but the last ones of a request."""
     lengths: set[int] = set()
-    steady, _ = sizes.frames(reach)
-    for window in full_windows(sizes, reach):
+    steady, _ = sizes.frames(receptive_field)
+    for window in full_windows(sizes, receptive_field):
         lengths.add(window.stop - window.start)
-        if window.last - window.first == steady and window.first >= reach.before:
+        if window.last - window.first == steady and window.first >= receptive_field.before:
             break
     return lengths
 

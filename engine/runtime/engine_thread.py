@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..precision import full_float32
+from ..devices.precision import full_float32
 from .call import Call
 from .chunking import ChunkSizes
 from .limits import Limits

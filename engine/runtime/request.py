@@ -97,7 +97,7 @@ def parse_requests(
     params = [each.resolve(defaults) for each in _params_per_text(sampling, sampling_params, texts, batch)]
     for index, given in enumerate(seeds):
         with _item_named(index, isinstance(seed, (list, tuple))):
-            seeds[index] = _drawn_seed() if given is None else check_seed(given)
+            seeds[index] = _random_seed() if given is None else check_seed(given)
     requests = []
     capacity = max_rows or config.decoder.max_position_embeddings
     for index, (script, transcript, prompt) in enumerate(zip(texts, transcripts, prompts, strict=True)):
@@ -175,6 +175,6 @@ def _item_named(index: int, batch: bool) -> Iterator[None]:
         raise kind(f"item {index}: {error}") from error
 
 
-def _drawn_seed() -> int:
+def _random_seed() -> int:
     """A seed from torch's global generator, so that torch.manual_seed makes unseeded calls repeatable."""
     return int(torch.randint(MAX_SEED, (), device="cpu"))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..cuda_graph import captured
+from ..devices.cuda_graph import captured
 from ..kernels.advance import RUNNING
 from ..model.delay import playable_codes
 from ..model.dia import DiaModel, decoder_weights

@@ -135,9 +135,9 @@ class Scheduler:
     def add(self, request: Request, index: int, call: Call, sizes: ChunkSizes) -> Sequence:
         """Put a request at the end of the queue."""
         if call.streaming:
-            self.decoder.prepare(window_lengths(sizes, self.decoder.reach))
+            self.decoder.prepare(window_lengths(sizes, self.decoder.receptive_field))
         decoder = self._codes if call.wants_codes else self.decoder
-        sequence = Sequence(request, index, call, ChunkSchedule(sizes, decoder.reach), decoder)
+        sequence = Sequence(request, index, call, ChunkSchedule(sizes, decoder.receptive_field), decoder)
         self.waiting.append(sequence)
         return sequence
 
@@ -271,9 +271,9 @@ class Scheduler:
         launch, statuses = self.runner.read_status()
         for slot, sequence in list(self.running.items()):
             if launch >= sequence.first_launch:
-                self._look_at(sequence, statuses[slot])
+                self._update(sequence, statuses[slot])
 
-    def _look_at(self, sequence: Sequence, status: SlotStatus) -> None:
+    def _update(self, sequence: Sequence, status: SlotStatus) -> None:
         """Queue the windows that are complete; a stopped slot is free from the next launch on."""
         if status.broken:
             self._fail(sequence, self.runner.non_finite_error(status.position + 1))

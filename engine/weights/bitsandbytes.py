@@ -5,7 +5,7 @@
            NAME.weight.quant_state.bitsandbytes__nf4; with double quantization absmax is 8-bit itself, by the tables
            NAME.weight.nested_absmax and NAME.weight.nested_quant_map
 
-`StoredWeights` shows each as one tensor. Ours are written in the same way.
+`BnbCheckpoint` shows each as one tensor. Ours are written in the same way.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..device import DTYPES
+from ..devices.device import DTYPES
 from ..files.tensors import Checkpoint, Header
 from ..kernels.quantized import BLOCK, LEVELS, Int8Weight, NF4Weight, Weight, levels_on
 from ..messages import first_line, shown
@@ -27,7 +27,7 @@ _MAX_STATE_BYTES = 4096
 _BY_ROWS = 0
 
 
-class StoredWeights:
+class BnbCheckpoint:
     """The tensors of a checkpoint by name. The dtype in the header of a quantized one is the name of its format.
 
     Raises:
@@ -125,7 +125,7 @@ class StoredWeights:
         shape, absmax = self.headers[name].shape, self._absmax(name)
         packed = self._copy(name).flatten().view(torch.uint8)
         if shape[1] % BLOCK == 0:
-            return NF4Weight.from_neighbours(packed, absmax, shape, dtype)
+            return NF4Weight.from_neighbors(packed, absmax, shape, dtype)
         nibbles = torch.stack((packed >> 4, packed & 15), dim=-1).flatten()[: math.prod(shape)]
         values = levels_on("cpu")[nibbles.int()]
         return (values * absmax.repeat_interleave(BLOCK)[: len(values)]).view(shape)
@@ -181,7 +181,7 @@ class _NF4State(NamedTuple):
         return cls((shape[0], shape[1]), state["blocksize"], nested, float(offset))
 
 
-def as_stored(weights: Mapping[str, Weight]) -> dict[str, torch.Tensor]:
+def to_bnb_tensors(weights: Mapping[str, Weight]) -> dict[str, torch.Tensor]:
     """The tensors that a file holds for these weights; names of quantized ones end in `.weight`."""
     tensors = {}
     for name, weight in weights.items():
@@ -192,7 +192,7 @@ def as_stored(weights: Mapping[str, Weight]) -> dict[str, torch.Tensor]:
         elif isinstance(weight, NF4Weight):
             state = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": _dtype_name(weight), "shape": list(weight.shape)}
             text = json.dumps(state).encode()
-            tensors[name], tensors[f"{name}.absmax"] = weight.neighbours(), weight.absmax.flatten()
+            tensors[name], tensors[f"{name}.absmax"] = weight.neighbors(), weight.absmax.flatten()
             tensors[f"{name}.quant_map"] = levels_on("cpu")
             tensors[f"{name}{_STATE}nf4"] = torch.tensor(list(text), dtype=torch.uint8, device="cpu")
         else:

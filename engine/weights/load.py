@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ..device import DTYPES
+from ..devices.device import DTYPES
 from ..files.tensors import Checkpoint, require_finite, require_fit
-from ..kernels.quantized import FORMATS, QuantWeight, Weight, plain
+from ..kernels.quantized import FORMATS, QuantWeight, Weight, as_dense
 from ..messages import listed
 from ..model.config import DiaConfig
 from ..model.dia import parameter_shapes
-from .bitsandbytes import StoredWeights
+from .bitsandbytes import BnbCheckpoint
 from .layouts import IGNORED_NAMES, NARI, TRANSFORMERS, Layout, Piece, tensor_table
 from .recipes import Recipe, chosen_formats, is_matrix
 
@@ -76,7 +76,7 @@ class DiaCheckpoint:
                 all of them are listed, before any data is read.
         """
         self._config, self._count = config, len(files)
-        self._stored = StoredWeights(Checkpoint(files))
+        self._stored = BnbCheckpoint(Checkpoint(files))
         self.layout, self._table = _fitting_layout(self._stored, config)
         formats = {name: _format(self._stored, pieces) for name, pieces in self._table.items() if is_matrix(name)}
         self.formats = {name: format for name, format in formats.items() if format}
@@ -143,7 +143,7 @@ def check_formats(title: str, stored: Mapping[str, str], wanted: Mapping[str, st
         )
 
 
-def _format(checkpoint: StoredWeights, pieces: list[Piece]) -> str | None:
+def _format(checkpoint: BnbCheckpoint, pieces: list[Piece]) -> str | None:
     """The one format in which all pieces are stored and can stay, or None."""
     headers = [checkpoint.headers[piece.name] for piece in pieces]
     (kind, *others) = {header.dtype for header in headers}
@@ -153,7 +153,7 @@ def _format(checkpoint: StoredWeights, pieces: list[Piece]) -> str | None:
 
 
 def _joined(
-    checkpoint: StoredWeights,
+    checkpoint: BnbCheckpoint,
     pieces: list[Piece],
     kind: type[QuantWeight],
     dtype: torch.dtype,
@@ -166,7 +166,7 @@ def _joined(
 
 
 def _quantized(
-    checkpoint: StoredWeights,
+    checkpoint: BnbCheckpoint,
     pieces: list[Piece],
     kind: type[QuantWeight],
     dtype: torch.dtype,
@@ -175,16 +175,16 @@ def _quantized(
     """Piece by piece: the whole matrix is never held before it is quantized."""
     parts: list[Any] = []  # of this kind
     for piece in pieces:
-        stored = plain(checkpoint.read(piece.name, torch.float32)).to(device)
+        stored = as_dense(checkpoint.read(piece.name, torch.float32)).to(device)
         parts.append(kind.quantize(piece.as_rows(stored).contiguous(), dtype))
         del stored  # before the next is read
         _check_numbers(checkpoint, [piece], parts[-1].absmax, dtype)
     return parts[0] if len(parts) == 1 else kind.join(parts, device)
 
 
-def _assembled(checkpoint: StoredWeights, pieces: list[Piece], target: torch.Tensor) -> torch.Tensor:
+def _assembled(checkpoint: BnbCheckpoint, pieces: list[Piece], target: torch.Tensor) -> torch.Tensor:
     for piece, rows in zip(pieces, target.split([piece.rows for piece in pieces]), strict=True):
-        _fill(rows, piece, plain(checkpoint.read(piece.name, target.dtype)))
+        _fill(rows, piece, as_dense(checkpoint.read(piece.name, target.dtype)))
     _check_numbers(checkpoint, pieces, target, target.dtype)
     return target
 
@@ -196,7 +196,7 @@ def _fill(rows: torch.Tensor, piece: Piece, stored: torch.Tensor) -> None:
     rows.copy_(piece.as_rows(stored))
 
 
-def _check_numbers(checkpoint: StoredWeights, pieces: list[Piece], numbers: torch.Tensor, dtype: torch.dtype) -> None:
+def _check_numbers(checkpoint: BnbCheckpoint, pieces: list[Piece], numbers: torch.Tensor, dtype: torch.dtype) -> None:
     """Check weights that were made of these pieces, or the largest values of their blocks.
 
     Raises:
@@ -207,12 +207,12 @@ def _check_numbers(checkpoint: StoredWeights, pieces: list[Piece], numbers: torc
     if math.isfinite(least) and math.isfinite(greatest) and not (dtype == torch.float16 and largest > MAX_FLOAT16):
         return
     for piece in pieces:
-        require_finite(piece.name, plain(checkpoint.read(piece.name, torch.float32)), checkpoint.title)
+        require_finite(piece.name, as_dense(checkpoint.read(piece.name, torch.float32)), checkpoint.title)
     names, what = " and ".join(piece.name for piece in pieces), str(dtype).removeprefix("torch.")
     raise ValueError(f"{checkpoint.title}: {what} cannot hold the numbers of {names}; use bfloat16 or float32")
 
 
-def _fitting_layout(checkpoint: StoredWeights, config: DiaConfig) -> tuple[Layout, Table]:
+def _fitting_layout(checkpoint: BnbCheckpoint, config: DiaConfig) -> tuple[Layout, Table]:
     """The layout that the checkpoint's names belong to and its table, once every tensor is known to fit."""
     layout, prefix, table = _matching_layout(checkpoint, config)
     ignored = {prefix + name for name in IGNORED_NAMES}
@@ -228,7 +228,7 @@ def _fitting_layout(checkpoint: StoredWeights, config: DiaConfig) -> tuple[Layou
     return layout, table
 
 
-def _matching_layout(checkpoint: StoredWeights, config: DiaConfig) -> tuple[Layout, str, Table]:
+def _matching_layout(checkpoint: BnbCheckpoint, config: DiaConfig) -> tuple[Layout, str, Table]:
     """The layout and the prefix before its names that give most names in common, and the table under that prefix."""
     found = checkpoint.headers.keys()
     candidates = [

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..device import resolve_dtype
+from ..devices.device import resolve_dtype
 from ..files.hub import CONFIG, SAFETENSORS, SAFETENSORS_INDEX
 from ..files.new_folder import check_new_folder, new_folder
 from ..files.tensors import Header, require_fit
@@ -18,7 +18,7 @@ from ..kernels.quantized import FORMATS, Weight
 from ..messages import first_line
 from ..model.config import DiaConfig
 from ..model.dia import parameter_shapes
-from .bitsandbytes import as_stored
+from .bitsandbytes import to_bnb_tensors
 from .layouts import TRANSFORMERS, tensor_table
 from .recipes import checked_recipe
 from .source import resolve_model
@@ -108,7 +108,7 @@ def _write_model(
     quantized: Mapping[str, object] | None,
     max_shard_bytes: int,
 ) -> None:
-    stored = as_stored(transformers_tensors(weights, config))
+    stored = to_bnb_tensors(transformers_tensors(weights, config))
     tensors = {name: tensor.contiguous() for name, tensor in stored.items()}
     description = {"torch_dtype": str(weights["decoder.head.weight"].dtype).removeprefix("torch.")}
     content: dict[str, object] = {**config.to_dict(), **description}

@@ -75,7 +75,7 @@ class PackedInt8Weight:
 LinearWeight = Weight | PackedInt8Weight  # what a projection is given
 
 
-def fastest(weight: Weight) -> LinearWeight:
+def pack_for_device(weight: Weight) -> LinearWeight:
     """The weight in the form that its device multiplies fastest."""
     if isinstance(weight, torch.Tensor) or weight.device.type != "cpu" or is_compiled(weight):
         return weight

@@ -47,7 +47,7 @@ def test_each_file_is_what_generate_gives_alone(tmp_path, capsys):
     asked = [
         {"id": "plain", "text": TEXT, "seed": 5},
         {
-            "id": "knobs",
+            "id": "params",
             "text": "[S2] Other.",
             "seed": 6,
             "temperature": 0.8,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dia_engine.codec import Codec, CodecConfig, windowed
-from dia_engine.codec.receptive_field import Reach, reach
+from dia_engine.codec.receptive_field import ReceptiveField, receptive_field
 from dia_engine.codec.windowed import CodeWindows, HostCopy, SoundWindows, widened
 from dia_engine.runtime.chunking import ChunkSizes
 from tests.sound import TOLERANCE, difference, random_codec, small_codec, windows_of
@@ -43,13 +43,15 @@ def test_a_copy_to_the_host_is_ready_with_the_event_behind_it(monkeypatch):
 
 
 def test_reach_of_the_published_codec():
-    assert reach(Codec.from_config(replace(CodecConfig(), decoder_hidden_size=16)).decoder) == Reach(10, 10)
+    assert receptive_field(Codec.from_config(replace(CodecConfig(), decoder_hidden_size=16)).decoder) == ReceptiveField(
+        10, 10
+    )
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_reach_is_what_the_sound_depends_on_and_no_more(seed):
     codec = random_codec(random.Random(seed))
-    found, hop = reach(codec.decoder), codec.hop_length
+    found, hop = receptive_field(codec.decoder), codec.hop_length
     frames = found.before + found.after + 3
     latent = torch.randn(1, codec.config.hidden_size, frames, requires_grad=True)
     with torch.enable_grad():
@@ -63,7 +65,7 @@ def test_reach_is_what_the_sound_depends_on_and_no_more(seed):
 
 def test_an_unknown_layer_is_refused():
     with pytest.raises(TypeError, match="how far a LSTM reaches"):
-        reach([nn.Conv1d(3, 3, 3), nn.LSTM(3, 3)])
+        receptive_field([nn.Conv1d(3, 3, 3), nn.LSTM(3, 3)])
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -82,7 +84,7 @@ def test_any_windows_of_any_codec_are_the_whole(seed):
 def decoded(windows: SoundWindows, codes: torch.Tensor, sizes: ChunkSizes, earlier=lambda start: start):
     """The sound of codes, window by window as they become complete."""
     pieces = []
-    for window in windows_of(sizes, windows.reach, [*range(len(codes)), len(codes)]):
+    for window in windows_of(sizes, windows.receptive_field, [*range(len(codes)), len(codes)]):
         start = earlier(window.start)
         last = None if window.ends else window.last - start
         pieces.append(windows.decode(codes[start : window.stop], window.first - start, last).wait().cpu().numpy())

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from dia_engine.kernels.dispatch import Launch, launches_to
+from dia_engine.kernels.dispatch import Launch, intercept_launches
 from dia_engine.kernels.norm import Residual, headroom
 from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig
 from dia_engine.model.dia import parameter_shapes
@@ -34,7 +34,7 @@ dtypes = pytest.mark.parametrize(
 
 def kernels():
     """Where the wrappers launch: on a GPU everywhere, on a CPU in here, interpreted or emulated."""
-    return contextlib.nullcontext() if ON_GPU else launches_to(run_launch, EMULATED)
+    return contextlib.nullcontext() if ON_GPU else intercept_launches(run_launch, EMULATED)
 
 
 def randn(*shape, dtype=torch.float32, scale=1.0):

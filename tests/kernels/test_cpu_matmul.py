@@ -16,7 +16,7 @@ from dia_engine.kernels.cpu import matmul as product
 from dia_engine.kernels.cpu import variants
 from dia_engine.kernels.cpu.limbs import digits_of, write_digits
 from dia_engine.kernels.cpu.matmul import is_compiled, multiply, multiply_sequence, read
-from dia_engine.kernels.cpu.onednn import PackedInt8Weight, fastest
+from dia_engine.kernels.cpu.onednn import PackedInt8Weight, pack_for_device
 from dia_engine.kernels.cpu.structures import WIDEST
 from dia_engine.kernels.cpu.variants import VARIANTS
 from dia_engine.kernels.linear import sequence_linear, step_linear
@@ -178,9 +178,9 @@ def test_not_a_number_stays_one(any_build, value, dtype):
 @compiled
 def test_a_program_may_have_other_defaults():
     """The compiled code is given addresses: what lies there must not follow torch.set_default_dtype or _device."""
-    knobs = {"max_tokens": 40, "seed": 1}
+    params = {"max_tokens": 40, "seed": 1}
     for quant in FORMATS:
-        expected = Engine.load("synthetic:tiny", quant=quant, device="cpu").generate("[S1] A.", **knobs)
+        expected = Engine.load("synthetic:tiny", quant=quant, device="cpu").generate("[S1] A.", **params)
         for change in (
             lambda: torch.set_default_dtype(torch.float64),
             lambda: torch.set_default_dtype(torch.bfloat16),
@@ -189,7 +189,7 @@ def test_a_program_may_have_other_defaults():
             try:
                 change()
                 engine = Engine.load("synthetic:tiny", quant=quant, device="cpu")
-                found = engine.generate("[S1] A.", **knobs)
+                found = engine.generate("[S1] A.", **params)
             finally:
                 torch.set_default_dtype(torch.float32)
                 torch.set_default_device(None)
@@ -237,7 +237,7 @@ def test_without_a_compiler_torch_multiplies(no_compiler):
     x = torch.randn(4, 64)
     for format in FORMATS:
         weight = quantized(format, 32, 64)
-        held = fastest(weight)
+        held = pack_for_device(weight)
         assert not is_compiled(weight) and isinstance(held, (PackedInt8Weight, Int8Weight, NF4Weight))
         torch.testing.assert_close(step_linear(x, held), x @ weight.dequantize().t(), rtol=1e-4, atol=1e-5)
 

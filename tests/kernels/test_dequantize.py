@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from dia_engine.kernels.dequantize import dequantize
-from dia_engine.kernels.dispatch import launches_to
+from dia_engine.kernels.dispatch import intercept_launches
 from dia_engine.kernels.linear import READ_BACK, sequence_linear
 from dia_engine.kernels.quantized import Int8Weight, NF4Weight
 from tests.kernels.helpers import (
@@ -38,7 +38,7 @@ def test_a_projection_is_one_launch_and_a_large_one_has_bounded_pieces(kind):
     for rows, pieces in ((READ_BACK // columns, 1), (READ_BACK // columns + 5, 2)):
         launches.clear()
         weight = kind.empty(rows, columns, torch.bfloat16, "meta")
-        with launches_to(launches.append, 90):
+        with intercept_launches(launches.append, 90):
             y = sequence_linear(torch.empty(3, columns, dtype=torch.bfloat16, device="meta"), weight)
         assert y.shape == (3, rows) and len(launches) == pieces
         assert all(launch.arguments["out_ptr"].numel() <= READ_BACK for launch in launches)

@@ -13,8 +13,8 @@ from dia_engine.kernels import dispatch
 from dia_engine.kernels.dispatch import (
     INTERPRETER,
     disable_dependent_launches,
+    intercept_launches,
     launches_are_dependent,
-    launches_to,
     takes_ptx,
 )
 
@@ -63,7 +63,7 @@ def test_without_a_triton_that_will_do_kernels_are_defined_and_a_launch_says_wha
     program = (
         f"import sys, types, torch\n{faked}\nimport dia_engine.model.dia\nfrom dia_engine.kernels import dispatch\n"
         "assert not dispatch.uses_triton(torch.zeros(1))\n"
-        "with dispatch.launches_to(print, 90):\n"
+        "with dispatch.intercept_launches(print, 90):\n"
         "    try: dispatch.uses_triton(torch.zeros(1))\n"
         "    except RuntimeError as error: print(error)\n"
     )
@@ -91,7 +91,7 @@ def test_what_a_gpu_is_compiled_for(monkeypatch, capability, amd, expected, ptx,
 
 
 def test_the_interpreter_takes_no_ptx_and_launches_one_after_the_other():
-    with launches_to(print, INTERPRETER):
+    with intercept_launches(print, INTERPRETER):
         assert not takes_ptx(torch.device("cpu")) and not launches_are_dependent(torch.device("cpu"))
 
 

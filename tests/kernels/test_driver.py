@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dia_engine.device import resolve_device
+from dia_engine.devices.device import resolve_device
 from dia_engine.kernels.driver import load_driver
 
 triton = pytest.importorskip("triton")

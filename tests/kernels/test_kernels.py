@@ -21,7 +21,7 @@ import triton
 from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
 from dia_engine.kernels import sample_and_advance as next_row
 from dia_engine.kernels.attention import AttentionScratch
-from dia_engine.kernels.dispatch import HOPPER, launches_to, tl
+from dia_engine.kernels.dispatch import HOPPER, intercept_launches, tl
 from dia_engine.kernels.norm import Residual
 from dia_engine.kernels.philox import philox
 from dia_engine.kernels.rope import rope_table
@@ -454,7 +454,7 @@ def recorded(config, slots, dtype=torch.bfloat16, architecture=HOPPER):
     model = DiaModel(config, {name: torch.empty(shape, dtype=kinds[name], device="meta") for name, shape in shapes})
     state = DecodeState.allocate(config, slots, 64, 32, dtype, "meta")
     launches, operations = [], _Operations()
-    with launches_to(launches.append, architecture), operations:
+    with intercept_launches(launches.append, architecture), operations:
         model.step(state)
     return launches, operations
 

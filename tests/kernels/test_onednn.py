@@ -5,7 +5,7 @@ import torch
 
 from dia_engine.kernels import linear
 from dia_engine.kernels.cpu import onednn
-from dia_engine.kernels.cpu.onednn import PackedInt8Weight, fastest, multiplies_int8
+from dia_engine.kernels.cpu.onednn import PackedInt8Weight, multiplies_int8, pack_for_device
 from dia_engine.kernels.linear import sequence_linear, step_linear
 from dia_engine.kernels.quantized import Int8Weight
 
@@ -74,9 +74,9 @@ def test_a_row_has_the_same_bits_in_any_batch(outputs, inputs, dtype, threads):
 def test_where_int8_cannot_be_multiplied_the_reference_is_used(monkeypatch):
     weight = int8_matrix(32, 64)
     monkeypatch.setattr(onednn, "is_compiled", lambda weight: False)
-    assert isinstance(fastest(weight), PackedInt8Weight)
+    assert isinstance(pack_for_device(weight), PackedInt8Weight)
     monkeypatch.setattr(onednn, "multiplies_int8", lambda: False)
-    assert fastest(weight) is weight
+    assert pack_for_device(weight) is weight
     monkeypatch.setattr(linear, "is_compiled", lambda weight: False)
     x = torch.randn(4, 64)
     torch.testing.assert_close(step_linear(x, weight), x @ weight.dequantize().t())
@@ -121,6 +121,6 @@ def test_a_weight_that_is_read_back_is_told_once(monkeypatch, caplog):
     monkeypatch.setattr(onednn, "multiplies_int8", lambda: False)
     onednn._warn_of_reading_back.cache_clear()
     weight = int8_matrix(32, 64)
-    assert fastest(weight) is weight and fastest(weight) is weight
+    assert pack_for_device(weight) is weight and pack_for_device(weight) is weight
     (record,) = caplog.records
     assert "int8 saves memory and not time" in record.getMessage()

@@ -51,9 +51,9 @@ def test_nf4_is_bitsandbytes(bitsandbytes, rows, columns, dtype):
     source = matrix(rows, columns, dtype)
     ours = NF4Weight.quantize(source, dtype)
     packed, state = bitsandbytes.quantize_4bit(source, blocksize=64, quant_type="nf4")
-    assert torch.equal(ours.neighbours(), packed)
+    assert torch.equal(ours.neighbors(), packed)
     assert torch.equal(ours.absmax.flatten(), state.absmax)
-    repacked = NF4Weight.from_neighbours(packed, state.absmax, source.shape, dtype)
+    repacked = NF4Weight.from_neighbors(packed, state.absmax, source.shape, dtype)
     assert torch.equal(repacked.packed, ours.packed) and torch.equal(repacked.absmax, ours.absmax)
     for wanted in DTYPES:
         state.dtype = wanted

@@ -26,10 +26,10 @@ def parameters(cfg_scale=3.0, temperature=1.2, top_p=0.95, top_k=45, slots=1):
 def test_recorded_probabilities(case):
     tensors = load_file(GOLDEN / "cases.safetensors")
     cond, uncond, wanted = (tensors[f"sampling.{case['index']}.{part}"] for part in ("cond", "uncond", "probs"))
-    knobs = parameters(
+    params = parameters(
         case["cfg_scale"], case["temperature"], case["top_p"], case["cfg_filter_top_k"] or cond.shape[-1]
     )
-    found = filter_probabilities(torch.stack((uncond, cond)).float(), *knobs, eos=1024)[0]
+    found = filter_probabilities(torch.stack((uncond, cond)).float(), *params, eos=1024)[0]
     assert torch.equal(found > 0, wanted > 0)
     assert (found - wanted).abs().max() < 1e-6
 
@@ -70,9 +70,9 @@ def test_rules_on_random_logits(seed):
         logits = logits.round()
     if seed % 4 == 0:
         logits[:, 0, eos] = 30.0
-    knobs = (pick(0.0, 1.0, 3.0, -2.0), pick(0.0, 0.3, 1.2), pick(0.05, 0.5, 0.95, 1.0), pick(1, 2, 5, vocab))
-    found = filter_probabilities(logits, *parameters(*knobs), eos=eos)[0]
-    wanted = rules_in_a_loop(*logits, *knobs, eos)
+    params = (pick(0.0, 1.0, 3.0, -2.0), pick(0.0, 0.3, 1.2), pick(0.05, 0.5, 0.95, 1.0), pick(1, 2, 5, vocab))
+    found = filter_probabilities(logits, *parameters(*params), eos=eos)[0]
+    wanted = rules_in_a_loop(*logits, *params, eos)
     assert torch.equal(found > 0, wanted > 0)
     assert (found - wanted).abs().max() < 1e-6
 
@@ -81,8 +81,8 @@ def test_each_slot_has_its_own_knobs():
     logits = torch.randn(8, 3, 21)
     slots = [(3.0, 1.2, 0.95, 5), (0.0, 0.0, 1.0, 21), (1.0, 0.5, 0.4, 1), (2.0, 2.0, 1.0, 9)]
     together = filter_probabilities(logits, *(torch.tensor(column) for column in zip(*slots, strict=True)), eos=18)
-    for slot, knobs in enumerate(slots):
-        alone = filter_probabilities(logits[2 * slot : 2 * slot + 2], *parameters(*knobs), eos=18)
+    for slot, params in enumerate(slots):
+        alone = filter_probabilities(logits[2 * slot : 2 * slot + 2], *parameters(*params), eos=18)
         assert torch.equal(together[slot], alone[0])
 
 
@@ -97,8 +97,8 @@ def test_nothing_left_gives_id_zero():
 def test_draws_follow_the_probabilities():
     slots = 4000
     logits = torch.randn(2, 3, 12).repeat(slots, 1, 1)
-    knobs = parameters(top_k=6, slots=slots)
-    draws = sample_tokens(logits, *knobs, seed=torch.arange(slots), row=torch.full((slots,), 5), eos=11)
+    params = parameters(top_k=6, slots=slots)
+    draws = sample_tokens(logits, *params, seed=torch.arange(slots), row=torch.full((slots,), 5), eos=11)
     wanted = filter_probabilities(logits[:2], *parameters(top_k=6), eos=11)[0]
     frequency = torch.stack([(draws == token).float().mean(dim=0) for token in range(12)], dim=1)
     assert not frequency[wanted == 0].any()
@@ -108,10 +108,10 @@ def test_draws_follow_the_probabilities():
 
 def test_draws_depend_on_seed_row_and_channel_only():
     logits = torch.zeros(2, 9, 1028)
-    knobs = parameters(top_k=1028, top_p=1.0, slots=1)
+    params = parameters(top_k=1028, top_p=1.0, slots=1)
 
     def draw(seed, row):
-        return sample_tokens(logits, *knobs, seed=torch.tensor([seed]), row=torch.tensor([row]), eos=1024)[0].tolist()
+        return sample_tokens(logits, *params, seed=torch.tensor([seed]), row=torch.tensor([row]), eos=1024)[0].tolist()
 
     assert draw(7, 3) == draw(7, 3)
     different = [draw(7, 3), draw(7, 4), draw(8, 3), draw(7 + 2**32, 3), draw(2**62, 3)]

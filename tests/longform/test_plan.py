@@ -15,7 +15,7 @@ TALKER = LongFormSettings(good_bytes=128, piece_bytes=65, anchor_bytes=65)
 DIALOGUE = "[S1] Can you count very well? [S2] Yes, my little robot. " * 10
 
 
-def plain(script: str) -> str:
+def as_dense(script: str) -> str:
     """Without tags of speakers who go on, and white space."""
     parts, last = [], None
     for part in re.split(r"(\[S[12]\])", script):
@@ -33,7 +33,7 @@ def plain(script: str) -> str:
 
 
 def check(plan: Plan, script: str, limits: LongFormSettings) -> None:
-    assert plain(" ".join(piece.text for piece in plan.pieces)) == plain(script)
+    assert as_dense(" ".join(piece.text for piece in plan.pieces)) == as_dense(script)
     for index, piece in enumerate(plan.pieces):
         assert piece.text.strip() and all(anchor < index for anchor in piece.anchor_pieces)
         assert size_of(piece.text) == piece.size <= 1.5 * limits.piece_bytes + 8

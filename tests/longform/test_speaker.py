@@ -91,7 +91,9 @@ def test_a_cut_end_is_told_and_trimmed(talker):
     trimmed = talker.generate(SHORT, trim_cut_end=True, details=True, **params)
     delay = talker.config.max_delay
     assert np.array_equal(trimmed.codes, kept.codes) and len(trimmed.audio) == 512 * (kept.frames - delay)
-    same = len(trimmed.audio) - 512 * talker.windows.reach.after  # from there the sound depends on what was dropped
+    same = (
+        len(trimmed.audio) - 512 * talker.windows.receptive_field.after
+    )  # from there the sound depends on what was dropped
     assert np.abs(trimmed.audio[:same] - kept.audio[:same]).max() < 1e-5
     assert abs(trimmed.audio[-1]) < 1e-3
     streamed = np.concatenate(list(talker.stream(SHORT, trim_cut_end=True, **params)))

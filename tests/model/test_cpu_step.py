@@ -33,11 +33,11 @@ def model(request):
         return DiaModel(CONFIG, random_weights(CONFIG, dtype=request.param, device="cpu"))
 
 
-def request_of(index: int, **knobs) -> Request:
+def request_of(index: int, **params) -> Request:
     generator = torch.Generator().manual_seed(index)
     text = torch.randint(1, 250, (9 + 31 * index,), generator=generator)
     prompt = torch.randint(1024, (5 + 130 * index, 9), generator=generator)
-    return Request(text, prompt, ResolvedSamplingParams(max_tokens=400, **knobs), seed=index)
+    return Request(text, prompt, ResolvedSamplingParams(max_tokens=400, **params), seed=index)
 
 
 @pytest.fixture
@@ -116,8 +116,8 @@ def test_what_the_normed_residual_is_projected_to(model, state):
 @pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
 def test_the_next_row(model, top_k, temperature, top_p):
     """As many draws as the cases have channels and slots."""
-    knobs = {"cfg_filter_top_k": top_k, "temperature": temperature, "top_p": top_p}
-    found, expected = (start_batch(model, [request_of(index, **knobs) for index in range(2)]) for _ in range(2))
+    params = {"cfg_filter_top_k": top_k, "temperature": temperature, "top_p": top_p}
+    found, expected = (start_batch(model, [request_of(index, **params) for index in range(2)]) for _ in range(2))
     weights = model.embedding, model.layers[0].self_norm.weight
     for step in range(20):
         logits = 4 * torch.randn(found.buffers.logits.shape)
@@ -134,8 +134,8 @@ def test_the_next_row(model, top_k, temperature, top_p):
 
 
 def test_no_end_before_its_first_row(model):
-    knobs = {"temperature": 0.0, "cfg_filter_top_k": 1, "min_tokens": 3}
-    found, expected = (start_batch(model, [request_of(index, **knobs) for index in range(2)]) for _ in range(2))
+    params = {"temperature": 0.0, "cfg_filter_top_k": 1, "min_tokens": 3}
+    found, expected = (start_batch(model, [request_of(index, **params) for index in range(2)]) for _ in range(2))
     for step in range(5):
         logits = torch.randn(found.buffers.logits.shape)
         logits[:, 0, CONFIG.eos_token_id] = 30

@@ -28,8 +28,8 @@ def test_codes(engine, case):
     if prompts and isinstance(case["text"], str):
         prompts = prompts[0]
     names = ("temperature", "max_tokens", "cfg_scale", "cfg_filter_top_k")
-    knobs = {name: case[name] for name in names if name in case}
-    found = engine.generate(case["text"], audio_prompt=prompts, **knobs)
+    params = {name: case[name] for name in names if name in case}
+    found = engine.generate(case["text"], audio_prompt=prompts, **params)
     found = found if isinstance(found, list) else [found]
     assert [len(codes) for codes in found] == case["lengths"]
     for item, codes in enumerate(found):

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from dia_engine.kernels.dispatch import launches_to
+from dia_engine.kernels.dispatch import intercept_launches
 from dia_engine.kernels.quantized import FORMATS
 from dia_engine.model.config import DiaConfig
 from dia_engine.model.dia import DiaModel, parameter_shapes
@@ -48,7 +48,7 @@ def counted(quant: str | None, prompt: int, monkeypatch) -> tuple[int, int]:
     # One kernel on a GPU, where the meta device computes it step by step.
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, key, value, **_: torch.empty_like(query))
     launches, counter = [], Counter()
-    with launches_to(launches.append, 90), counter:
+    with intercept_launches(launches.append, 90), counter:
         model.prefill(state, 0, torch.empty(191, dtype=torch.int64, device="meta"))
     return counter.kernels + len(launches), counter.operations + len(launches)
 

@@ -41,7 +41,7 @@ def test_each_text_may_have_its_own_parameters():
 
 
 def test_a_batch_of_different_parameters_is_what_each_is_alone(engine_without_codec):
-    knobs = {
+    params = {
         "max_tokens": [40, 25, 60],
         "temperature": [0.0, 1.3, 0.8],
         "top_p": [1.0, 0.5, 0.9],
@@ -49,13 +49,13 @@ def test_a_batch_of_different_parameters_is_what_each_is_alone(engine_without_co
         "cfg_filter_top_k": [None, 5, MODEL_DEFAULT],
         "seed": [4, 5, 6],
     }
-    together = engine_without_codec.generate([TEXT, LONG, TEXT], **knobs)
+    together = engine_without_codec.generate([TEXT, LONG, TEXT], **params)
     assert [len(codes) for codes in together] == [24, 9, 44]
     streamed = [[], [], []]
-    for index, codes in engine_without_codec.stream([TEXT, LONG, TEXT], **knobs):
+    for index, codes in engine_without_codec.stream([TEXT, LONG, TEXT], **params):
         streamed[index].append(codes)
     for index, text in enumerate([TEXT, LONG, TEXT]):
-        own = {name: values[index] for name, values in knobs.items()}
+        own = {name: values[index] for name, values in params.items()}
         alone = engine_without_codec.generate(text, **own)
         seed = own.pop("seed")
         assert np.array_equal(

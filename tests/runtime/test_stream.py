@@ -125,7 +125,7 @@ def test_first_sound_after_the_fewest_steps(engine, monkeypatch):
     with engine.stream(TEXT, **LONG) as stream:
         next(stream)
     wait_until_idle(engine)
-    assert seen[0] == 15 + 8 + windows.reach.after, "the delay, the frames of the chunk, and those after it"
+    assert seen[0] == 15 + 8 + windows.receptive_field.after, "the delay, the frames of the chunk, and those after it"
 
 
 @pytest.mark.parametrize("chunks", [(0, None), (2.5, None), (3, 4)])

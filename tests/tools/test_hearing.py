@@ -36,7 +36,7 @@ def test_the_talker_is_understood(reference):
     assert reference["model"]["ended"] == 1.0
 
 
-def test_the_recogniser_does_not_guess(reference):
+def test_the_recognizer_does_not_guess(reference):
     assert reference["control: the next script's words"]["word_error"] > 60.0
 
 
@@ -46,8 +46,8 @@ def test_the_length_is_that_of_the_synthesiser(reference):
 
 @pytest.mark.parametrize("name", MARGINS)
 def test_other_arithmetic_says_the_same(reference, name):
-    knobs, margin = MARGINS[name]
-    engine = Engine.load("talker", **({"dtype": "float32"} | knobs), device="cpu")
+    params, margin = MARGINS[name]
+    engine = Engine.load("talker", **({"dtype": "float32"} | params), device="cpu")
     found = evaluate(engine, SCRIPTS, baselines=False)["heard"]["model"]
     assert found["word_error"] <= reference["model"]["word_error"] + margin
     assert found["ended"] == 1.0

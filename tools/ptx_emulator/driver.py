@@ -36,7 +36,7 @@ def activate(architecture: int, seed: int = 0) -> None:
 
 
 def emulate(launch: Launch) -> None:
-    """Run a launch, once `activate` was called; a handler for `launches_to`.
+    """Run a launch, once `activate` was called; a handler for `intercept_launches`.
 
     A dependent launch may touch nothing but read `launch.early` before it waits for its predecessor.
 

@@ -16,7 +16,7 @@ import time
 import torch
 from triton.runtime.errors import OutOfResources
 
-from dia_engine.kernels.dispatch import launches_to
+from dia_engine.kernels.dispatch import intercept_launches
 
 from .driver import ARCHITECTURES, activate, emulate
 from .one_step import KERNELS, OneStep
@@ -36,7 +36,7 @@ def differences(architecture: int, weights: str, batches: list[int], kernels: li
     """A line for each kernel that does not fit, and for each output of a request that is not what it is alone."""
     step, lines = OneStep(max(3, *batches), weights), []
     activate(architecture)
-    with launches_to(emulate, architecture):
+    with intercept_launches(emulate, architecture):
         for kernel in kernels:
             try:
                 lines += _differences(step, kernel, batches)

@@ -6,13 +6,13 @@ import zlib
 from dataclasses import dataclass
 
 NUMBERS = "one two three four five six seven eight nine".split()
-COLOURS = "red green blue black".split()
+COLORS = "red green blue black".split()
 ANIMALS = "cats dogs birds".split()
 OTHERS = (
     "hello my little robot friend good morning can you speak sing count hear me yes no i see have the and are very "
     "well thank"
 ).split()
-WORDS = NUMBERS + COLOURS + ANIMALS + OTHERS
+WORDS = NUMBERS + COLORS + ANIMALS + OTHERS
 
 GREETINGS = ["hello", "good morning", "thank you", "very good"]
 NAMES = ["my friend", "little robot", "my little robot", "my little friend", "robot", "friend"]
@@ -57,9 +57,9 @@ def is_held_out(sentence: str) -> bool:
 
 def grammar_sentence(rng: random.Random) -> str:
     """A sentence that makes sense, such as "I see two black cats."."""
-    number, colour, animals = (lambda: rng.choice(NUMBERS[1:])), (lambda: rng.choice(COLOURS)), rng.choice(ANIMALS)
-    group = f"{number()} {colour()} {animals}"
-    owned = rng.choice(["the", f"the {colour()}", "my", f"my {number()}"])
+    number, color, animals = (lambda: rng.choice(NUMBERS[1:])), (lambda: rng.choice(COLORS)), rng.choice(ANIMALS)
+    group = f"{number()} {color()} {animals}"
+    owned = rng.choice(["the", f"the {color()}", "my", f"my {number()}"])
     the_animals = f"{owned} {animals}"
     verb = rng.choice(VERBS)
     sentence = rng.choice(
@@ -72,7 +72,7 @@ def grammar_sentence(rng: random.Random) -> str:
             f"{rng.choice(['yes', 'no'])}, {rng.choice(['i', 'you'])} can {verb}.",
             f"{rng.choice(['yes', 'no'])}, {rng.choice(NAMES)}.",
             f"{rng.choice(['i', 'you', 'my little robot', the_animals])} can {verb}.",
-            f"{the_animals} are {rng.choice([*COLOURS, 'little', 'very little', 'very good'])}.",
+            f"{the_animals} are {rng.choice([*COLORS, 'little', 'very little', 'very good'])}.",
             " ".join(rng.choice(NUMBERS) for _ in range(rng.randint(3, 5))) + ".",
         ]
     )

@@ -1,6 +1,6 @@
 """Listens to the talker: `python -m tools.talker.evaluate`. Needs flite and pocketsphinx.
 
-Scripts whose sentences no training has seen are generated with the engine and written down by a speech recogniser that
+Scripts whose sentences no training has seen are generated with the engine and written down by a speech recognizer that
 knows the words of the domain. Beside the model stand what bounds it: the synthesiser it learnt from, and that sound
 through the codec and back; and a control, where each sound is compared with the next script.
 """
@@ -22,7 +22,7 @@ from .domain import Script, held_out_scripts, words_of
 from .flite import SAMPLE_RATE, require_flite
 from .hearing import Listener, pitch, word_errors
 
-KNOBS = ("cfg_scale", "temperature", "top_p", "cfg_filter_top_k")
+PARAMS = ("cfg_scale", "temperature", "top_p", "cfg_filter_top_k")
 
 
 @dataclass
@@ -54,12 +54,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     if engine.sample_rate != SAMPLE_RATE:
         raise SystemExit(f"{options.model} speaks at {engine.sample_rate} Hz; this evaluation is for 16 kHz")
-    knobs = {name: getattr(options, name) for name in KNOBS if getattr(options, name) is not None}
-    knobs |= {"temperature": 0.0} if options.greedy else {}
+    params = {name: getattr(options, name) for name in PARAMS if getattr(options, name) is not None}
+    params |= {"temperature": 0.0} if options.greedy else {}
     scripts = held_out_scripts(options.count, options.sentences)
-    report = evaluate(engine, scripts, options.seed, options.batch, knobs, baselines=not options.model_only)
+    report = evaluate(engine, scripts, options.seed, options.batch, params, baselines=not options.model_only)
     report["model"], report["quant"], report["dtype"] = str(options.model), options.quant, str(engine.dtype)[6:]
-    report["knobs"] = engine.defaults | knobs
+    report["params"] = engine.defaults | params
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     print(_table(report))
@@ -70,7 +70,7 @@ def evaluate(
     scripts: list[Script],
     seed: int = 0,
     batch: int = 20,
-    knobs: dict | None = None,
+    params: dict | None = None,
     *,
     baselines: bool = True,
 ) -> dict:
@@ -79,7 +79,7 @@ def evaluate(
     listener = Listener()
     originals = [original(script) for script in scripts]
     began = time.perf_counter()
-    sounds = generate_all(engine, scripts, seed, batch, knobs or {})
+    sounds = generate_all(engine, scripts, seed, batch, params or {})
     spent = time.perf_counter() - began
     longest = rows_of_sound(engine) * engine.codec.hop_length
     texts = [listener.words(sound) for sound in tqdm(sounds, desc="listen", leave=False, disable=None)]
@@ -102,12 +102,12 @@ def evaluate(
     }
 
 
-def generate_all(engine: Engine, scripts: list[Script], seed: int, batch: int, knobs: dict) -> list[np.ndarray]:
+def generate_all(engine: Engine, scripts: list[Script], seed: int, batch: int, params: dict) -> list[np.ndarray]:
     """The sound of each script [samples]; script i has the seed `seed` + i, so that batches change nothing."""
     sounds = []
     for start in tqdm(range(0, len(scripts), batch), desc="generate", leave=False, disable=None):
         texts = [script.text for script in scripts[start : start + batch]]
-        sounds += engine.generate(texts, seed=[seed + start + index for index in range(len(texts))], **knobs)
+        sounds += engine.generate(texts, seed=[seed + start + index for index in range(len(texts))], **params)
     return sounds
 
 
@@ -169,9 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=20, help="scripts generated at once (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first script (default: %(default)s)")
     parser.add_argument("--greedy", action="store_true", help="take the likeliest token, as --temperature 0")
-    for name in KNOBS[:3]:
+    for name in PARAMS[:3]:
         parser.add_argument("--" + name.replace("_", "-"), type=float, help="default: the model's own")
-    parser.add_argument("--top-k", type=int, dest=KNOBS[3], help="default: the model's own")
+    parser.add_argument("--top-k", type=int, dest=PARAMS[3], help="default: the model's own")
     parser.add_argument("--model-only", action="store_true", help="leave out synthesiser, codec and control")
     parser.add_argument("--json", type=Path, help="write all that was found to this file")
     return parser

@@ -34,7 +34,7 @@ CONFIG = dict(
     ),
     delay_pattern=DELAY,
 )  # fmt: skip
-ROWS = 2400  # decoder rows a batch, padding included
+ROWS = 2400  # decoder rows per batch, padding included
 RATE = 2e-3
 CHANNEL_WEIGHTS = (2.0, 1.0, 1.0, 1.0)  # the first says most of what is said, and when it ends
 NO_TEXT = 0.1  # share of scripts whose text is blanked, for guidance

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .kernels.dispatch import disable_dependent_launches
+from ..kernels.dispatch import disable_dependent_launches
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from dia_engine.threads import SMALL, is_small, one_thread
+from dia_engine.devices.threads import SMALL, is_small, one_thread
 
 
 @pytest.fixture

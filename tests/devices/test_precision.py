@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dia_engine.precision import full_float32
+from dia_engine.devices.precision import full_float32
 from dia_engine.weights.synthetic import synthetic_codec, synthetic_config
 
 CONV = torch.backends.cudnn.conv

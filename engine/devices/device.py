@@ -5,8 +5,8 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from .kernels.driver import load_driver
-from .messages import first_line, shown
+from ..kernels.driver import load_driver
+from ..messages import first_line, shown
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

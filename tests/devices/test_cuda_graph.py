@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dia_engine import cuda_graph
+from dia_engine.devices import cuda_graph
 from dia_engine.kernels import dispatch
 from dia_engine.kernels.dispatch import launches_are_dependent
 
@@ -32,7 +32,7 @@ def fake_cuda(monkeypatch):
     log = SimpleNamespace(captures=[], error=lambda dependent: None)
 
     @contextmanager
-    def capture(graph, **knobs):
+    def capture(graph, **params):
         yield
         log.captures.append(launches_are_dependent(GPU))
         if error := log.error(log.captures[-1]):
