@@ -13,12 +13,12 @@ PACKAGE = ROOT / "engine"
 ALLOWED = {
     "kernels": set(),
     "devices": {"kernels", ""},
-    "files": {""},
+    "files": {"devices", ""},
     "model": {"kernels", "devices", "files", ""},
     "codec": {"devices", "files", ""},
     "weights": {"kernels", "devices", "files", "model", "codec", ""},
     "runtime": {"kernels", "devices", "files", "model", "codec", ""},
-    "audio": {"files", ""},
+    "audio": {"devices", "files", ""},
     "longform": {"devices", "files", "model", "codec", "runtime", "audio", ""},
 }
 ON_TOP = {"engine", "batch", "capacity", "cli", "info", "server", "__init__", "__main__"}
