@@ -230,8 +230,10 @@ class ScriptSpeaker:
         if self._call.streaming and self._call.unread * self._chunk_seconds > UNREAD_SECONDS:
             return
         self._take()
+        # A listener has heard little yet: the pieces that follow had better come soon than many at once.
+        starting = self._call.streaming and len(self._results) < 3
         for index, piece in self._pieces.items():
-            if len(self._calls) >= self._around.slots + QUEUED:
+            if len(self._calls) >= (2 if starting else self._around.slots + QUEUED):
                 return
             ready = index not in self._calls and not self._tries.get(index)
             first_is_heard = index == 0 or not self._call.streaming or self._live > 0 or 0 not in self._pieces
