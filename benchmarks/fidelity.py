@@ -121,9 +121,9 @@ def compare(truth: torch.Tensor, found: torch.Tensor, params: ResolvedSamplingPa
 
 
 def _probabilities(logits: torch.Tensor, params: ResolvedSamplingParams, config: DiaConfig) -> torch.Tensor:
-    params = (torch.tensor([value]) for value in (params.cfg_scale, params.temperature, params.top_p))
+    values = (torch.tensor([value]) for value in (params.cfg_scale, params.temperature, params.top_p))
     top_k = torch.tensor([min(params.cfg_filter_top_k, config.decoder.vocab_size)])
-    return filter_probabilities(logits, *params, top_k, config.eos_token_id)[0]
+    return filter_probabilities(logits, *values, top_k, config.eos_token_id)[0]
 
 
 @torch.no_grad()

@@ -1,3 +1,4 @@
+import logging
 import os
 
 import pytest
@@ -55,6 +56,17 @@ def repeatable():
     torch.manual_seed(0)
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before():
+    """`dia-engine serve` in this process sends its logs to standard error, and -q silences some."""
+    ours = [logging.getLogger(name) for name in ("dia_engine", "dia_engine.runtime.call")]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in ours]
+    yield
+    for logger, (handlers, propagate, level) in zip(ours, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")

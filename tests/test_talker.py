@@ -121,7 +121,7 @@ def test_transformers_own_keys_change_nothing(tmp_path):
 
 def test_a_script_that_is_too_long(engine):
     with pytest.raises(ValueError, match="text has .* bytes"):
-        engine.generate("[S1] " + "Hello, robot. " * 40)
+        engine.generate("[S1] " + "Hello, robot. " * 40, split=False)
 
 
 def test_the_command_draws_what_it_says(tmp_path, capsys):

@@ -28,6 +28,18 @@ def load(**limits) -> Engine:
     return Engine.load("synthetic:tiny", device="cpu", load_dac=False, **limits)
 
 
+def slowed(engine: Engine) -> Engine:
+    """The engine with steps of a millisecond or more: what is LONG still runs when a test looks."""
+    step = engine.model.step
+
+    def slow_step(state) -> None:
+        time.sleep(0.001)
+        step(state)
+
+    engine.model.step = slow_step
+    return engine
+
+
 def wait_for(condition) -> None:
     for _ in range(HANGS * 100):
         if condition():
@@ -37,7 +49,7 @@ def wait_for(condition) -> None:
 
 
 def test_more_than_may_wait_is_refused_at_once():
-    with load(max_slots=1, max_waiting=2) as engine:
+    with slowed(load(max_slots=1, max_waiting=2)) as engine:
         running, waiting = engine.stream(TEXT, **LONG), engine.stream([TEXT, TEXT], **LONG)
         next(running)
         with ThreadPoolExecutor(1) as pool:
@@ -63,7 +75,7 @@ def test_a_batch_that_could_never_be_taken_is_refused():
 
 
 def test_a_closed_engine_says_so_and_fails_what_runs():
-    engine = load()
+    engine = slowed(load())
     stream, unread = engine.stream(TEXT, **LONG), engine.stream(TEXT, **LONG)
     next(stream)
     engine.close()
@@ -89,7 +101,7 @@ def test_a_closed_engine_that_has_never_worked():
 
 
 def test_a_failure_of_the_device_makes_the_engine_unusable_for_all(monkeypatch):
-    engine = load()
+    engine = slowed(load())
     streams = [engine.stream(TEXT, **LONG) for _ in range(3)]
     for each in streams:
         next(each)
@@ -211,7 +223,7 @@ def run(script: str, *, interrupt_after: str = "") -> tuple[int, str]:
 
 
 def test_ctrl_c_frees_the_slot_and_the_engine_goes_on():
-    for call in ("engine.generate(TEXT, **LONG)", "list(engine.stream(TEXT, **LONG))"):
+    for call in ("engine.generate([TEXT] * 999, **LONG)", "list(engine.stream([TEXT] * 999, **LONG))"):
         status, output = run(
             "wanted = engine.generate(TEXT, seed=1, max_tokens=40)\n"
             f"try:\n    print('started')\n    {call}\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
