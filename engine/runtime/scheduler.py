@@ -320,6 +320,8 @@ class Scheduler:
                 window, _ = sequence.windows.popleft()
                 try:
                     self._decode_window(sequence, window)
+                    if self.decoder.holds_up_steps:
+                        self._emit_pending(sequence)  # its listener does not wait for the windows of others
                 except Exception as error:
                     self._fail(sequence, error)
                     break
@@ -350,18 +352,22 @@ class Scheduler:
         """Give the callers what has arrived on the host."""
         for sequence in [*self.running.values(), *self.finishing]:
             try:
-                while sequence.pending and sequence.pending[0][0].ready():
-                    chunk, seconds = sequence.pending.popleft()
-                    audio = chunk.wait().numpy().copy()  # what it is a part of is larger, or pinned
-                    sequence.decoder.check(audio)
-                    sequence.first_emitted = sequence.first_emitted or time.perf_counter()
-                    sequence.emitted_seconds += seconds
-                    if len(audio):  # the samples that a codec of odd strides drops can be a whole frame's
-                        sequence.call.emit(sequence.index, audio)
+                self._emit_pending(sequence)
                 if sequence.codes is not None and not (sequence.windows or sequence.pending):
                     self._complete(sequence, sequence.codes[1])
             except Exception as error:
                 self._fail(sequence, error)
+
+    @staticmethod
+    def _emit_pending(sequence: Sequence) -> None:
+        while sequence.pending and sequence.pending[0][0].ready():
+            chunk, seconds = sequence.pending.popleft()
+            audio = chunk.wait().numpy().copy()  # what it is a part of is larger, or pinned
+            sequence.decoder.check(audio)
+            sequence.first_emitted = sequence.first_emitted or time.perf_counter()
+            sequence.emitted_seconds += seconds
+            if len(audio):  # the samples that a codec of odd strides drops can be a whole frame's
+                sequence.call.emit(sequence.index, audio)
 
     def _complete(self, sequence: Sequence, copy: HostCopy) -> None:
         if not copy.ready():

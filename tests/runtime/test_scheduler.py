@@ -285,6 +285,20 @@ def test_a_codec_that_holds_up_the_steps_decodes_one_window_that_can_wait_betwee
     assert [chunks_of(call).tolist() for call in calls] == [list(range(1000 * i, 1000 * i + 20)) for i in range(3)]
 
 
+def test_a_codec_that_holds_up_the_steps_emits_each_chunk_before_it_decodes_the_next():
+    runner = ArithmeticRunner(max_slots=3)
+    runner.prefill_budget = 1000
+    scheduler = scheduler_over(runner)
+    calls = [Call(1, streaming=True) for _ in range(3)]
+    order, decode = [], scheduler.decoder.decode
+    scheduler.decoder.decode = lambda *window: (order.append("window"), decode(*window))[1]
+    for seed, call in enumerate(calls):
+        call.emit = lambda *_: order.append("chunk")
+        scheduler.add(request(5, seed=seed), 0, call, ChunkSizes(10, 10))
+    run(scheduler)
+    assert order == ["window", "chunk"] * 3
+
+
 # The main promise
 
 
