@@ -93,6 +93,7 @@ def test_a_wheel_holds_one_package_with_kernels_and_assets(source, tmp_path):
     assert metadata.get_payload().startswith("# dia-engine")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     platform.machine() != "x86_64" or not shutil.which("gcc"), reason="makes libraries with gcc for x86"
 )

@@ -205,6 +205,7 @@ def run(script: str, *, interrupt_after: str = "") -> tuple[int, str]:
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", head + script], cwd=ROOT, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
     )  # fmt: skip
     try:
         seen = ""
