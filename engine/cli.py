@@ -188,12 +188,16 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from . import __version__
-    from .server.settings import add_arguments as add_serve_arguments
 
     parser = _Parser(prog="dia-engine", description="Run Dia, the open text-to-dialogue model.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add_command in (_add_say, _add_batch, _add_serve, _add_info, _add_quantize):
+        add_command(commands)
+    return parser
 
+
+def _add_say(commands: "argparse._SubParsersAction[_Parser]") -> None:
     say = commands.add_parser("say", help="turn a script into a sound file", description="Turn a script into sound.")
     say.set_defaults(run=_say)
     say.add_argument("text", nargs="?", help='the script, such as "[S1] Hello. [S2] Hi!"; - reads standard input')
@@ -218,6 +222,11 @@ def _parser() -> argparse.ArgumentParser:
     voice.add_argument("--prompt-text", metavar="TEXT", help="what is said in the prompt")
     sampling = _add_sampling_arguments(say)
     sampling.add_argument("--seed", type=int, help="same seed, same sound (default: a new one, which is shown)")
+    _add_long_form_arguments(say)
+    say.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
+
+
+def _add_long_form_arguments(say: argparse.ArgumentParser) -> None:
     long = say.add_argument_group("long scripts, pace and pauses")
     long.add_argument("--plan", action="store_true", help="print the pieces of the script and generate nothing")
     long.add_argument("--no-split", action="store_true", help="generate any script as one")
@@ -233,8 +242,9 @@ def _parser() -> argparse.ArgumentParser:
         help="end the text with the next speaker's tag (default: in long scripts of Dia)",
     )  # fmt: skip
     long.add_argument("--speakers", metavar="Ann=S1,Bob=S2", help="names that begin lines of the script, as Ann: ...")
-    say.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
+
+def _add_batch(commands: "argparse._SubParsersAction[_Parser]") -> None:
     batch = commands.add_parser("batch", help="turn a file of scripts into a folder of sound files", description=BATCH)
     batch.set_defaults(run=_batch)
     batch.add_argument("scripts", metavar="SCRIPTS", help="file of JSON lines")
@@ -246,6 +256,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_sampling_arguments(batch)
     batch.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
+
+def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from .server.settings import add_arguments
+
     serve = commands.add_parser(
         "serve",
         help="serve speech over HTTP",
@@ -253,8 +267,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Each option is also read from the environment: DIA_SERVE_PORT for --port.",
     )
     serve.set_defaults(run=_serve)
-    add_serve_arguments(serve)
+    add_arguments(serve)
 
+
+def _add_info(commands: "argparse._SubParsersAction[_Parser]") -> None:
     info = commands.add_parser("info", help="describe a model", description=INFO)
     info.set_defaults(run=_info)
     info.add_argument("model", help="hub id, folder, talker, or synthetic:tiny / synthetic:full")
@@ -264,6 +280,8 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--max-rows", type=int, metavar="N", help="decoder rows per slot (default: all of the model's)")
     info.add_argument("--revision", help="revision of the hub repository")
 
+
+def _add_quantize(commands: "argparse._SubParsersAction[_Parser]") -> None:
     quantize = commands.add_parser(
         "quantize", help="write a quantized copy of a model", description="Write a model in 8 or 4 bits."
     )
@@ -273,7 +291,6 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("--quant", required=True, help="int8 or nf4")
     quantize.add_argument("--dtype", default="bfloat16", help="of what is not quantized (default: %(default)s)")
     quantize.add_argument("--revision", help="revision of the hub repository")
-    return parser
 
 
 def _add_model_arguments(command: argparse.ArgumentParser, default_model: str) -> None:
