@@ -196,7 +196,8 @@ def test_company(monkeypatch, tmp_path, capsys):
     assert "sounds equal" in capsys.readouterr().out
 
 
-def test_streams_too_short_to_be_joined_are_an_error(engine):
+def test_streams_that_none_has_joined_are_an_error(engine, monkeypatch):
+    monkeypatch.setattr(together, "JOINS", 0)  # as if each had ended too early
     options = together.argparse.Namespace(callers=2, runs=1, max_tokens=17)
     with pytest.raises(ValueError, match="raise --max-tokens"):
         together.one_more(engine, options)
