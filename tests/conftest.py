@@ -1,11 +1,15 @@
 import logging
 import os
+import shutil
 
 import pytest
 import torch
 
 # Commands that tests run have buffered output, as a user's have.
 os.environ.pop("PYTHONUNBUFFERED", None)
+# Without a compiler each of them would warn that torch runs the decode step.
+if "CC" not in os.environ and not any(map(shutil.which, ("gcc", "cc", "clang"))):
+    os.environ.setdefault("DIA_CPU", "none")
 
 # A failed assertion of a helper shows its values, as one of a test does.
 pytest.register_assert_rewrite("tests.kernels.helpers", "tests.weights.helpers")
