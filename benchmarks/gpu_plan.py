@@ -1,6 +1,7 @@
 """What `benchmarks.gpu` measures: its parts in order, and the commands of each, the most telling first."""
 
 import importlib.util
+import os
 import re
 import sys
 from dataclasses import dataclass, field
@@ -73,7 +74,8 @@ def _correctness(journal: Path, reference: str | None) -> list[Measurement]:
     for path in gpu_test_files():
         # All tests of kernels run on the GPU, also those that need none: float32 is compiled as well. Most of the time
         # goes to compiling, so in several processes. Elsewhere tests look at the memory that is free, one by one.
-        of_kernels = ["-n", "4"] if importlib.util.find_spec("xdist") else []
+        processes = max(1, min(12, (os.cpu_count() or 1) - 2))
+        of_kernels = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
         selected = of_kernels if path.parent.name == "kernels" else ["-m", "gpu"]
         command = _python("pytest", "-q", *selected, str(path.relative_to(ROOT)))
         measurements.append(Measurement("correctness", path.stem, command))
