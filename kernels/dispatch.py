@@ -164,13 +164,16 @@ def takes_ptx(device: torch.device) -> bool:
 def launches_are_dependent(device: torch.device) -> bool:
     """Whether kernels on a device start while their predecessor still runs (programmatic dependent launch).
 
+    Only if the environment variable DIA_PDL is 1, and from Hopper on. On an H200 a step takes 8 to 19 % longer so: the
+    programs that wait take the place of those that work, and the memory is busy without them.
+
     Raises:
         ValueError: the environment variable DIA_PDL is neither 0 nor 1.
     """
     target = architecture(device)
     if not isinstance(target, int) or target < HOPPER or _dependent_launches_failed:
         return False
-    asked = os.environ.get("DIA_PDL", "1")
+    asked = os.environ.get("DIA_PDL", "0")
     if asked not in ("0", "1"):
         raise ValueError(f"DIA_PDL must be 0 (no dependent launches) or 1, got {asked!r}")
     return asked == "1"
