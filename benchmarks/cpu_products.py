@@ -29,7 +29,6 @@ from dia_engine.kernels.linear import (
     multiply_packed,
     multiply_read_back,
     multiply_rows_first,
-    multiply_weight_first,
     step_product,
 )
 from dia_engine.kernels.quantized import FORMATS
@@ -47,7 +46,6 @@ COPIES_BYTES, MOST_COPIES = 2**28, 32  # of each weight
 
 NAMES = {
     multiply_rows_first: "F.linear",
-    multiply_weight_first: "mm(W, x^T)",
     multiply: "C",
     multiply_packed: "oneDNN",
     multiply_read_back: "read back",
@@ -140,7 +138,7 @@ def candidates(weight) -> dict[str, tuple[Callable, object]]:
         if variant.runs_here() and is_compilable(weight) and library_of(variant) is not None
     }
     if isinstance(weight, torch.Tensor):
-        return found | {NAMES[product]: (product, weight) for product in (multiply_rows_first, multiply_weight_first)}
+        return found | {NAMES[multiply_rows_first]: (multiply_rows_first, weight)}
     if weight.title == "int8" and multiplies_int8():
         found[NAMES[multiply_packed]] = multiply_packed, PackedInt8Weight.pack(weight)
     return {**found, NAMES[multiply_read_back]: (multiply_read_back, weight)}

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from .cpu import read_back
-from .cpu.features import has_amx
 from .cpu.matmul import is_compiled, multiply, multiply_sequence
 from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .cpu.read_back import Product
@@ -77,18 +76,7 @@ def step_product(weight: Weight | PackedInt8Weight) -> Callable[[torch.Tensor, A
         return multiply_plain
     if is_quantized(weight):
         return multiply_read_back
-    return multiply_weight_first if _weight_goes_first(weight.dtype) else multiply_rows_first
-
-
-def _weight_goes_first(dtype: torch.dtype) -> bool:
-    """Whether a CPU multiplies faster with the weight as the left operand.
-
-    AMX (Intel Xeon)      bfloat16: 1.2 to 1.4 times as fast as F.linear with 2 to 32 rows, because oneDNN repacks the
-                          right operand of an AMX product at every call
-    none (AMD, Zen 4, 5)  no: F.linear reads 20-22 GB/s of weights against 10-15 (Zen 4), 33-34 against 20-22 (Zen 5)
-                          with 2 rows; with 32 rows 9 against 9 (Zen 4), 17-18 against 16-23 (Zen 5)
-    """
-    return dtype == torch.bfloat16 and has_amx()
+    return multiply_rows_first
 
 
 def multiply_packed(x: torch.Tensor, weight: PackedInt8Weight) -> torch.Tensor:
@@ -106,15 +94,9 @@ def multiply_rows_first(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return _in_steady_tiles(F.linear, x, weight)
 
 
-def multiply_weight_first(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """(W x^T)^T, a row's bits the same in any batch."""
-    return _in_steady_tiles(lambda rows, matrix: torch.mm(matrix, rows.t()).t().contiguous(), x, weight)
-
-
 def multiply_read_back(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
     """Part by part in plain torch, a row's bits the same in any batch."""
-    goes_first = _weight_goes_first(weight.dtype)
-    return read_back.multiply(x, weight, multiply_weight_first if goes_first else multiply_rows_first)
+    return read_back.multiply(x, weight, multiply_rows_first)
 
 
 def _in_steady_tiles(product: Product, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
