@@ -40,10 +40,8 @@ class Switch:
 
 
 SWITCHES = (
-    Switch("DIA_PDL", ("1", "0"), (1,), ("int8",)),  # dependent launches, from sm_90
-    Switch("DIA_TUNE_INTERLEAVED", ("0", "1"), (1,), ("int8", "nf4")),  # slices of K take turns
+    Switch("DIA_PDL", ("1", "0"), (1, 16), ("int8", "nf4")),  # dependent launches, from sm_90
     Switch("DIA_ATTENTION_PROGRAMS", ("64", "128"), (1,)),  # of the spans of one request
-    Switch("DIA_TUNE_WIDEST_TILE", ("32", "64"), (16, 64)),  # weight rows of a program with 32 input rows
 )
 
 
@@ -113,6 +111,8 @@ def _tuning(journal: Path, reference: str | None) -> list[Measurement]:
                 quant = ["--quant", *switch.quant] if switch.quant else []
                 command = _tokens_per_sec("tuning", label, batch, journal, "--steps", "400", *quant)
                 measurements.append(Measurement("tuning", label, command, {switch.variable: value}))
+    json = journal.with_name(f".{journal.stem}-tilings.json")
+    measurements.append(Measurement("tuning", "tilings", _python("benchmarks.tilings", "--json", str(json)), json=json))
     return measurements
 
 

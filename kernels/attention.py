@@ -197,15 +197,16 @@ def _decode_attention_kernel(
     # The predecessor may be writing the newest position, length - 1.
     _prefetch(keys_ptr, values_ptr, base, first, min(first + span, length - 1), HEAD_DIM, BLOCK_T, DEPENDENT)
     begin(DEPENDENT)
+    head = tl.arange(0, BLOCK_H)
+    d = tl.arange(0, BLOCK_D)
+    query_mask = (head < RATIO)[:, None] & (d < HEAD_DIM)[None, :]
+    # Before anything waits for the length.
+    query = tl.load(query_ptr + (line * RATIO + head)[:, None] * HEAD_DIM + d[None, :], mask=query_mask, other=0.0)
     used = tl.cdiv(length, span)
     if split >= used:
         return
 
-    head = tl.arange(0, BLOCK_H)
-    d = tl.arange(0, BLOCK_D)
     t = tl.arange(0, BLOCK_T)
-    query_mask = (head < RATIO)[:, None] & (d < HEAD_DIM)[None, :]
-    query = tl.load(query_ptr + (line * RATIO + head)[:, None] * HEAD_DIM + d[None, :], mask=query_mask, other=0.0)
     cache = base + t[:, None] * HEAD_DIM + d[None, :]
     greatest = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
@@ -261,13 +262,13 @@ def _combine(
     # Other programs wrote these: .cg passes by the L1 cache, which may hold what stood here before.
     greatest = tl.load(stats_ptr + place * 2, mask=exists, other=0.0, cache_modifier=".cg")
     total = tl.load(stats_ptr + place * 2 + 1, mask=exists, other=0.0, cache_modifier=".cg")
-    greatest = tl.where((split < used)[:, None], greatest, float("-inf"))
-    weight = tl.exp(greatest - tl.max(greatest, axis=0)[None, :])
-    total = tl.sum(total * weight, axis=0)
     mask = exists[:, :, None] & (d < HEAD_DIM)[None, None, :]
     partial = tl.load(
         partial_ptr + place[:, :, None] * HEAD_DIM + d[None, None, :], mask=mask, other=0.0, cache_modifier=".cg"
     )
+    greatest = tl.where((split < used)[:, None], greatest, float("-inf"))
+    weight = tl.exp(greatest - tl.max(greatest, axis=0)[None, :])
+    total = tl.sum(total * weight, axis=0)
     mixed = tl.sum(partial * weight[:, :, None], axis=0) / total[:, None]
     out = out_ptr + (line * RATIO + head)[:, None] * HEAD_DIM + d[None, :]
     tl.store(out, mixed.to(out_ptr.dtype.element_ty), mask=(head < RATIO)[:, None] & (d < HEAD_DIM)[None, :])

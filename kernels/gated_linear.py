@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
-from .matmul import Tiling, multiply, operands, prefetch
+from .matmul import Tiling, multiply, operands
 from .norm import Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
 
@@ -43,7 +43,7 @@ def gated_linear(residual: Residual, weight: LinearWeight, eps: float, out: torc
         tiling.grid(rows, 2 * outputs),
         {"z_ptr": residual.z, "squares_ptr": residual.squares, **operands(weight), "out_ptr": out, "rows": rows},
         {"F": outputs, **norm_constants(residual, eps), **tiling.constants(weight, residual.z)},
-        warps=8,
+        warps=tiling.warps,
         stages=tiling.stages,
         device=out.device,
         fuses_multiply_add=False,  # see `matmul`
@@ -73,7 +73,6 @@ def _gated_linear_kernel(
     UNIT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SLICES: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -81,7 +80,6 @@ def _gated_linear_kernel(
     # Even rows of the tile are gate, odd ones up: neighbors then sit in the same thread's registers.
     place = tl.arange(0, TILE)
     weight_row = tl.minimum(first + place // 2, F - 1) + (place % 2) * F
-    prefetch(weight_ptr, scale_ptr, weight_row, K, UNIT, SLICES, INTERLEAVED, FORMAT, DEPENDENT)
     begin(DEPENDENT)
     mask = row < rows
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
@@ -97,7 +95,6 @@ def _gated_linear_kernel(
         UNIT,
         BLOCK_K,
         SLICES,
-        INTERLEAVED,
         FORMAT,
         ASSEMBLY,
     )

@@ -5,7 +5,7 @@ import torch
 from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 from .linear import step_linear
-from .matmul import Tiling, multiply, operands, prefetch
+from .matmul import Tiling, multiply, operands
 from .norm import FEWEST_PARTIALS, TILE, Residual, headroom, load_squares, norm_scale
 
 
@@ -36,7 +36,7 @@ def norm_linear(residual: Residual, weight: LinearWeight, eps: float, out: torch
         tiling.grid(rows, outputs),
         {"z_ptr": residual.z, "squares_ptr": residual.squares, **operands(weight), "out_ptr": out, "rows": rows},
         {"N": outputs, **norm_constants(residual, eps), **tiling.constants(weight, residual.z)},
-        warps=8,
+        warps=tiling.warps,
         stages=tiling.stages,
         device=out.device,
         fuses_multiply_add=False,  # see `matmul`
@@ -77,13 +77,11 @@ def _norm_linear_kernel(
     UNIT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SLICES: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
     weight_row = tl.minimum(column, N - 1)
-    prefetch(weight_ptr, scale_ptr, weight_row, K, UNIT, SLICES, INTERLEAVED, FORMAT, DEPENDENT)
     begin(DEPENDENT)
     mask = row < rows
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
@@ -99,7 +97,6 @@ def _norm_linear_kernel(
         UNIT,
         BLOCK_K,
         SLICES,
-        INTERLEAVED,
         FORMAT,
         ASSEMBLY,
     )

@@ -8,7 +8,7 @@ import torch
 
 from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
-from .matmul import Tiling, multiply, operands, prefetch
+from .matmul import Tiling, multiply, operands
 from .norm import TILE, Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
 from .rope import apply_rope
@@ -92,7 +92,7 @@ def project_qkv(
             **norm_constants(residual, eps),
             **tiling.constants(weight, residual.z),
         },
-        warps=8,
+        warps=tiling.warps,
         stages=tiling.stages,
         device=query.device,
         fuses_multiply_add=False,  # see `matmul`
@@ -130,7 +130,6 @@ def _project_qkv_kernel(
     UNIT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SLICES: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     half: tl.constexpr = HEAD_DIM // 2
@@ -140,7 +139,6 @@ def _project_qkv_kernel(
     place = tl.arange(0, TILE)
     pair = tl.minimum(first + place // 2, pairs - 1)
     weight_row = pair // half * HEAD_DIM + pair % half + (place % 2) * half
-    prefetch(weight_ptr, scale_ptr, weight_row, K, UNIT, SLICES, INTERLEAVED, FORMAT, DEPENDENT)
     begin(DEPENDENT)
 
     mask = row < rows
@@ -148,10 +146,6 @@ def _project_qkv_kernel(
     head = pair // half
     rotates = head < HEADS + GROUPS
     position = tl.load(position_ptr + row // 2, mask=mask, other=0)
-    angle = position[None, :] * half + (pair % half)[:, None]
-    wanted = rotates[:, None] & mask[None, :]
-    cosine = tl.load(cosines_ptr + angle, mask=wanted, other=1.0)
-    sine = tl.load(sines_ptr + angle, mask=wanted, other=0.0)
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
 
     y = multiply(
@@ -166,10 +160,14 @@ def _project_qkv_kernel(
         UNIT,
         BLOCK_K,
         SLICES,
-        INTERLEAVED,
         FORMAT,
         ASSEMBLY,
     )
+    # Not before the product: their addresses would have the weights wait for the position.
+    angle = position[None, :] * half + (pair % half)[:, None]
+    wanted = rotates[:, None] & mask[None, :]
+    cosine = tl.load(cosines_ptr + angle, mask=wanted, other=1.0)
+    sine = tl.load(sines_ptr + angle, mask=wanted, other=0.0)
     y = y * norm_scale(squares, K, EPS, HEADROOM)[None, :]
     real, imaginary = y.reshape(TILE // 2, 2, BLOCK_M).permute(0, 2, 1).split()
     rotated = (real * cosine - imaginary * sine).to(query_ptr.dtype.element_ty)

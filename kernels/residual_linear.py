@@ -5,7 +5,7 @@ import torch
 from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 from .linear import step_linear
-from .matmul import Tiling, multiply, operands, prefetch
+from .matmul import Tiling, multiply, operands
 from .norm import TILE, Residual, headroom, store_residual
 
 
@@ -61,7 +61,7 @@ def residual_linear(
             "rows": inputs.shape[0],
         },
         {"N": width, "HEADROOM": headroom(residual.z.dtype), **tiling.constants(weight, inputs)},
-        warps=8,
+        warps=tiling.warps,
         stages=tiling.stages,
         device=inputs.device,
         fuses_multiply_add=False,  # see `matmul`
@@ -90,7 +90,6 @@ def _residual_linear_kernel(
     UNIT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SLICES: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -98,7 +97,6 @@ def _residual_linear_kernel(
     column = tile * TILE + tl.arange(0, TILE)
     in_width = column < N
     weight_row = tl.minimum(column, N - 1)
-    prefetch(weight_ptr, scale_ptr, weight_row, K, UNIT, SLICES, INTERLEAVED, FORMAT, DEPENDENT)
     begin(DEPENDENT)
     mask = row < rows
     inside = in_width[:, None] & mask[None, :]
@@ -121,7 +119,6 @@ def _residual_linear_kernel(
         UNIT,
         BLOCK_K,
         SLICES,
-        INTERLEAVED,
         FORMAT,
         ASSEMBLY,
     )

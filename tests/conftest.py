@@ -34,10 +34,6 @@ def mend_interpreter():
     interpreter._patch_lang_tensor = patch_with_index
 
 
-if not torch.cuda.is_available():
-    # Compiled and emulated for sm_90 a kernel is tested with what waits for its predecessor; for sm_86 without.
-    os.environ.setdefault("DIA_PDL", "1")
-
 # A GPU's architecture, such as 86: kernels then run as compiled for it, in the PTX emulator.
 EMULATED = int(os.environ.get("EMULATED_ARCHITECTURE", "0"))
 

@@ -62,7 +62,8 @@ def test_the_parts_are_in_order_and_every_name_is_its_own(tmp_path):
 
 
 def test_switches_are_tried_both_ways_next_to_each_other(tmp_path):
-    planned = plan("tuning", tmp_path / "j.jsonl")
+    *planned, tilings = plan("tuning", tmp_path / "j.jsonl")
+    assert tilings.name == "tilings"
     assert {"DIA_PDL"} <= {name for measurement in planned for name in measurement.environment}
     for one, other in zip(planned[::2], planned[1::2], strict=True):
         assert one.environment.keys() == other.environment.keys() and one.environment != other.environment
@@ -95,9 +96,10 @@ def test_so_few_steps_that_none_is_timed_are_refused():
 
 @pytest.mark.parametrize("part", ["speed", "tuning", "audio", "load"])
 def test_the_commands_have_options_that_exist(part, tmp_path, monkeypatch):
-    from benchmarks import first_audio, load
+    from benchmarks import first_audio, load, tilings
 
-    modules = {f"benchmarks.{module.__name__.split('.')[-1]}": module for module in (tokens_per_sec, first_audio, load)}
+    every = (tokens_per_sec, first_audio, load, tilings)
+    modules = {f"benchmarks.{module.__name__.split('.')[-1]}": module for module in every}
     for measurement in plan(part, tmp_path / "j.jsonl", "/nari"):
         assert measurement.command[:2] == [sys.executable, "-m"]
         monkeypatch.setattr(sys, "argv", measurement.command[2:])

@@ -48,7 +48,7 @@ def fake_cuda(monkeypatch):
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(dispatch, "_dependent_launches_failed", False)
-    monkeypatch.setenv("DIA_PDL", "1")
+    monkeypatch.delenv("DIA_PDL", raising=False)
     dispatch._device_architecture.cache_clear()
     yield log
     dispatch._device_architecture.cache_clear()
