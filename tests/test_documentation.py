@@ -1,19 +1,127 @@
-"""What documents list is what the code has."""
+"""What documents list is what the code has, and what they print runs."""
 
+import ast
+import asyncio
+import importlib.util
+import json
 import re
+import shlex
+import shutil
 
+import pytest
+import torch
+
+from dia_engine import Engine
+from dia_engine.cli import main
+from dia_engine.weights.source import TALKER_FOLDER, load_generation_config
 from tests.helpers import ROOT
 
 FOLDERS = ("engine", "kernels", "benchmarks", "tools")
 READS = re.compile(r"environ(?:\.get|\.setdefault)?[(\[]\s*\"([A-Z0-9_]+)\"")
+PAGES = sorted(path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.parts))
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+def blocks(page, language):
+    """The fenced blocks of a page in docs/ in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", read(ROOT / "docs" / page), re.MULTILINE | re.DOTALL)
 
 
 def test_every_environment_variable_is_documented():
     sources = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")] + [ROOT / "tests" / "conftest.py"]
-    code = {path: path.read_text(encoding="utf-8") for path in sources}
-    read = {name for path, text in code.items() for name in READS.findall(text) if path.name != "test_install.py"}
+    code = {path: read(path) for path in sources}
+    found = {name for path, text in code.items() for name in READS.findall(text) if path.name != "test_install.py"}
     set_only = {"DISABLE_MMA_V3", "PIP_CONFIG_FILE"}
-    document = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", document, re.MULTILINE))
-    assert {"DIA_PDL", "OMP_NUM_THREADS", "CC"} <= read
-    assert documented == read - set_only
+    documented = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", read(ROOT / "docs" / "environment.md"), re.MULTILINE))
+    assert {"DIA_PDL", "OMP_NUM_THREADS", "CC"} <= found
+    assert documented == found - set_only
+
+
+def anchors(page):
+    """The names that GitHub gives a page's headings."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", read(page), flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```|^    .*?$|`[^`\n]*`", "", read(page), flags=re.MULTILINE | re.DOTALL)  # without code
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        file = (page.parent / path) if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_targets_and_modules_that_are_named_exist(page):
+    targets = set(re.findall(r"^([a-z][a-z-]*):", read(ROOT / "Makefile"), re.MULTILINE))
+    text = read(page)
+    assert set(re.findall(r"(?:^    |`)make ([a-z][a-z-]+)", text, re.MULTILINE)) <= targets
+    modules = re.findall(r"python -m ((?:benchmarks|tools|dia_engine|tests)[\w.]*)", text)
+    assert not [module for module in modules if importlib.util.find_spec(module) is None]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a fine-tuned model as transformers and a trainer would save it."""
+    from transformers import DiaForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("docs")
+    tuned = DiaForConditionalGeneration.from_pretrained(TALKER_FOLDER, dtype=torch.float32)
+    tuned.save_pretrained(folder / "my-dia")
+    shutil.copytree(TALKER_FOLDER / "codec", folder / "my-dia" / "codec")
+    weights = {f"_orig_mod.{name}": weight for name, weight in tuned.state_dict().items()}
+    torch.save({"model": weights, "optimizer": {}, "step": 7}, folder / "trainer.pth")
+    with Engine.load("talker") as engine:
+        engine.save_audio(folder / "voice.wav", engine.generate("[S2] I have two red birds.", seed=0))
+    return folder
+
+
+@pytest.mark.parametrize("page", ["checkpoints.md", "research.md", "streaming.md"])
+def test_a_pages_python_runs(page, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    played = []
+
+    async def send(chunk):
+        played.append(chunk)
+
+    names = {"play": played.append, "send": send}
+    if page == "streaming.md":
+        names["engine"] = Engine.load("talker")
+    code = blocks(page, "python")
+    assert code
+    for block in code:
+        compiled = compile(block, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        result = eval(compiled, names)
+        if result is not None:
+            asyncio.run(result)
+    names["engine"].close()
+    if page == "streaming.md":
+        assert len(played) > 4
+    if page == "checkpoints.md":
+        assert Engine.load(folder / "my-dia-copy", codec=names["engine"].codec).dtype == torch.float32
+
+
+def test_the_commands_about_checkpoints_run(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    commands = re.findall(r"^    dia-engine (.+)$", read(ROOT / "docs" / "checkpoints.md"), re.MULTILINE)
+    for command in [*commands, "info my-dia"]:
+        assert main(shlex.split(command, comments=True)) == 0
+    assert "my-dia-int8" in capsys.readouterr().out
+    assert Engine.load(folder / "my-dia-int8").codec is not None
+
+
+def test_the_defaults_shown_are_defaults(tmp_path):
+    (shown,) = blocks("checkpoints.md", "json")
+    (tmp_path / "generation_config.json").write_text(shown)
+    defaults, long_form = load_generation_config(tmp_path)
+    assert defaults == {"temperature": 0.8, "cfg_scale": 2.0}
+    assert long_form.good_bytes == json.loads(shown)["dia_engine"]["long_form"]["good_bytes"]
