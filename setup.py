@@ -117,6 +117,7 @@ setup(
     extras_require={
         "codec": ["descript-audio-codec>=1.0"],
         "serve": SERVE,
+        "docs": ["pdoc>=15", *SERVE],  # the server's application is documented too
         "lint": ["mypy>=2.4", "ruff>=0.17.6"],
         "test": [
             "pytest>=7.4",

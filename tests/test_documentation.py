@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -11,8 +12,11 @@ import shutil
 import pytest
 import torch
 
+import dia_engine
 from dia_engine import Engine
 from dia_engine.cli import main
+from dia_engine.codec import Codec
+from dia_engine.weights.save import quantize_model, save_weights
 from dia_engine.weights.source import TALKER_FOLDER, load_generation_config
 from tests.helpers import ROOT
 
@@ -38,6 +42,28 @@ def test_every_environment_variable_is_documented():
     documented = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", read(ROOT / "docs" / "environment.md"), re.MULTILINE))
     assert {"DIA_PDL", "OMP_NUM_THREADS", "CC"} <= found
     assert documented == found - set_only
+
+
+def public_functions():
+    """What `make docs` shows: methods and functions by name."""
+    found = {"quantize_model": quantize_model, "save_weights": save_weights}
+    for owner in (*(getattr(dia_engine, name) for name in dia_engine.__all__ if name not in ("FLUSH", "Dia")), Codec):
+        for name, member in vars(owner).items():
+            function = getattr(member, "__func__", getattr(member, "fget", member))
+            if inspect.isfunction(function) and not name.startswith("_"):
+                found[f"{owner.__name__}.{name}"] = function
+    return found
+
+
+@pytest.mark.parametrize(("name", "function"), public_functions().items(), ids=lambda value: str(value))
+def test_public_docstrings_tell_every_parameter(name, function):
+    docstring = inspect.getdoc(function)
+    assert docstring, name
+    parameters = [each for each in inspect.signature(function).parameters if each not in ("self", "cls")]
+    if function is Engine.stream:
+        shared = list(inspect.signature(Engine.generate).parameters)
+        parameters = [each for each in parameters if each not in shared]
+    assert not [each for each in parameters if not re.search(rf"\b{each}\b", docstring)]
 
 
 def anchors(page):

@@ -46,8 +46,10 @@ def test_signature_is_the_references():
     ours = {"min_tokens": 0}  # forbids nothing
     assert asdict(SamplingParams().resolve({})) == wanted | ours, "what is left out is the reference's default"
     assert Dia is Engine and set(package.__all__) == {
-        "Dia", "Engine", "EngineFull", "FLUSH", "Generation", "SamplingParams"
+        "AudioStream", "Dia", "Engine", "EngineFull", "FLUSH", "Generation", "Piece", "PieceResult", "Plan",
+        "SamplingParams",
     }  # fmt: skip
+    assert all(hasattr(package, name) for name in package.__all__)
     assert package.SamplingParams is SamplingParams
     assert inspect.signature(Engine.load).parameters["model"].default == DEFAULT_MODEL
 
