@@ -10,6 +10,7 @@ import shlex
 import shutil
 
 import pytest
+import soundfile
 import torch
 
 import dia_engine
@@ -95,6 +96,27 @@ def test_targets_and_modules_that_are_named_exist(page):
     assert not [module for module in modules if importlib.util.find_spec(module) is None]
 
 
+def messages():
+    """All texts in the sources, where what is filled in is left out."""
+    found = []
+    for path in (*(ROOT / "engine").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")):
+        for node in ast.walk(ast.parse(read(path))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(re.sub(r"%(s|\.?\d*[df])", "...", node.value))
+    return found
+
+
+def test_messages_that_are_explained_are_messages():
+    rows = re.findall(r"^\| (.+?) \|", read(ROOT / "docs" / "troubleshooting.md"), re.MULTILINE)
+    quoted = {text.strip(".").strip() for row in rows for text in re.findall(r'"([^"]{4,})"', row)}
+    elsewhere = {"no kernel image is available"}  # CUDA's
+    assert len(quoted) > 10 and elsewhere < quoted
+    every = messages()
+    assert not [text for text in quoted - elsewhere if not any(text in message for message in every)]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a fine-tuned model as transformers and a trainer would save it."""
@@ -151,3 +173,19 @@ def test_the_defaults_shown_are_defaults(tmp_path):
     defaults, long_form = load_generation_config(tmp_path)
     assert defaults == {"temperature": 0.8, "cfg_scale": 2.0}
     assert long_form.good_bytes == json.loads(shown)["dia_engine"]["long_form"]["good_bytes"]
+
+
+def test_the_sound_files_are_what_their_commands_make(tmp_path, monkeypatch):
+    folder = ROOT / "docs" / "audio"
+    commands = re.findall(r"^    dia-engine (.+)$", read(folder / "README.md"), re.MULTILINE)
+    made = [shlex.split(command)[-1] for command in commands]
+    assert sorted(folder.glob("*.mp3")) == sorted(ROOT / name for name in made)
+    (tmp_path / "docs").mkdir()
+    shutil.copytree(folder, tmp_path / "docs" / "audio", ignore=shutil.ignore_patterns("*.mp3"))
+    monkeypatch.chdir(tmp_path)
+    for command, name in zip(commands, made, strict=True):
+        assert main(shlex.split(command)) == 0
+        assert (ROOT / name).stat().st_size < 100_000
+        # Of the same length but for what the order of sums changes, where there is no compiler.
+        kept, again = (soundfile.info(path).duration for path in (ROOT / name, tmp_path / name))
+        assert abs(kept - again) < 0.2 * kept
