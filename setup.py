@@ -50,7 +50,7 @@ def variants():
             f"dia_engine.kernels.cpu.native.step_{name}",
             [f"{NATIVE}/step.c"],
             depends=headers,
-            extra_compile_args=[*described["common"], *flags, "-g0"],
+            extra_compile_args=[*described["common"], *flags, "-g0", "-Wno-psabi"],  # all of it is inline
             libraries=["m"],
             optional=True,
         )

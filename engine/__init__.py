@@ -35,7 +35,7 @@ __all__ = [
     "Plan",
     "SamplingParams",
 ]
-__version__ = "0.1.0"  # setup.py reads it here, without an import
+__version__ = "0.2.0"  # setup.py reads it here, without an import
 
 _HOMES = {
     "AudioStream": ("runtime.stream", "AudioStream"),
