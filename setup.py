@@ -1,3 +1,5 @@
+"""Package metadata, and the CPU's decode step as a library for each variant of its instructions."""
+
 import json
 import platform
 import re

@@ -122,7 +122,7 @@ def test_a_name_that_the_console_cannot_show(tmp_path, name):
     assert ascii(name)[1:-1].encode() in done.stdout
 
 
-def test_every_knob_arrives(tmp_path):
+def test_every_parameter_arrives(tmp_path):
     tone = (0.3 * np.sin(np.arange(9000) * 0.05)).astype(np.float32)
     soundfile.write(tmp_path / "voice.ogg", tone, 44100)
     done = run(

@@ -1,4 +1,4 @@
-"""The face: load, generate, save, as a caller of the reference knows them."""
+"""The public API: load, generate, save, as a caller of the reference knows them."""
 
 import asyncio
 import copy
@@ -194,7 +194,7 @@ def test_save(engine, tmp_path):
         ({"text": [TEXT, TEXT], "audio_prompt": "one.wav"}, ValueError, "audio_prompt must be a list of 2"),
         ({"audio_prompt_text": "[S1] Hi."}, ValueError, "there is no audio_prompt"),
         ({"audio_prompt": "a.wav", "audio_prompt_path": "b.wav"}, ValueError, "two names of one argument"),
-        ({"no_such_knob": 1}, TypeError, "no_such_knob"),
+        ({"no_such_parameter": 1}, TypeError, "no_such_parameter"),
     ],
 )
 def test_mistakes_are_named(engine, arguments, error, message):
