@@ -117,7 +117,6 @@ setup(
         "triton>=3.5; sys_platform == 'linux'",
     ],
     extras_require={
-        "codec": ["descript-audio-codec>=1.0"],
         "serve": SERVE,
         "docs": ["pdoc>=15", *SERVE],  # the server's application is documented too
         "lint": ["mypy>=2.4", "ruff>=0.17.6"],
@@ -133,7 +132,7 @@ setup(
             "httpx>=0.27",
             "websockets>=13",
         ],
-        "hear": ["pocketsphinx>=5", "transformers>=4.53"],  # `talker/` and the tests that listen; they need flite too
+        "hear": ["pocketsphinx>=5", "transformers>=4.53"],  # `tools/talker/` and the tests that listen need flite too
     },
     entry_points={"console_scripts": ["dia-engine=dia_engine.cli:main"]},
 )
