@@ -12,6 +12,7 @@ import shutil
 import pytest
 import soundfile
 import torch
+import yaml
 
 import dia_engine
 from dia_engine import Engine
@@ -189,3 +190,9 @@ def test_the_sound_files_are_what_their_commands_make(tmp_path, monkeypatch):
         # Of the same length but for what the order of sums changes, where there is no compiler.
         kept, again = (soundfile.info(path).duration for path in (ROOT / name, tmp_path / name))
         assert abs(kept - again) < 0.2 * kept
+
+
+def test_a_bug_report_asks_for_the_output_of_info():
+    form = yaml.safe_load(read(ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yml"))
+    fields = {field["id"]: field for field in form["body"] if "id" in field}
+    assert "dia-engine info" in fields["info"]["attributes"]["label"] and fields["info"]["validations"]["required"]
