@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 READY := $(VENV)/.ready
 LINT_READY := $(if $(READY),$(VENV)/.lint-ready)
-# What `make quick` tests: from a script to audio, the rules of sampling and of the code's layout, recorded codes.
-QUICK := test_architecture.py test_engine.py test_sampling_params.py kernels/test_dispatch.py kernels/test_sample.py \
+DOCS_READY := $(if $(READY),$(VENV)/.docs-ready)
+# What `make quick` tests: from a script to audio, the rules of sampling and of the code's layout, recorded codes, the docs.
+QUICK := test_architecture.py test_documentation.py test_engine.py test_sampling_params.py kernels/test_dispatch.py kernels/test_sample.py \
 	model/test_config.py model/test_delay.py model/test_golden.py model/test_tokenizer.py
 
-.PHONY: demo lint quick test test-slow test-server test-page test-install hear gpu clean
+.PHONY: demo lint quick docs test test-slow test-server test-page test-install hear gpu clean
 
 demo: $(READY)
 	@$(PY) -m dia_engine say --model talker --seed 1 -o demo.wav --spectrogram demo.png \
@@ -25,6 +26,10 @@ lint: $(LINT_READY)
 # Between two edits: under a minute.
 quick: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not slow" $(addprefix tests/,$(QUICK))
+
+# The API reference from the docstrings: build/api/index.html. A warning, or a docstring that is missing, is an error.
+docs: $(DOCS_READY)
+	$(PY) -m tools.api_reference build/api
 
 # Two processes, and one thread of torch in each: half of the time on two cores.
 test: $(READY)
@@ -68,8 +73,9 @@ $(READY): setup.py pyproject.toml constraints.txt
 	PYTHONWARNINGS="ignore:Editable installation" $(PY) -m pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
 	@touch $@
 
-$(VENV)/.lint-ready: $(READY)
-	PYTHONWARNINGS="ignore:Editable installation" $(PY) -m pip install -q -c constraints.txt --no-build-isolation -e ".[lint]"
+# What `lint` and `docs` need more.
+$(VENV)/.%-ready: $(READY)
+	PYTHONWARNINGS="ignore:Editable installation" $(PY) -m pip install -q -c constraints.txt --no-build-isolation -e ".[$*]"
 	@touch $@
 
 clean:

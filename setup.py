@@ -1,3 +1,5 @@
+"""Package metadata, and the CPU's decode step as a library for each variant of its instructions."""
+
 import json
 import platform
 import re
@@ -50,7 +52,7 @@ def variants():
             f"dia_engine.kernels.cpu.native.step_{name}",
             [f"{NATIVE}/step.c"],
             depends=headers,
-            extra_compile_args=[*described["common"], *flags, "-g0"],
+            extra_compile_args=[*described["common"], *flags, "-g0", "-Wno-psabi"],  # all of it is inline
             libraries=["m"],
             optional=True,
         )
@@ -115,8 +117,8 @@ setup(
         "triton>=3.5; sys_platform == 'linux'",
     ],
     extras_require={
-        "codec": ["descript-audio-codec>=1.0"],
         "serve": SERVE,
+        "docs": ["pdoc>=15", *SERVE],  # the server's application is documented too
         "lint": ["mypy>=2.4", "ruff>=0.17.6"],
         "test": [
             "pytest>=7.4",
@@ -130,7 +132,7 @@ setup(
             "httpx>=0.27",
             "websockets>=13",
         ],
-        "hear": ["pocketsphinx>=5", "transformers>=4.53"],  # `talker/` and the tests that listen; they need flite too
+        "hear": ["pocketsphinx>=5", "transformers>=4.53"],  # `tools/talker/` and the tests that listen need flite too
     },
     entry_points={"console_scripts": ["dia-engine=dia_engine.cli:main"]},
 )

@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=HEAVY, help="folder, hub id or synthetic:heavy (%(default)s)")
     parser.add_argument("--rows", type=int, default=40, help="rows that are compared (%(default)s)")
-    parser.add_argument("--modules", action="store_true", help="add one variant a kind of matrix and format")
+    parser.add_argument("--modules", action="store_true", help="add one variant per kind of matrix and format")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--png", type=Path, help="draw KL by channel there")
     options = parser.parse_args(arguments)

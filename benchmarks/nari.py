@@ -1,4 +1,4 @@
-"""nari-labs/dia from a checkout, behind the face of `peers`."""
+"""nari-labs/dia from a checkout, behind the interface of `peers`."""
 
 import importlib
 import sys

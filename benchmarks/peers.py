@@ -1,5 +1,5 @@
-"""Runtimes of Dia behind one face: read a script, then make steps, a time stamp after each. All share one set of
-weights in memory."""
+"""One interface over several runtimes of Dia: read a script, then make steps, a time stamp after each. All share one
+set of weights in memory."""
 
 import time
 from dataclasses import dataclass

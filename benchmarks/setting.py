@@ -1,13 +1,13 @@
 """What the speed benchmarks share: the script that is read, the runtimes beside ours, and the machine."""
 
 import argparse
-import os
 import platform
 from datetime import date
 
 import torch
 
 from dia_engine import Engine
+from dia_engine.environment import cores, processor
 from dia_engine.runtime.runner import STEPS_PER_LAUNCH
 
 from .nari import Nari, load_nari
@@ -63,17 +63,12 @@ def check_steps(option: str, steps: int, device: torch.device, untimed: int = 0)
 
 def machine(engine: Engine) -> dict:
     cuda = engine.device.type == "cuda"
-    return _setting(torch.cuda.get_device_name(engine.device) if cuda else _processor())
+    return _setting(torch.cuda.get_device_name(engine.device) if cuda else processor())
 
 
 def cpu_setting() -> dict:
     """What a report of this machine's CPU begins with."""
-    return {**_setting(_processor()), "cores": cores(), "capability": torch.backends.cpu.get_cpu_capability()}
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {**_setting(processor()), "cores": cores(), "capability": torch.backends.cpu.get_cpu_capability()}
 
 
 def _setting(device: str) -> dict:
@@ -84,11 +79,3 @@ def _setting(device: str) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

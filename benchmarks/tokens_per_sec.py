@@ -1,4 +1,4 @@
-"""Steps a second of this engine and of other runtimes of Dia, on the same weights in one run.
+"""Steps per second of this engine and of other runtimes of Dia, on the same weights in one run.
 
     python -m benchmarks.tokens_per_sec --model synthetic:full --dtype bfloat16 --against transformers
 

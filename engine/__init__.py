@@ -2,8 +2,12 @@
 
 `Dia` is the same class under the reference implementation's name, so that its examples run after changing one import.
 `SamplingParams` says how a request is sampled, `Generation` how it ended; `EngineFull` is raised where too many wait.
-`FLUSH` in a text that arrives in parts means: speak what is there.
-The audio codec by itself is `dia_engine.codec.Codec`.
+`AudioStream` is what `Engine.stream` returns, `Plan` and its `Piece`s are what `Engine.plan` does, and the `Generation`
+of a planned script has a `PieceResult` per piece. `FLUSH` in a text that arrives in parts means: speak what is there.
+
+Public too are `dia_engine.codec` (the audio codec by itself), `dia_engine.weights.save` (write and quantize
+checkpoints), `dia_engine.server.app` and `dia_engine.server.settings` (the ASGI application). Everything else may
+change in any version.
 """
 
 import importlib
@@ -12,20 +16,37 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .engine import Engine
     from .engine import Engine as Dia
+    from .longform.plan import Piece, Plan
     from .longform.source import FLUSH
-    from .runtime.call import Generation
+    from .runtime.call import Generation, PieceResult
     from .runtime.engine_thread import EngineFull
+    from .runtime.stream import AudioStream
     from .sampling_params import SamplingParams
 
-__all__ = ["FLUSH", "Dia", "Engine", "EngineFull", "Generation", "SamplingParams"]
-__version__ = "0.1.0"  # setup.py reads it here, without an import
+__all__ = [
+    "FLUSH",
+    "AudioStream",
+    "Dia",
+    "Engine",
+    "EngineFull",
+    "Generation",
+    "Piece",
+    "PieceResult",
+    "Plan",
+    "SamplingParams",
+]
+__version__ = "0.2.0"  # setup.py reads it here, without an import
 
 _HOMES = {
+    "AudioStream": ("runtime.stream", "AudioStream"),
     "Dia": ("engine", "Engine"),
     "Engine": ("engine", "Engine"),
     "EngineFull": ("runtime.engine_thread", "EngineFull"),
     "FLUSH": ("longform.source", "FLUSH"),
     "Generation": ("runtime.call", "Generation"),
+    "Piece": ("longform.plan", "Piece"),
+    "PieceResult": ("runtime.call", "PieceResult"),
+    "Plan": ("longform.plan", "Plan"),
     "SamplingParams": ("sampling_params", "SamplingParams"),
 }
 

@@ -34,11 +34,13 @@ from .longform_settings import LongFormSettings
 from .messages import shown
 from .model.config import DiaConfig
 from .model.dia import DiaModel
+from .model.teacher_forcing import teacher_forced_logits
+from .model.tokenizer import encode_text
 from .runtime.call import Call, Chunk, Generation
 from .runtime.chunking import ChunkSizes
 from .runtime.engine_thread import EngineThread
 from .runtime.limits import Limits
-from .runtime.prompts import AudioPrompt, read_prompt
+from .runtime.prompts import AudioPrompt, checked_codes, read_prompt
 from .runtime.request import Request
 from .runtime.runner import ModelRunner
 from .runtime.scheduler import Scheduler
@@ -65,8 +67,12 @@ class Engine:
 
     Attributes:
         config: sizes and special ids of the model.
-        model, codec, windows: what computes; codec is None after `load_dac=False`.
+        weights: by the names of `model.dia.parameter_shapes`, on `device`.
+        model: what computes; its parts may change in any version.
+        codec: a `Codec`; None after `load_dac=False`.
+        windows: decodes the codes of a stream in windows.
         device, dtype: where and in what the model computes.
+        max_rows: decoder rows per slot, the most that `max_tokens` can be.
         defaults: the model's own defaults for `generate`, by name; what is not in it is the reference's.
         long_form: how long scripts are planned.
     """
@@ -187,7 +193,16 @@ class Engine:
         device: str | torch.device | None = None,
         load_dac: bool = True,
     ) -> "Engine":
-        """`load` with the reference's argument names and its default of float32."""
+        """`load` with the reference's argument names and its default of float32.
+
+        Args:
+            model_name: hub id or folder, as `model` of `load`.
+            compute_dtype: "float32", "bfloat16" or "float16", or the torch.dtype.
+            device, load_dac: as `load`.
+
+        Raises:
+            FileNotFoundError, ValueError: as `load`.
+        """
         return cls.load(model_name, dtype=compute_dtype, device=device, load_dac=load_dac)
 
     @classmethod
@@ -202,6 +217,15 @@ class Engine:
         """Load from a config.json and one checkpoint file (.safetensors, .pth or .bin), as the reference does.
 
         A folder `codec` and a generation_config.json beside them are used, as `load` does.
+
+        Args:
+            config_path: the config.json.
+            checkpoint_path: weights in transformers' or nari-labs' layout.
+            compute_dtype, device, load_dac: as `from_pretrained`.
+
+        Raises:
+            FileNotFoundError: one of the files is missing.
+            ValueError: an unusable file, or weights that do not fit the config; all misfits are listed.
         """
         device, dtype = resolve_device(device), resolve_dtype(compute_dtype)
         source = resolve_files(config_path, checkpoint_path)
@@ -211,7 +235,7 @@ class Engine:
 
     @property
     def sample_rate(self) -> int:
-        """Hz, of the sound that `generate` returns.
+        """Of the sound that `generate` returns, in Hz: 44100 for the published Dia.
 
         Raises:
             ValueError: the engine was loaded without a codec.
@@ -412,10 +436,17 @@ class Engine:
         """The pieces in which `generate` with the same arguments speaks a script, without generating.
 
         Args:
+            script: any text.
+            split: False gives a plan of one piece, whatever the length.
+            seed: that of the call; each piece gets a seed of its own from it.
             audio_prompt_text: transcript of an audio prompt, if there is one; "" for one without a transcript.
+            pause, closing_tag: as in `generate`; with a pause every turn is a piece.
+
+        Returns:
+            the pieces in order, each with the text that the model reads and the seconds of sound that are expected.
 
         Raises:
-            TypeError, ValueError: it is no text, or nothing but tags.
+            TypeError, ValueError: it is no text, or nothing but tags; or another argument that cannot be.
         """
         options = SpeechOptions(split=split, pause=pause, closing_tag=closing_tag)
         return make_plan(
@@ -426,7 +457,19 @@ class Engine:
     def run_requests(
         self, requests: list[Request | PlannedScript], verbose: bool = False, *, warn_of_cuts: bool = True
     ) -> list[Generation]:
-        """What `generate` returns with details for each of some requests; see `longform.scripts.parse_scripts`."""
+        """What `generate` does behind its checks.
+
+        Args:
+            requests: checked and parsed, see `longform.scripts.parse_scripts`.
+            verbose: as in `generate`.
+            warn_of_cuts: whether audio that `max_tokens` cut is a warning.
+
+        Returns:
+            a `Generation` per request, with `audio` unless the engine has no codec.
+
+        Raises:
+            EngineFull, RuntimeError: as `generate`.
+        """
         chunks: list[list[np.ndarray]] = [[] for _ in requests]
         with _progress(verbose, self._frames_per_second / len(requests)) as on_steps:
             call = _call_for(requests, streaming=False, on_steps=on_steps, warn_of_cuts=warn_of_cuts)
@@ -446,7 +489,17 @@ class Engine:
     def stream_requests(
         self, requests: list[Request | PlannedScript], sizes: ChunkSizes, verbose: bool = False, *, batch: bool = True
     ) -> AudioStream[Any]:
-        """What `stream` returns, for a list of texts if `batch`; see `longform.scripts.parse_scripts`."""
+        """What `stream` does behind its checks.
+
+        Args:
+            requests: checked and parsed, see `longform.scripts.parse_scripts`.
+            sizes: of the chunks.
+            verbose: as in `generate`.
+            batch: whether the stream gives pairs (index, piece), as for a list of texts.
+
+        Raises:
+            RuntimeError: as `stream`.
+        """
         check_not_forked(self.device)
         self._thread.check_usable()
 
@@ -524,7 +577,9 @@ class Engine:
             audio_path: a file, or a waveform [samples] float32 in [-1, 1] and its sample rate in Hz.
 
         Raises:
-            FileNotFoundError, ValueError: as `audio_prompt` of `generate`.
+            FileNotFoundError: no file at the path.
+            TypeError: neither a path nor a waveform with its sample rate.
+            ValueError: audio that is unreadable, empty or too long for the model; or the engine has no codec.
         """
         capacity, codec = self.max_rows, self._require_codec()
         audio = audio_path if isinstance(audio_path, tuple) else str(audio_path)
@@ -533,8 +588,46 @@ class Engine:
         with self._modes():
             return codec.encode(prompt, codec.sample_rate).cpu()
 
+    def teacher_forced_logits(self, text: str, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """What the model gives for codes that are there already, for research: losses, divergences, alignments.
+
+        Each frame takes one decode step, in the engine's own thread and dtype; other calls go on when it is done.
+
+        Args:
+            text: the script, with the transcript of a prompt before it; not planned into pieces.
+            codes: [T, C] integers, of a prompt and what follows it, as `Generation.codes` or from `load_audio`.
+
+        Returns:
+            logits [2, T, C, V] float32 on the CPU; [0] without the text, [1] with it. [1, t, c] is what `codes[t, c]`
+            was to be drawn from: guidance, temperature and limits are not applied. Of published Dia one second of
+            sound takes 6.4 MB.
+
+        Raises:
+            TypeError: no text, or no integer codes.
+            ValueError: a text that is empty or too long, codes of the wrong shape or range, or too many of them.
+            RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
+        """
+        ids = encode_text(text, self.config.encoder.max_position_embeddings, self.config.encoder.vocab_size)
+        forced = checked_codes(codes, self.config)
+        most = self.max_rows - 1 - self.config.max_delay
+        if len(forced) > most:
+            raise ValueError(f"codes must have at most {most} frames, got {len(forced)}")
+        check_not_forked(self.device)
+        return self._thread.run(lambda: teacher_forced_logits(self.model, ids, forced))
+
     def save_audio(self, path: str | Path, audio: np.ndarray) -> None:
-        """Write sound [samples] float32 to a file; the extension decides the format. See `audio.write_audio`."""
+        """Write sound to a file, whole or not at all.
+
+        Args:
+            path: its extension decides the format: .wav and .flac with 16 bits, .ogg or .mp3. A file there is replaced.
+            audio: [samples] float32 at `sample_rate`; what is beyond [-1, 1] is clipped, with a warning.
+
+        Raises:
+            FileNotFoundError: the folder does not exist.
+            TypeError: not an array of floating point numbers.
+            ValueError: another extension, no samples, NaN or infinity, or no codec to tell the sample rate.
+            OSError: the file cannot be written.
+        """
         write_audio(path, audio, self.sample_rate)
 
     def __reduce__(self) -> NoReturn:

@@ -7,6 +7,7 @@ import torch
 
 from .capacity import Footprint, codec_bytes, footprint, free_memory, verdict
 from .devices.device import resolve_device, resolve_dtype
+from .environment import described_environment
 from .kernels.cpu.variants import description
 from .kernels.quantized import FORMATS
 from .model.config import DiaConfig
@@ -49,8 +50,8 @@ def describe(
     device: str | None = None,
     max_rows: int | None = None,
 ) -> str:
-    """The text of `dia-engine info`: layout, parameters, memory by part and of slots, quantized or in `dtype`, and
-    whether they fit.
+    """The text of `dia-engine info`: layout, parameters, memory by part and of slots, quantized or in `dtype`, whether
+    they fit, and the machine.
 
     Reads the headers of the model's files, which are fetched from the hub if they are not here yet.
 
@@ -89,7 +90,8 @@ def describe(
     others = ((name, plan) for name, plan in plans if plan.weights < mine.weights)
     table = _table(config, chosen, stored or formats)
     slots = mine.default_slots(free, place.type == "cuda")
-    return "\n".join((*lines, "", *table, *_slots(mine, slots, dtype), "", *verdict(mine, free, place, others)))
+    fits = verdict(mine, free, place, others)
+    return "\n".join((*lines, "", *table, *_slots(mine, slots, dtype), "", *fits, "", *described_environment()))
 
 
 def total_bytes(config: DiaConfig, dtype: torch.dtype, formats: dict[str, str]) -> int:

@@ -1,3 +1,5 @@
+"""Fixtures, and where kernels run: in Triton's interpreter, in the PTX emulator, or on a GPU."""
+
 import logging
 import os
 import shutil

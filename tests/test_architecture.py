@@ -83,3 +83,13 @@ def test_functions_beside_triton_kernels_have_types():
 
 def decorator(node: ast.expr) -> str:
     return ast.unparse(node.func if isinstance(node, ast.Call) else node)
+
+
+def test_every_module_says_what_it_is():
+    files = [
+        path
+        for folder in ("engine", "kernels", "benchmarks", "tools", "tests", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    assert len(files) > 200
+    assert not [path for path in files if ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) is None]

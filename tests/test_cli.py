@@ -122,7 +122,7 @@ def test_a_name_that_the_console_cannot_show(tmp_path, name):
     assert ascii(name)[1:-1].encode() in done.stdout
 
 
-def test_every_knob_arrives(tmp_path):
+def test_every_parameter_arrives(tmp_path):
     tone = (0.3 * np.sin(np.arange(9000) * 0.05)).astype(np.float32)
     soundfile.write(tmp_path / "voice.ogg", tone, 44100)
     done = run(
@@ -137,6 +137,10 @@ def test_every_knob_arrives(tmp_path):
 def test_info(tmp_path):
     shown = run("info", "synthetic:full").stdout.decode()
     assert "1,611,160,576" in shown and "decoder MLP" in shown and "3072 rows" in shown
+    assert f"dia-engine {__version__}, Python 3." in shown and f"torch {torch.__version__}" in shown
+    assert (
+        re.search(r"^CPU         .+, cores for this process: \d+,", shown, re.MULTILINE) and "\nGPU         " in shown
+    )
     config = synthetic_config("synthetic:tiny")
     save_weights(random_weights(config, dtype=torch.float16, device="cpu"), config, tmp_path / "model")
     shown = run("info", tmp_path / "model", "--dtype", "float32").stdout.decode()

@@ -1,4 +1,4 @@
-"""The face: load, generate, save, as a caller of the reference knows them."""
+"""The public API: load, generate, save, as a caller of the reference knows them."""
 
 import asyncio
 import copy
@@ -46,8 +46,10 @@ def test_signature_is_the_references():
     ours = {"min_tokens": 0}  # forbids nothing
     assert asdict(SamplingParams().resolve({})) == wanted | ours, "what is left out is the reference's default"
     assert Dia is Engine and set(package.__all__) == {
-        "Dia", "Engine", "EngineFull", "FLUSH", "Generation", "SamplingParams"
+        "AudioStream", "Dia", "Engine", "EngineFull", "FLUSH", "Generation", "Piece", "PieceResult", "Plan",
+        "SamplingParams",
     }  # fmt: skip
+    assert all(hasattr(package, name) for name in package.__all__)
     assert package.SamplingParams is SamplingParams
     assert inspect.signature(Engine.load).parameters["model"].default == DEFAULT_MODEL
 
@@ -192,7 +194,7 @@ def test_save(engine, tmp_path):
         ({"text": [TEXT, TEXT], "audio_prompt": "one.wav"}, ValueError, "audio_prompt must be a list of 2"),
         ({"audio_prompt_text": "[S1] Hi."}, ValueError, "there is no audio_prompt"),
         ({"audio_prompt": "a.wav", "audio_prompt_path": "b.wav"}, ValueError, "two names of one argument"),
-        ({"no_such_knob": 1}, TypeError, "no_such_knob"),
+        ({"no_such_parameter": 1}, TypeError, "no_such_parameter"),
     ],
 )
 def test_mistakes_are_named(engine, arguments, error, message):

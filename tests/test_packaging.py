@@ -150,7 +150,10 @@ def test_exactly_one_version_is_pinned_of_all_that_setup_needs_and_setup_allows_
         return [each for each in requirements if not each.marker or each.marker.evaluate(system)]
 
     pins = applying((ROOT / "constraints.txt").read_text().splitlines())
-    pinned = [setup["install_requires"], *(setup["extras_require"][extra] for extra in ("test", "hear", "lint"))]
+    pinned = [
+        setup["install_requires"],
+        *(setup["extras_require"][extra] for extra in ("test", "hear", "lint", "docs")),
+    ]
     for needed in applying([line for lines in pinned for line in lines]):
         versions = [str(pin.specifier).removeprefix("==") for pin in pins if pin.name == needed.name]
         assert len(versions) == 1 and needed.specifier.contains(versions[0]), f"{needed}: {versions}"

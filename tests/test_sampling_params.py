@@ -1,3 +1,5 @@
+"""Sampling parameters: what is taken, what is refused, and what is left out."""
+
 import copy
 import math
 import pickle

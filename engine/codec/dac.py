@@ -75,24 +75,33 @@ class Codec:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = torch.float32,
     ) -> "Codec":
-        """A codec with random weights that depend on `config` and `seed` alone. It makes noise, at a sound level."""
+        """A codec with random weights that depend on `config` and `seed` alone. It makes noise, at a sound level.
+
+        Args:
+            config: its sizes.
+            seed: of the weights.
+            device, dtype: as `load`.
+
+        Raises:
+            ValueError: an unusable device, or another dtype.
+        """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
         network = Network(config)
         return cls(config, _fill(network, _random_state(network, seed), device, dtype), dtype)
 
     @property
     def sample_rate(self) -> int:
-        """Hz."""
+        """Of the waveforms, in Hz."""
         return self.config.sampling_rate
 
     @property
     def hop_length(self) -> int:
-        """Samples a frame."""
+        """Samples per frame."""
         return self.config.hop_length
 
     @property
     def num_codebooks(self) -> int:
-        """C, codes a frame."""
+        """C, codes per frame."""
         return self.config.n_codebooks
 
     @property
@@ -157,13 +166,23 @@ class Codec:
         return waveform
 
     def synthesize(self, codes: torch.Tensor) -> torch.Tensor:
-        """`decode` without checks and without a wait: at least one frame [T, C] int64, in range and on the device."""
+        """`decode` without checks and without a wait for the device.
+
+        Args:
+            codes: [T, C] int64 with T at least 1, in range and on the codec's device.
+
+        Returns:
+            waveform [samples] float32 on the codec's device.
+        """
         with torch.autocast(self.device.type, enabled=False), full_float32():
             latent = self.quantizer.decode(codes)
             return self.decoder(latent.to(self.dtype))[0, 0].float()
 
     def check_samples(self, waveform: torch.Tensor | np.ndarray) -> None:
         """Check what `synthesize` gave. The last layer is a tanh: whatever breaks before it comes out as NaN.
+
+        Args:
+            waveform: [samples] floating point.
 
         Raises:
             RuntimeError: a sample is NaN.

@@ -54,6 +54,7 @@ class Plan:
 
     @property
     def expected_seconds(self) -> float:
+        """Of sound, of all pieces."""
         return sum(piece.expected_seconds for piece in self.pieces)
 
     def __str__(self) -> str:

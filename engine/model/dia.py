@@ -73,7 +73,7 @@ def decoder_weights(config: DiaConfig) -> int:
 
 
 class Encoder:
-    """Text ids to one vector a position."""
+    """Text ids to one vector per position."""
 
     def __init__(self, config: EncoderConfig, weights: Weights):
         self.embedding = plain_weight(weights, "encoder.embedding")

@@ -50,7 +50,7 @@ def read_prompt(
     if prompt is None:
         return torch.zeros((0, config.decoder.num_channels), dtype=torch.int64, device="cpu")
     if isinstance(prompt, (torch.Tensor, np.ndarray)):
-        codes = _checked_codes(prompt, config)
+        codes = checked_codes(prompt, config, "audio prompt codes", "; for a waveform pass (waveform, sample_rate)")
         _check_length(len(codes), max_frames)
         return codes
 
@@ -87,20 +87,27 @@ def require_codec(codec: Codec | None) -> Codec:
     return codec
 
 
-def _checked_codes(prompt: torch.Tensor | np.ndarray, config: DiaConfig) -> torch.Tensor:
+def checked_codes(
+    given: torch.Tensor | np.ndarray, config: DiaConfig, name: str = "codes", hint: str = ""
+) -> torch.Tensor:
+    """Codes that a caller gives -> [P, C] int64 on the CPU, a copy. `name` is what an error calls them, `hint` what it
+    advises where they are not integers.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: the wrong shape, no frame, or a code out of range.
+    """
     channels, limit = config.decoder.num_channels, config.eos_token_id
-    codes = as_array(prompt, "audio prompt codes")
+    codes = as_array(given, name)
     if codes.dtype.kind not in "iu":  # np.integer would take durations
-        raise TypeError(
-            f"audio prompt codes must be integers, got {prompt.dtype}; for a waveform pass (waveform, sample_rate)"
-        )
+        raise TypeError(f"{name} must be integers, got {given.dtype}{hint}")
     if codes.ndim != 2 or codes.shape[1] != channels:
-        raise ValueError(f"audio prompt codes must have shape [frames, {channels}], got {list(codes.shape)}")
+        raise ValueError(f"{name} must have shape [frames, {channels}], got {list(codes.shape)}")
     if codes.shape[0] == 0:
-        raise ValueError("audio prompt codes must have at least one frame, got none; pass None for no prompt")
+        raise ValueError(f"{name} must have at least one frame, got none")
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= limit:
-        raise ValueError(f"audio prompt codes must be in [0, {limit}), got {low if low < 0 else high}")
+        raise ValueError(f"{name} must be in [0, {limit}), got {low if low < 0 else high}")
     # Of any memory order and byte order; and a caller may write over theirs before they are used.
     return torch.from_numpy(np.array(codes, dtype=np.int64, order="C"))
 

@@ -23,7 +23,7 @@ def build_app(settings: Settings | None = None, engine: Engine | None = None) ->
     """The application of a server.
 
     Args:
-        settings: see there.
+        settings: see `dia_engine.server.settings.Settings`; None for its defaults.
         engine: a loaded one; without it `settings.model` is loaded when the application starts.
 
     Returns:

@@ -52,7 +52,7 @@ class Layout:
         return Piece(name, shape, rows, self.inputs_first)
 
     def channel_tables(self, channels: int, vocab: int, width: int) -> list[Piece]:
-        """The decoder's embeddings: one table of all channels, or one a channel."""
+        """The decoder's embeddings: one table of all channels, or one per channel."""
         if self.joined_channels:
             return [_plain("decoder.embeddings.embed", channels * vocab, width)]
         return [_plain(f"decoder.embeddings.{channel}", vocab, width) for channel in range(channels)]

@@ -214,6 +214,11 @@ def _check_numbers(checkpoint: BnbCheckpoint, pieces: list[Piece], numbers: torc
 
 def _fitting_layout(checkpoint: BnbCheckpoint, config: DiaConfig) -> tuple[Layout, Table]:
     """The layout that the checkpoint's names belong to and its table, once every tensor is known to fit."""
+    adapter = [name for name in checkpoint.headers if ".lora_" in name]
+    if adapter:
+        raise ValueError(
+            f"{checkpoint.title}: holds a LoRA adapter ({listed(adapter[:1])}, ...); merge it into the model first"
+        )
     layout, prefix, table = _matching_layout(checkpoint, config)
     ignored = {prefix + name for name in IGNORED_NAMES}
     stored = {name: header for name, header in checkpoint.headers.items() if name not in ignored}

@@ -41,9 +41,9 @@ def multiply(x: torch.Tensor, weight: QuantWeight, product: Product) -> torch.Te
     """
     if isinstance(weight, NF4Weight):
         return linear_by_parts(_in_order_of_bytes(x), weight, PART, read_nf4, product)
-    if weight.dtype == torch.float16:  # would overflow in sums that are not scaled yet
-        return linear_by_parts(x, weight, PART, Int8Weight.dequantize, product).float()
-    return linear_by_parts(x, weight, PART, _integers, product).float() * weight.scale
+    if isinstance(weight, Int8Weight) and weight.dtype != torch.float16:  # whose unscaled sums would overflow
+        return linear_by_parts(x, weight, PART, _integers, product).float() * weight.scale
+    return linear_by_parts(x, weight, PART, type(weight).dequantize, product).float()
 
 
 def _integers(weight: Int8Weight) -> torch.Tensor:

@@ -77,7 +77,7 @@ def test_rules_on_random_logits(seed):
     assert (found - wanted).abs().max() < 1e-6
 
 
-def test_each_slot_has_its_own_knobs():
+def test_each_slot_has_its_own_parameters():
     logits = torch.randn(8, 3, 21)
     slots = [(3.0, 1.2, 0.95, 5), (0.0, 0.0, 1.0, 21), (1.0, 0.5, 0.4, 1), (2.0, 2.0, 1.0, 9)]
     together = filter_probabilities(logits, *(torch.tensor(column) for column in zip(*slots, strict=True)), eos=18)

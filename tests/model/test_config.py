@@ -1,3 +1,5 @@
+"""What a config.json may say, and every refusal."""
+
 import json
 
 import pytest

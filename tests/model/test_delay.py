@@ -1,3 +1,5 @@
+"""The delay pattern: a prompt laid out and read back."""
+
 import pytest
 import torch
 

@@ -46,9 +46,9 @@ def test_greedy_codes_alone_and_in_a_batch(seed, tmp_path):
         )
         assert torch.equal(torch.from_numpy(found), wanted[-1])
 
-    same_knobs = {"max_tokens": 40, "temperature": 0, "cfg_scale": 3.0, "cfg_filter_top_k": 5}
+    params = {"max_tokens": 40, "temperature": 0, "cfg_scale": 3.0, "cfg_filter_top_k": 5}
     texts = [text for text, *_ in REQUESTS]
-    together = engine.generate(texts, audio_prompt=prompts, **same_knobs)
+    together = engine.generate(texts, audio_prompt=prompts, **params)
     for text, prompt, codes in zip(texts, prompts, together, strict=True):
         prompt = random_prompt(engine, 0) if prompt is None else prompt
         alone = reference_codes(reference, encode_text(text, limit), prompt, 40, 3.0, 5)

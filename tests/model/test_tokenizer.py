@@ -1,3 +1,5 @@
+"""Text to ids: bytes, tags, and what is refused."""
+
 import pytest
 
 from dia_engine.model.tokenizer import encode_text

@@ -27,8 +27,8 @@ def reference() -> dict:
     return evaluate(Engine.load("talker", dtype="float32", device="cpu"), SCRIPTS)["heard"]
 
 
-def test_the_synthesiser_is_understood(reference):
-    assert reference["synthesiser"]["word_error"] <= 3.0
+def test_the_synthesizer_is_understood(reference):
+    assert reference["synthesizer"]["word_error"] <= 3.0
 
 
 def test_the_talker_is_understood(reference):
@@ -40,7 +40,7 @@ def test_the_recognizer_does_not_guess(reference):
     assert reference["control: the next script's words"]["word_error"] > 60.0
 
 
-def test_the_length_is_that_of_the_synthesiser(reference):
+def test_the_length_is_that_of_the_synthesizer(reference):
     assert 0.9 < reference["model"]["length"] < 1.1
 
 

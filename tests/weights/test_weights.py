@@ -234,6 +234,13 @@ def test_the_same_file_twice_is_a_duplicate():
         load_weights(files, config, dtype=torch.float32, device="cpu")
 
 
+@pytest.mark.parametrize("with_model", [True, False])
+def test_an_adapter_is_named_as_such(tmp_path, with_model):
+    adapter = {"decoder.layers.0.self_attention.q_proj.lora_A.default.weight": torch.zeros(2, 2)}
+    with pytest.raises(ValueError, match=r"holds a LoRA adapter \(decoder.layers.0.*\); merge it into the model first"):
+        load_state((small_state() if with_model else {}) | adapter, tmp_path)
+
+
 def test_weights_of_another_model_are_named_as_such(tmp_path):
     with pytest.raises(ValueError, match="no weights of a Dia model; it holds wte.weight"):
         load_state({"wte.weight": torch.zeros(2)}, tmp_path)

@@ -55,7 +55,7 @@ def assemble(script: Script, spoken: dict[tuple[str, str], Spoken], lead_in: int
 
 
 def original(script: Script) -> np.ndarray:
-    """The synthesiser's own sound of a script [samples] float32."""
+    """The synthesizer's own sound of a script [samples] float32."""
     return assemble(script, {turn: speak(turn[1], SPEAKERS[turn[0]]) for turn in script.turns})[0]
 
 

@@ -1,7 +1,7 @@
 """Listens to the talker: `python -m tools.talker.evaluate`. Needs flite and pocketsphinx.
 
 Scripts whose sentences no training has seen are generated with the engine and written down by a speech recognizer that
-knows the words of the domain. Beside the model stand what bounds it: the synthesiser it learnt from, and that sound
+knows the words of the domain. Beside the model stand what bounds it: the synthesizer it learnt from, and that sound
 through the codec and back; and a control, where each sound is compared with the next script.
 """
 
@@ -34,7 +34,7 @@ class Heard:
         word_error, margin: per cent, and half of its 95 % interval, by the spread between scripts.
         pitch: median in Hz over the scripts of one speaker alone, by tag.
         ended: share of the scripts that end before the decoder has no more rows; 1 for what was not generated.
-        length: seconds, of all, over that of the synthesiser's.
+        length: seconds, of all, over that of the synthesizer's.
     """
 
     words: int
@@ -89,7 +89,7 @@ def evaluate(
         shifted = scripts[1:] + scripts[:1]
         heard["control: the next script's words"] = describe(scripts, shifted, sounds, texts, lengths, longest)
         through = [round_trip(engine, sound) for sound in tqdm(originals, desc="codec", leave=False, disable=None)]
-        for name, each in (("codec and back", through), ("synthesiser", originals)):
+        for name, each in (("codec and back", through), ("synthesizer", originals)):
             said = [listener.words(sound) for sound in tqdm(each, desc=name, leave=False, disable=None)]
             heard[name] = describe(scripts, scripts, each, said, lengths, math.inf)
     seconds = sum(map(len, sounds)) / SAMPLE_RATE
@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in PARAMS[:3]:
         parser.add_argument("--" + name.replace("_", "-"), type=float, help="default: the model's own")
     parser.add_argument("--top-k", type=int, dest=PARAMS[3], help="default: the model's own")
-    parser.add_argument("--model-only", action="store_true", help="leave out synthesiser, codec and control")
+    parser.add_argument("--model-only", action="store_true", help="leave out synthesizer, codec and control")
     parser.add_argument("--json", type=Path, help="write all that was found to this file")
     return parser
 

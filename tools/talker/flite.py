@@ -1,4 +1,4 @@
-"""The synthesiser that the talker learns from: sentences as 16 kHz sound, and when each word is said."""
+"""The synthesizer that the talker learns from: sentences as 16 kHz sound, and when each word is said."""
 
 import re
 import shutil

@@ -1,0 +1,29 @@
+"""The examples that need a server and no package of a vendor."""
+
+import io
+import runpy
+
+import pytest
+import soundfile
+
+from tests.helpers import ROOT
+
+
+@pytest.mark.parametrize(("name", "made"), [("openai_http.py", "openai.pcm"), ("elevenlabs_http.py", "elevenlabs.mp3")])
+def test_an_example(server, tmp_path, monkeypatch, capsys, name, made):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIA_URL", server.url)
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    data = (tmp_path / made).read_bytes()
+    raw = {"samplerate": 24_000, "channels": 1, "subtype": "PCM_16", "format": "RAW"} if made.endswith(".pcm") else {}
+    samples, rate = soundfile.read(io.BytesIO(data), **raw)
+    assert 2 < len(samples) / rate < 5 and samples.std() > 0.02
+    assert capsys.readouterr().out.startswith(made)
+
+
+@pytest.mark.parametrize("name", ["openai_http.py", "elevenlabs_http.py"])
+def test_an_example_tells_what_the_server_answers(server, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIA_URL", f"{server.url}/nowhere")
+    with pytest.raises(SystemExit, match="404: "):
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
