@@ -16,7 +16,7 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 RESERVED_SHARED_MEMORY = 1024  # bytes that CUDA takes of a multiprocessor's shared memory for each program
 FEWER_THREADS = (86, 87, 89, 120, 121)  # architectures with 1536 threads a multiprocessor
 EXACT_SPILL_BYTES = 16  # allowed where float32 meets quantized weights, which is there to be exact and not fast
-WIDE_SPILL_BYTES = 40  # allowed in programs of 64 x 32: on an H200 they are the fastest all the same
+WIDE_SPILL_BYTES = 40  # allowed in programs of 32 input rows: on an H200 they are the fastest all the same
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _spill_limit(launch: Launch) -> int:
     Some where a kernel in float32 does what no tensor core does: decode weights, or attend. In attention ptxas keeps to
     64 registers for sm_100 and sm_120 and spills two to four.
     """
-    if (launch.constants.get("TILE"), launch.constants.get("BLOCK_M")) == (64, 32):
+    if launch.constants.get("BLOCK_M") == 32:
         return WIDE_SPILL_BYTES
     tensors = {name: value.dtype for name, value in launch.arguments.items() if isinstance(value, torch.Tensor)}
     special = "keys_ptr" in tensors or tensors.get("weight_ptr") in (torch.int8, torch.uint8)

@@ -97,9 +97,10 @@ class Tiling:
         quantized = type(weight) in KINDS
         # Quantized: a block of NF4 per iteration, whose scale then is one number per row, and as much of int8.
         unit = BLOCK if quantized else (128 if roomy else 64) // size
-        # A float32 product keeps the decoded weights in shared memory too: with 8 slices they do not fit everywhere.
-        short = quantized if size == 4 else weight.shape[1] <= LONG_ROW
-        slices, warps = 4 if short else 8, 4 if short and size == 2 else 8
+        slices = warps = 4 if _on_tensor_cores(weight, architecture) and weight.shape[1] <= LONG_ROW else 8
+        if quantized and size == 4:
+            # The decoded weights are in shared memory too: with 8 slices they do not fit everywhere.
+            slices = 4
         for wide_tile, block_m in _tiles(weight, tile, rows, architecture):
             fitted = cls(wide_tile, block_m, unit, unit, slices, warps, 0)._fitted(weight, half, limit)
             if fitted and isinstance(architecture, str):
@@ -169,15 +170,19 @@ def _tiles(weight: Weight, tile: int, rows: int, architecture: int | str) -> lis
         # AMD's matrix cores take 16 input rows at least (8 would spill hundreds of registers), and 32 x 32 products
         # add in another order than 16 x 16: one size for any batch.
         return [(tile, 16), (tile, 8)]
-    # Triton uses none for float32 nor before the Ampere generation; 32 x 16 would spill.
-    without_tensor_cores = weight.dtype.itemsize == 4 or architecture < 80
-    if rows <= 8 or (without_tensor_cores and tile > 16):
+    narrow = not _on_tensor_cores(weight, architecture)  # 32 x 16 would spill
+    if rows <= 8 or (narrow and tile > 16):
         return [(tile, 8)]
-    if rows <= 16 or without_tensor_cores:
+    if rows <= 16 or narrow:
         return [(tile, 16), (tile, 8)]
     wide = [(64, 32), (32, 32), (32, 16)]
     enough = [each for each in wide if _programs(weight, rows, *each) >= ENOUGH_PROGRAMS]
     return [*enough, wide[-1], (tile, 16)]
+
+
+def _on_tensor_cores(weight: Weight, architecture: int | str) -> bool:
+    """Triton uses none for float32, nor those before the Ampere generation."""
+    return weight.dtype.itemsize == 2 and (isinstance(architecture, str) or architecture >= 80)
 
 
 def _programs(weight: Weight, rows: int, tile: int, block_m: int) -> int:
