@@ -1,6 +1,6 @@
 """Weights in 8 and 4 bits: bitsandbytes' two formats, its quantizers and how they are read back.
 
-    int8   one scale a row:               w = value * absmax / 127
+    int8   one scale per row:               w = value * absmax / 127
     NF4    one scale a block of 64 in K:  w = LEVELS[nibble] * absmax
 
 Values and scales are bitsandbytes' own, bit for bit, and so is what `dequantize` gives. Only the place of the nibbles
