@@ -243,8 +243,8 @@ class Engine:
             raise ValueError(f"slots must be at most max_slots, {self.max_slots}, got {shown(slots)}")
         check_not_forked(self.device)
         self._thread.run(lambda: self._thread.scheduler.runner.prepare(slots))
-        shortest = {"max_tokens": self.config.max_delay + 2}
-        self.run_requests(self._parse("x", shortest, seed=0), warn_of_cuts=False)
+        shortest = self._parse("x", seed=0, max_tokens=self.config.max_delay + 2)
+        self.run_requests(shortest, warn_of_cuts=False)
 
     def generate(
         self,
@@ -323,11 +323,12 @@ class Engine:
             EngineFull: more requests would wait than `max_waiting`.
             RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
         """
-        _note_ignored(use_torch_compile, use_cfg_filter)
         requests = self._parse(
-            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens), sampling_params,
-            audio_prompt, audio_prompt_path, audio_prompt_text, seed,
+            text, sampling_params, audio_prompt, audio_prompt_path, audio_prompt_text, seed,
             SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
+            use_torch_compile, use_cfg_filter,
+            max_tokens=max_tokens, cfg_scale=cfg_scale, temperature=temperature, top_p=top_p,
+            cfg_filter_top_k=cfg_filter_top_k, min_tokens=min_tokens,
         )  # fmt: skip
         generations = self.run_requests(requests, verbose)
         results = generations if details else [each.codes if each.audio is None else each.audio for each in generations]
@@ -389,11 +390,12 @@ class Engine:
             RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
         """
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
-        _note_ignored(use_torch_compile, use_cfg_filter)
         requests = self._parse(
-            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens), sampling_params,
-            audio_prompt, audio_prompt_path, audio_prompt_text, seed,
+            text, sampling_params, audio_prompt, audio_prompt_path, audio_prompt_text, seed,
             SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
+            use_torch_compile, use_cfg_filter,
+            max_tokens=max_tokens, cfg_scale=cfg_scale, temperature=temperature, top_p=top_p,
+            cfg_filter_top_k=cfg_filter_top_k, min_tokens=min_tokens,
         )  # fmt: skip
         return self.stream_requests(requests, sizes, verbose, batch=isinstance(text, (list, tuple)))
 
@@ -545,16 +547,20 @@ class Engine:
     def _parse(
         self,
         text: Script,
-        sampling: Mapping[str, Any],
         sampling_params: PerText[SamplingParams | None] = None,
         audio_prompt: AudioPrompts = None,
         audio_prompt_path: AudioPrompts = None,
         audio_prompt_text: str | Sequence[str | None] | None = None,
         seed: PerText[int | None] = None,
         options: SpeechOptions | None = None,
+        use_torch_compile: bool = False,
+        use_cfg_filter: bool | None = None,
+        **sampling: Any,
     ) -> list[Request | PlannedScript]:
+        """Arguments of `generate` and `stream`, checked; `sampling` are fields of SamplingParams."""
         options = options or SpeechOptions(split=False)
         require_sound(options, self.codec)
+        _note_ignored(use_torch_compile, use_cfg_filter)
         return parse_scripts(
             text,
             sampling,
@@ -646,25 +652,6 @@ def _merge_prompt_names(audio_prompt: AudioPrompts, audio_prompt_path: AudioProm
         raise ValueError("audio_prompt and audio_prompt_path are two names of one argument; give only audio_prompt")
     logger.warning("audio_prompt_path is an old name; use audio_prompt")
     return audio_prompt_path
-
-
-def _sampling(
-    max_tokens: object,
-    cfg_scale: object,
-    temperature: object,
-    top_p: object,
-    cfg_filter_top_k: object,
-    min_tokens: object,
-) -> dict[str, Any]:
-    """Arguments of `generate` under the names of SamplingParams."""
-    return {
-        "max_tokens": max_tokens,
-        "cfg_scale": cfg_scale,
-        "temperature": temperature,
-        "top_p": top_p,
-        "cfg_filter_top_k": cfg_filter_top_k,
-        "min_tokens": min_tokens,
-    }
 
 
 def _note_ignored(use_torch_compile: bool, use_cfg_filter: bool | None) -> None:

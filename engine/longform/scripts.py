@@ -105,9 +105,18 @@ def make_plan(
         is_split = _needs_pieces(text, options, settings)
     if not is_split:
         return whole_script(text, seed, settings, transcript or "")
-    closing = settings.closing_tag if options.closing_tag is None else options.closing_tag
-    anchor = (transcript or "") if has_prompt else None
-    return plan_script(text, seed, settings, transcript=anchor, one_turn=options.pause > 0, closing_tag=closing)
+    return plan_script(text, seed, settings, **_rules(options, settings, transcript, has_prompt))
+
+
+def _rules(
+    options: SpeechOptions, settings: LongFormSettings, transcript: str | None, has_prompt: bool
+) -> dict[str, Any]:
+    """How pieces are planned, by the names of `Planner`."""
+    return {
+        "transcript": (transcript or "") if has_prompt else None,
+        "one_turn": options.pause > 0,
+        "closing_tag": settings.closing_tag if options.closing_tag is None else options.closing_tag,
+    }
 
 
 class ScriptRunner:
@@ -250,15 +259,13 @@ def _arriving(
         raise ValueError("a text that arrives in parts is spoken in pieces: split=False needs all of it")
     loop = asyncio.get_running_loop() if isinstance(text, AsyncIterable) else None
     (request,) = parse_requests("x", sampling, config=config, planned={0}, **arguments)
-    transcript = arguments.get("audio_prompt_text")
-    anchor = (transcript or "") if len(request.prompt) else None
-    closing = settings.closing_tag if options.closing_tag is None else options.closing_tag
+    rules = _rules(options, settings, arguments.get("audio_prompt_text"), has_prompt=len(request.prompt) > 0)
 
     def check(piece: Piece) -> None:
         _encode(piece.sent, config)
 
     def source() -> Arriving:
-        return Arriving(request.seed, settings, anchor, options.pause > 0, closing, check)
+        return Arriving(request.seed, settings, check=check, **rules)
 
     return Script(request, source, True, options, text, loop)
 
