@@ -50,10 +50,14 @@ class AudioStream(Generic[Item]):
             RuntimeError: there are chunks to read, or the stream was closed or failed.
         """
         results = [] if self._call is None else self._call.results
-        if not results or any(result is None for result in results):
-            raise RuntimeError("a stream has a result once it has been read to its end")
         finished = [result for result in results if result is not None]
-        return finished if self._batch else finished[0]
+        if finished and len(finished) == len(results):
+            return finished if self._batch else finished[0]
+        if self._closed:
+            raise RuntimeError("this stream was closed before it had been read to its end: it has no result")
+        if self._call is not None and self._call.aborted:
+            raise RuntimeError("this stream has failed: it has no result")
+        raise RuntimeError("a stream has a result once it has been read to its end")
 
     @property
     def started(self) -> float:
