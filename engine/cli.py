@@ -55,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         limit_threads(getattr(options, "model", ""))
         with _leaving_at_once():
             import_all()
-        return options.run(options) or 0
+        status = options.run(options) or 0
+        _flush_standard_error()
+        return status
     except KeyboardInterrupt as interrupt:
         _complain(str(interrupt) or INTERRUPTED)
         return EXIT_INTERRUPTED
@@ -74,6 +76,15 @@ def _complain(text: str) -> None:
         _show(text, sys.stderr)
     except OSError:
         _silence(sys.stderr)  # or the interpreter tries again when it exits, and changes the status
+
+
+def _flush_standard_error() -> None:
+    """Where it is full, a progress bar has left something in its buffer, which would change the status at the exit."""
+    if sys.stderr is not None:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _silence(sys.stderr)
 
 
 def limit_threads(model: str) -> None:
@@ -145,12 +156,11 @@ def _leaving_at_once() -> Iterator[None]:
 
 def _message(error: BaseException) -> str:
     """An error as one line: an operating system's own by file and reason, without their number."""
-    from .messages import described, without_controls
+    from .messages import described, is_out_of_memory, without_controls
 
-    if isinstance(error, OSError) and error.strerror:
+    if (isinstance(error, OSError) and error.strerror) or is_out_of_memory(error):
         return described(error)
-    text = "out of memory" if isinstance(error, MemoryError) else str(error) or type(error).__name__
-    return without_controls(" ".join(text.split()))
+    return without_controls(" ".join(str(error).split()) or type(error).__name__)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Load a model once, then turn scripts into sound."""
 
 import logging
+import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,6 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from .capacity import check_slots
 from .codec import Codec
@@ -34,6 +34,7 @@ from .longform_settings import LongFormSettings
 from .messages import shown
 from .model.config import DiaConfig
 from .model.dia import DiaModel
+from .progress import progress_bar
 from .runtime.call import Call, Chunk, Generation
 from .runtime.chunking import ChunkSizes
 from .runtime.engine_thread import EngineThread
@@ -319,7 +320,8 @@ class Engine:
             texts gives a list. Empty if the model ends at once.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
+            FileNotFoundError, TypeError, ValueError: an argument that cannot work, more texts than `max_slots` and
+                `max_waiting` together included, before any work is done.
             EngineFull: more requests would wait than `max_waiting`.
             RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
         """
@@ -385,7 +387,8 @@ class Engine:
             pieces of a text in order, those of different texts as they come.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
+            FileNotFoundError, TypeError, ValueError: an argument that cannot work, more texts than `max_slots` and
+                `max_waiting` together included, before any work is done.
             EngineFull: at the first chunk, more requests would wait than `max_waiting`.
             RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
         """
@@ -430,6 +433,7 @@ class Engine:
     ) -> list[Generation]:
         """What `generate` returns with details for each of some requests; see `longform.scripts.parse_scripts`."""
         chunks: list[list[np.ndarray]] = [[] for _ in requests]
+        self._thread.check_fits(len(requests))
         with _progress(verbose, self._frames_per_second / len(requests)) as on_steps:
             call = _call_for(requests, streaming=False, on_steps=on_steps, warn_of_cuts=warn_of_cuts)
             try:
@@ -451,6 +455,7 @@ class Engine:
         """What `stream` returns, for a list of texts if `batch`; see `longform.scripts.parse_scripts`."""
         check_not_forked(self.device)
         self._thread.check_usable()
+        self._thread.check_fits(len(requests))
 
         def start(is_closed: Callable[[], bool]) -> Call | None:
             encoded: list[Request | PlannedScript] = []
@@ -526,10 +531,12 @@ class Engine:
             audio_path: a file, or a waveform [samples] float32 in [-1, 1] and its sample rate in Hz.
 
         Raises:
-            FileNotFoundError, ValueError: as `audio_prompt` of `generate`.
+            FileNotFoundError, TypeError, ValueError: as `audio_prompt` of `generate`.
         """
         capacity, codec = self.max_rows, self._require_codec()
-        audio = audio_path if isinstance(audio_path, tuple) else str(audio_path)
+        audio = str(audio_path) if isinstance(audio_path, os.PathLike) else audio_path
+        if not isinstance(audio, (str, tuple)):
+            raise TypeError(f"audio_path must be a path or a pair (waveform, sample_rate), got {shown(audio)}")
         prompt = read_prompt(audio, self.config, lambda: codec, capacity)
         check_not_forked(self.device)
         with self._modes():
@@ -667,7 +674,7 @@ def _progress(verbose: bool, real_time: float) -> Iterator[Callable[[int], None]
     if not verbose:
         yield None
         return
-    with tqdm(unit=" steps", desc="generate") as bar:
+    with progress_bar(unit=" steps", desc="generate") as bar:
 
         def count(steps: int) -> None:
             bar.update(steps)
