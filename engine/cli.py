@@ -412,7 +412,7 @@ def _show_plan(options: argparse.Namespace, script: str, seed: int) -> None:
 
     source = resolve_model(options.model, options.revision)
     plan = make_plan(
-        script, seed, _speech(options), source.long_form,
+        script, seed, _speech(options), source.long_form, source.config,
         transcript=options.prompt_text, has_prompt=options.prompt is not None,
     )  # fmt: skip
     _show(str(plan), sys.stdout)

@@ -424,7 +424,7 @@ class Engine:
         """
         options = SpeechOptions(split=split, pause=pause, closing_tag=closing_tag)
         return make_plan(
-            script, check_seed(seed), options, self.long_form,
+            script, check_seed(seed), options, self.long_form, self.config,
             transcript=audio_prompt_text, has_prompt=audio_prompt_text is not None,
         )  # fmt: skip
 

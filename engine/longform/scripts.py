@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +25,9 @@ from .assembly import Assembler
 from .options import SpeechOptions
 from .plan import Piece, Plan, plan_script, size_of, whole_script
 from .source import Arriving, PieceSource, Planned
-from .speaker import ScriptCall, ScriptSpeaker, Surroundings
+from .speaker import POLL_SECONDS, ScriptCall, ScriptSpeaker, Surroundings
+
+MOST_PARTS, MOST_PIECES = 256, 64  # of a text that arrives, which wait to be planned and to be spoken
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,9 @@ def parse_scripts(
             found.append(request)
             continue
         plan = make_plan(
-            texts[index], request.seed, options, settings,
+            texts[index], request.seed, options, settings, config,
             transcript=transcripts[index], has_prompt=len(request.prompt) > 0, is_split=index in split,
         )  # fmt: skip
-        for piece in plan.pieces:
-            _encode(piece.sent, config)
         found.append(Script(request, lambda plan=plan: Planned(plan), plan.is_split, options))  # type: ignore[misc]
     return found
 
@@ -89,6 +90,7 @@ def make_plan(
     seed: int,
     options: SpeechOptions,
     settings: LongFormSettings,
+    config: DiaConfig,
     *,
     transcript: str | None = None,
     has_prompt: bool = False,
@@ -97,15 +99,20 @@ def make_plan(
     """How a script will be spoken.
 
     Raises:
-        TypeError, ValueError: it is no text, or nothing but tags.
+        TypeError, ValueError: it is no text, nothing but tags, or a piece cannot be read by the model.
     """
-    if not isinstance(text, str):
-        raise TypeError(f"text must be a string, got {type(text).__name__}")
+    for name, given in (("text", text), ("audio_prompt_text", transcript or "")):
+        if not isinstance(given, str):
+            raise TypeError(f"{name} must be a string, got {type(given).__name__}")
     if is_split is None:
         is_split = _needs_pieces(text, options, settings)
-    if not is_split:
-        return whole_script(text, seed, settings, transcript or "")
-    return plan_script(text, seed, settings, **_rules(options, settings, transcript, has_prompt))
+    if is_split:
+        plan = plan_script(text, seed, settings, **_rules(options, settings, transcript, has_prompt))
+    else:
+        plan = whole_script(text, seed, settings, transcript or "")
+    for piece in plan.pieces:
+        _encode(piece.sent, config)
+    return plan
 
 
 def _rules(
@@ -148,7 +155,13 @@ class ScriptRunner:
 
         Raises:
             EngineFull, RuntimeError: as `EngineThread.submit`.
+            RuntimeError: a text comes from the event loop that would wait here.
         """
+        if any(isinstance(item, Script) and item.loop is not None and item.loop is _running_loop() for item in items):
+            raise RuntimeError(
+                "this text comes from the event loop that would stand still here, waiting for its sound: read it with "
+                "`async for` over astream"
+            )
         around = self._surroundings()
         for index, item in enumerate(items):
             if isinstance(item, Request):
@@ -205,6 +218,7 @@ class _Feeder:
         loop: asyncio.AbstractEventLoop | None,
     ):  # fmt: skip
         self._parts, self._source, self._speaker, self._call, self._loop = parts, source, speaker, call, loop
+        self._sent = self._taken = 0
 
     def start(self) -> None:
         if self._loop is None:
@@ -215,21 +229,26 @@ class _Feeder:
 
     def _read(self) -> None:
         try:
-            for part in self._parts:
-                if self._call.aborted:
-                    break
-                self._feed(part)
+            try:
+                for part in self._parts:
+                    while self._is_far_ahead and not self._call.aborted:
+                        time.sleep(POLL_SECONDS)
+                    if self._call.aborted:
+                        break
+                    self._feed(part)
+            finally:
+                close = getattr(self._parts, "close", None)
+                if close is not None:
+                    close()
             self._speaker.wake(self._source.end)
         except BaseException as error:
             self._speaker.fail(error)
-        finally:
-            close = getattr(self._parts, "close", None)
-            if close is not None:
-                close()
 
     async def _read_async(self) -> None:
         try:
             async for part in self._parts:
+                while self._is_far_ahead:
+                    await asyncio.sleep(POLL_SECONDS)
                 self._feed(part)
             self._speaker.wake(self._source.end)
         except asyncio.CancelledError:
@@ -237,8 +256,27 @@ class _Feeder:
         except BaseException as error:
             self._speaker.fail(error)
 
+    @property
+    def _is_far_ahead(self) -> bool:
+        """Whether so much waits to be spoken that a text without an end would fill the memory."""
+        return self._sent - self._taken >= MOST_PARTS or self._source.ready >= MOST_PIECES
+
     def _feed(self, part: Any) -> None:
-        self._speaker.wake(lambda: self._source.feed(part))
+        self._sent += 1
+
+        def work() -> None:
+            self._taken += 1
+            self._source.feed(part)
+
+        self._speaker.wake(work)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that this thread runs."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _arrives(text: Any) -> bool:
@@ -257,7 +295,9 @@ def _arriving(
 ) -> Script:
     if not options.split:
         raise ValueError("a text that arrives in parts is spoken in pieces: split=False needs all of it")
-    loop = asyncio.get_running_loop() if isinstance(text, AsyncIterable) else None
+    loop = _running_loop() if isinstance(text, AsyncIterable) else None
+    if loop is None and isinstance(text, AsyncIterable):
+        raise RuntimeError("an asynchronous iterator of text needs a running event loop: call astream in a coroutine")
     (request,) = parse_requests("x", sampling, config=config, planned={0}, **arguments)
     rules = _rules(options, settings, arguments.get("audio_prompt_text"), has_prompt=len(request.prompt) > 0)
 
