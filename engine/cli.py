@@ -590,6 +590,8 @@ def _script(options: argparse.Namespace) -> str:
     if options.file is not None:
         from .files.paths import user_path
 
+        if not options.file:
+            raise ValueError("the name of the script file is empty")
         try:
             with user_path(options.file).open("rb") as file:
                 return _script_text(_read_script(file, options.file), options.file)
@@ -601,7 +603,10 @@ def _script(options: argparse.Namespace) -> str:
 
 
 def _read_script(file: BinaryIO, name: str) -> bytes:
-    content = file.read(MAX_SCRIPT_BYTES + 1)  # a device or a pipe may have no end
+    try:
+        content = file.read(MAX_SCRIPT_BYTES + 1)  # a device or a pipe may have no end
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from None
     if len(content) > MAX_SCRIPT_BYTES:
         raise ValueError(f"{name} has more than {MAX_SCRIPT_BYTES} bytes, which is no script")
     return content

@@ -14,7 +14,7 @@ import soxr
 import torch
 
 from ..messages import shown
-from .output import check_replaceable, write_whole
+from .output import check_file_name, check_replaceable, write_whole
 from .paths import user_path
 
 logger = logging.getLogger(__name__)
@@ -223,10 +223,7 @@ def check_writable(path: str | Path) -> Path:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"the file to write must be named by a string or a path, got {shown(path)}")
-    if not str(path):
-        raise ValueError("the name of the file to write is empty")
-    if "\0" in str(path):
-        raise ValueError(f"the name of the file to write holds a null character: {shown(str(path))}")
+    check_file_name(path)
     path = user_path(path)
     if path.suffix.lower() not in FORMATS:
         known = ", ".join(FORMATS)

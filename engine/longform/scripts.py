@@ -16,7 +16,7 @@ from ..devices.precision import full_float32
 from ..longform_settings import LongFormSettings
 from ..messages import shown
 from ..model.config import DiaConfig
-from ..model.tokenizer import encode_text
+from ..model.tokenizer import encode_text, has_visible_text
 from ..runtime.call import PieceResult
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineThread
@@ -104,6 +104,8 @@ def make_plan(
     for name, given in (("text", text), ("audio_prompt_text", transcript or "")):
         if not isinstance(given, str):
             raise TypeError(f"{name} must be a string, got {type(given).__name__}")
+    if has_visible_text(transcript or "") and not has_prompt:
+        raise ValueError("audio_prompt_text is the transcript of an audio_prompt, but there is no audio_prompt")
     if is_split is None:
         is_split = _needs_pieces(text, options, settings)
     if is_split:
