@@ -183,10 +183,13 @@ def _cleaning_up_on_sigterm() -> Iterator[None]:
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # as argparse has it
-        """Refuse `-hello`, a script without `--` before it, which Python 3.12 and later take for `-h`."""
+        """Refuse `-hello`, a script without `--` before it, which Python 3.12 and later take for `-h`; and
+        `--option=--`, which earlier ones take for an empty list."""
         for argument in takewhile(lambda argument: argument != "--", sys.argv[1:] if args is None else args):
             if argument.startswith("-h") and argument != "-h":
                 self.error(f"unrecognized arguments: {argument}")
+            if argument.startswith("--") and argument.endswith("=--"):
+                self.error(f"argument {argument.removesuffix('=--')}: -- is no value")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

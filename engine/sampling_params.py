@@ -107,7 +107,7 @@ class ResolvedSamplingParams(SamplingParams):
     def __post_init__(self) -> None:
         for name, value in self._values().items():
             if value is left_out(name):
-                raise TypeError(f"{name} must be a number, got {value!r}")
+                raise TypeError(f"{name} must be a number, got {shown(value)}")
         super().__post_init__()
 
     def rows(self, capacity: int, prompt_frames: int, max_delay: int) -> int:

@@ -318,7 +318,7 @@ def check_sample_rate(sample_rate: int, name: str = "sample_rate") -> None:
         ValueError: not in 1..192000.
     """
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, numbers.Integral):
-        raise TypeError(f"{name} must be an integer in Hz, got {sample_rate!r}")
+        raise TypeError(f"{name} must be an integer in Hz, got {shown(sample_rate)}")
     if not 0 < sample_rate <= MAX_SAMPLE_RATE:
         rate = sample_rate if abs(sample_rate) < 10**20 else "one of over 20 digits"  # Python prints no more than 4300
         raise ValueError(f"{name} must be in 1..{MAX_SAMPLE_RATE} Hz, got {rate}")
