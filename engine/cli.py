@@ -55,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         limit_threads(getattr(options, "model", ""))
         with _leaving_at_once():
             import_all()
-        return options.run(options) or 0
+        status = options.run(options) or 0
+        _flush_standard_error()
+        return status
     except KeyboardInterrupt as interrupt:
         _complain(str(interrupt) or INTERRUPTED)
         return EXIT_INTERRUPTED
@@ -74,6 +76,15 @@ def _complain(text: str) -> None:
         _show(text, sys.stderr)
     except OSError:
         _silence(sys.stderr)  # or the interpreter tries again when it exits, and changes the status
+
+
+def _flush_standard_error() -> None:
+    """Where it is full, a progress bar has left something in its buffer, which would change the status at the exit."""
+    if sys.stderr is not None:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _silence(sys.stderr)
 
 
 def limit_threads(model: str) -> None:
@@ -145,12 +156,11 @@ def _leaving_at_once() -> Iterator[None]:
 
 def _message(error: BaseException) -> str:
     """An error as one line: an operating system's own by file and reason, without their number."""
-    from .messages import described, without_controls
+    from .messages import described, is_out_of_memory, without_controls
 
-    if isinstance(error, OSError) and error.strerror:
+    if (isinstance(error, OSError) and error.strerror) or is_out_of_memory(error):
         return described(error)
-    text = "out of memory" if isinstance(error, MemoryError) else str(error) or type(error).__name__
-    return without_controls(" ".join(text.split()))
+    return without_controls(" ".join(str(error).split()) or type(error).__name__)
 
 
 @contextmanager
@@ -173,10 +183,13 @@ def _cleaning_up_on_sigterm() -> Iterator[None]:
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # as argparse has it
-        """Refuse `-hello`, a script without `--` before it, which Python 3.12 and later take for `-h`."""
+        """Refuse `-hello`, a script without `--` before it, which Python 3.12 and later take for `-h`; and
+        `--option=--`, which earlier ones take for an empty list."""
         for argument in takewhile(lambda argument: argument != "--", sys.argv[1:] if args is None else args):
             if argument.startswith("-h") and argument != "-h":
                 self.error(f"unrecognized arguments: {argument}")
+            if argument.startswith("--") and argument.endswith("=--"):
+                self.error(f"argument {argument.removesuffix('=--')}: -- is no value")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -402,7 +415,7 @@ def _show_plan(options: argparse.Namespace, script: str, seed: int) -> None:
 
     source = resolve_model(options.model, options.revision)
     plan = make_plan(
-        script, seed, _speech(options), source.long_form,
+        script, seed, _speech(options), source.long_form, source.config,
         transcript=options.prompt_text, has_prompt=options.prompt is not None,
     )  # fmt: skip
     _show(str(plan), sys.stdout)
@@ -580,6 +593,8 @@ def _script(options: argparse.Namespace) -> str:
     if options.file is not None:
         from .files.paths import user_path
 
+        if not options.file:
+            raise ValueError("the name of the script file is empty")
         try:
             with user_path(options.file).open("rb") as file:
                 return _script_text(_read_script(file, options.file), options.file)
@@ -591,7 +606,10 @@ def _script(options: argparse.Namespace) -> str:
 
 
 def _read_script(file: BinaryIO, name: str) -> bytes:
-    content = file.read(MAX_SCRIPT_BYTES + 1)  # a device or a pipe may have no end
+    try:
+        content = file.read(MAX_SCRIPT_BYTES + 1)  # a device or a pipe may have no end
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from None
     if len(content) > MAX_SCRIPT_BYTES:
         raise ValueError(f"{name} has more than {MAX_SCRIPT_BYTES} bytes, which is no script")
     return content

@@ -1,6 +1,7 @@
 """Load a model once, then turn scripts into sound."""
 
 import logging
+import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,6 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from .capacity import check_slots
 from .codec import Codec
@@ -36,6 +36,7 @@ from .model.config import DiaConfig
 from .model.dia import DiaModel
 from .model.teacher_forcing import teacher_forced_logits
 from .model.tokenizer import encode_text
+from .progress import progress_bar
 from .runtime.call import Call, Chunk, Generation
 from .runtime.chunking import ChunkSizes
 from .runtime.engine_thread import EngineThread
@@ -267,8 +268,8 @@ class Engine:
             raise ValueError(f"slots must be at most max_slots, {self.max_slots}, got {shown(slots)}")
         check_not_forked(self.device)
         self._thread.run(lambda: self._thread.scheduler.runner.prepare(slots))
-        shortest = {"max_tokens": self.config.max_delay + 2}
-        self.run_requests(self._parse("x", shortest, seed=0), warn_of_cuts=False)
+        shortest = self._parse("x", seed=0, max_tokens=self.config.max_delay + 2)
+        self.run_requests(shortest, warn_of_cuts=False)
 
     def generate(
         self,
@@ -343,15 +344,17 @@ class Engine:
             texts gives a list. Empty if the model ends at once.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
+            FileNotFoundError, TypeError, ValueError: an argument that cannot work, more texts than `max_slots` and
+                `max_waiting` together included, before any work is done.
             EngineFull: more requests would wait than `max_waiting`.
             RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
         """
-        _note_ignored(use_torch_compile, use_cfg_filter)
         requests = self._parse(
-            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens), sampling_params,
-            audio_prompt, audio_prompt_path, audio_prompt_text, seed,
+            text, sampling_params, audio_prompt, audio_prompt_path, audio_prompt_text, seed,
             SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
+            use_torch_compile, use_cfg_filter,
+            max_tokens=max_tokens, cfg_scale=cfg_scale, temperature=temperature, top_p=top_p,
+            cfg_filter_top_k=cfg_filter_top_k, min_tokens=min_tokens,
         )  # fmt: skip
         generations = self.run_requests(requests, verbose)
         results = generations if details else [each.codes if each.audio is None else each.audio for each in generations]
@@ -408,16 +411,18 @@ class Engine:
             pieces of a text in order, those of different texts as they come.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: an argument that cannot work, before any work is done.
+            FileNotFoundError, TypeError, ValueError: an argument that cannot work, more texts than `max_slots` and
+                `max_waiting` together included, before any work is done.
             EngineFull: at the first chunk, more requests would wait than `max_waiting`.
             RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
         """
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
-        _note_ignored(use_torch_compile, use_cfg_filter)
         requests = self._parse(
-            text, _sampling(max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens), sampling_params,
-            audio_prompt, audio_prompt_path, audio_prompt_text, seed,
+            text, sampling_params, audio_prompt, audio_prompt_path, audio_prompt_text, seed,
             SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
+            use_torch_compile, use_cfg_filter,
+            max_tokens=max_tokens, cfg_scale=cfg_scale, temperature=temperature, top_p=top_p,
+            cfg_filter_top_k=cfg_filter_top_k, min_tokens=min_tokens,
         )  # fmt: skip
         return self.stream_requests(requests, sizes, verbose, batch=isinstance(text, (list, tuple)))
 
@@ -450,7 +455,7 @@ class Engine:
         """
         options = SpeechOptions(split=split, pause=pause, closing_tag=closing_tag)
         return make_plan(
-            script, check_seed(seed), options, self.long_form,
+            script, check_seed(seed), options, self.long_form, self.config,
             transcript=audio_prompt_text, has_prompt=audio_prompt_text is not None,
         )  # fmt: skip
 
@@ -471,6 +476,7 @@ class Engine:
             EngineFull, RuntimeError: as `generate`.
         """
         chunks: list[list[np.ndarray]] = [[] for _ in requests]
+        self._thread.check_fits(len(requests))
         with _progress(verbose, self._frames_per_second / len(requests)) as on_steps:
             call = _call_for(requests, streaming=False, on_steps=on_steps, warn_of_cuts=warn_of_cuts)
             try:
@@ -502,6 +508,7 @@ class Engine:
         """
         check_not_forked(self.device)
         self._thread.check_usable()
+        self._thread.check_fits(len(requests))
 
         def start(is_closed: Callable[[], bool]) -> Call | None:
             encoded: list[Request | PlannedScript] = []
@@ -582,7 +589,9 @@ class Engine:
             ValueError: audio that is unreadable, empty or too long for the model; or the engine has no codec.
         """
         capacity, codec = self.max_rows, self._require_codec()
-        audio = audio_path if isinstance(audio_path, tuple) else str(audio_path)
+        audio = str(audio_path) if isinstance(audio_path, os.PathLike) else audio_path
+        if not isinstance(audio, (str, tuple)):
+            raise TypeError(f"audio_path must be a path or a pair (waveform, sample_rate), got {shown(audio)}")
         prompt = read_prompt(audio, self.config, lambda: codec, capacity)
         check_not_forked(self.device)
         with self._modes():
@@ -638,16 +647,20 @@ class Engine:
     def _parse(
         self,
         text: Script,
-        sampling: Mapping[str, Any],
         sampling_params: PerText[SamplingParams | None] = None,
         audio_prompt: AudioPrompts = None,
         audio_prompt_path: AudioPrompts = None,
         audio_prompt_text: str | Sequence[str | None] | None = None,
         seed: PerText[int | None] = None,
         options: SpeechOptions | None = None,
+        use_torch_compile: bool = False,
+        use_cfg_filter: bool | None = None,
+        **sampling: Any,
     ) -> list[Request | PlannedScript]:
+        """Arguments of `generate` and `stream`, checked; `sampling` are fields of SamplingParams."""
         options = options or SpeechOptions(split=False)
         require_sound(options, self.codec)
+        _note_ignored(use_torch_compile, use_cfg_filter)
         return parse_scripts(
             text,
             sampling,
@@ -741,25 +754,6 @@ def _merge_prompt_names(audio_prompt: AudioPrompts, audio_prompt_path: AudioProm
     return audio_prompt_path
 
 
-def _sampling(
-    max_tokens: object,
-    cfg_scale: object,
-    temperature: object,
-    top_p: object,
-    cfg_filter_top_k: object,
-    min_tokens: object,
-) -> dict[str, Any]:
-    """Arguments of `generate` under the names of SamplingParams."""
-    return {
-        "max_tokens": max_tokens,
-        "cfg_scale": cfg_scale,
-        "temperature": temperature,
-        "top_p": top_p,
-        "cfg_filter_top_k": cfg_filter_top_k,
-        "min_tokens": min_tokens,
-    }
-
-
 def _note_ignored(use_torch_compile: bool, use_cfg_filter: bool | None) -> None:
     if use_torch_compile:
         logger.info("use_torch_compile has no effect: the engine's own step is used")
@@ -773,7 +767,7 @@ def _progress(verbose: bool, real_time: float) -> Iterator[Callable[[int], None]
     if not verbose:
         yield None
         return
-    with tqdm(unit=" steps", desc="generate") as bar:
+    with progress_bar(unit=" steps", desc="generate") as bar:
 
         def count(steps: int) -> None:
             bar.update(steps)

@@ -6,6 +6,10 @@ LONGEST = 80  # characters of a value
 LONGEST_NAME = 120
 LONGEST_PATH = 300
 LISTED = 10
+OUT_OF_MEMORY = (
+    "can't allocate memory", "Cannot allocate memory", "bad_alloc", "can't start new thread",
+    "could not create a primitive", "could not execute a primitive",  # of oneDNN
+)  # fmt: skip
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -22,6 +26,7 @@ def shown(value: object) -> str:
         )
     except RecursionError:
         return f"a deeply nested {type(value).__name__}"
+    text = " ".join(line.strip() for line in text.splitlines())  # an array's has several
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 
@@ -43,7 +48,16 @@ def described(error: BaseException) -> str:
         name = str(error.filename or "")
         name = name if len(name) <= LONGEST_PATH else f"{name[:LONGEST_PATH]}..."
         return without_controls(f"{name}: {error.strerror}" if name else error.strerror)
+    if is_out_of_memory(error):
+        return "out of memory"
     return without_controls(first_line(error))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused. torch, oneDNN and the operating system each have their own errors for that."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (OSError, RuntimeError)) and any(sign in str(error) for sign in OUT_OF_MEMORY)
+    )
 
 
 def first_line(error: BaseException) -> str:

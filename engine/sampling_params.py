@@ -107,7 +107,7 @@ class ResolvedSamplingParams(SamplingParams):
     def __post_init__(self) -> None:
         for name, value in self._values().items():
             if value is left_out(name):
-                raise TypeError(f"{name} must be a number, got {value!r}")
+                raise TypeError(f"{name} must be a number, got {shown(value)}")
         super().__post_init__()
 
     def rows(self, capacity: int, prompt_frames: int, max_delay: int) -> int:
@@ -161,12 +161,21 @@ def left_out(name: str) -> ModelDefault | None:
 
 
 def _finite_float(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {shown(value)}")
-    try:
-        number = float(value)
-    except OverflowError:  # 10**400 and the like
-        number = math.inf
+    number = real_number(name, value)
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {shown(value)}")
     return number
+
+
+def real_number(name: str, value: Any) -> float:
+    """Any real number as a float; inf for what no float can hold.
+
+    Raises:
+        TypeError: no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:  # 10**400 and the like
+        return math.inf

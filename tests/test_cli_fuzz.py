@@ -16,11 +16,12 @@ SAY = ["say", "--model", "talker", "--seed", "1", "-q", "--max-tokens", "8", "-o
 SCRIPT = "[S1] Hello."
 NUMBERS = ["", "0", "-1", "nan", "-inf", "1e400", "1e39", "abc", "0x10", "9" * 5000, "1.5", "1e-400", "\u0663", "--"]
 PARAMS = ["--seed", "--max-tokens", "--cfg-scale", "--temperature", "--top-p", "--top-k", "--chunk-frames"]
+PARAMS += ["--min-tokens", "--speed", "--pause", "--tail-silence"]
 PLACES = [
     "", "-", ".", "..", "/", "folder", "folder/", "loop", "loop/a.wav", "pipe", "/dev/null", "x" * 300, "a\0b",
     "\udcff", "~nobody-of-this-name/a", "\x1b[31mred", "absent/a.wav", "http://x/y", "a/b/c", "empty",
 ]  # fmt: skip
-TEXTS = ["", " ", "\0", "-x", "--", "\ud800", "\u200b", "x" * 2000, "\x1b[31m"]
+TEXTS = ["", " ", "\0", "-x", "--", "\ud800", "\udcff" * 3000, "\0" * 3000, "\u200b", "x" * 2000, "\x1b[31m"]
 COMMANDS = [
     [], [""], ["sing"], ["say"], ["info"], ["quantize"], ["quantize", "talker"], ["quantize", "talker", "q"],
     ["say", "--model"], ["say", SCRIPT, SCRIPT],
@@ -52,16 +53,19 @@ def combinations():
         *([*SAY, SCRIPT, "-o", f"{place}.png"] for place in PLACES),
         *([*SAY, SCRIPT, "--stream", f"-o{place}"] for place in PLACES if place != "-"),
         *([*SAY, SCRIPT, "--spectrogram", place] for place in PLACES),
+        *([*SAY, SCRIPT, "--subtitles", f"{place}{end}"] for place in PLACES for end in ("", ".srt")),
         *([*SAY, f"--file={place}"] for place in PLACES if place != "pipe"),
         *(["info", place] for place in PLACES),
         *(["quantize", place, "q", "--quant", "int8"] for place in PLACES),
     ]
     texts = [
         *([*SAY, "--", text] for text in TEXTS),
+        *([*SAY, "--plan", "--", text] for text in TEXTS),
+        *([*SAY, SCRIPT, f"--speakers={text}"] for text in (*TEXTS, "Ann", "=S1", "Ann=S3", "Ann=S1,Ann=S2")),
         *([*SAY, SCRIPT, "--prompt", "out.flac", f"--prompt-text={text}"] for text in TEXTS),
         *([*SAY, SCRIPT, f"{option}={text}"] for option in ("--device", "--dtype", "--quant") for text in TEXTS),
     ]
-    return [*COMMANDS, *chance.sample(params, 60), *chance.sample(places, 90), *chance.sample(texts, 30)]
+    return [*COMMANDS, *chance.sample(params, 80), *chance.sample(places, 110), *chance.sample(texts, 60)]
 
 
 @pytest.fixture

@@ -116,6 +116,12 @@ def test_transcript_goes_before_the_text(engine_without_codec):
     assert not np.array_equal(engine_without_codec.generate("[S2] More.", **params), joined)
 
 
+@pytest.mark.parametrize("wrong", [None, 3, b"tone.wav", np.zeros((9, 9)), ["tone.wav"]])
+def test_what_is_no_sound_to_load(engine, wrong):
+    with pytest.raises(TypeError, match=r"audio_path must be a path or a pair \(waveform, sample_rate\), got"):
+        engine.load_audio(wrong)
+
+
 def test_verbose_shows_speed_on_standard_error(engine_without_codec, capsys):
     engine_without_codec.generate(TEXT, verbose=True, **SHORT)
     shown = capsys.readouterr()

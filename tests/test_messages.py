@@ -1,5 +1,6 @@
 """Values and names of hostile files in one printable line."""
 
+import numpy as np
 import pytest
 
 from dia_engine.messages import first_line, listed, shown, without_controls
@@ -10,6 +11,7 @@ VALUES = {
     "text": "x" * 10**6,
     "list": [[0] * 1000] * 1000,
     "controls": "\x1b[31m\n",
+    "array": np.zeros((3, 3)),
 }
 
 

@@ -12,19 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..engine import Engine
 from ..files.audio import FORMATS
+from ..files.new_folder import remove_empty
 from ..files.paths import user_path, user_target
-from ..messages import shown
+from ..messages import described, shown
 from ..model.script import logger as script_logger
+from ..progress import progress_bar
 from ..runtime.call import logger as cut_logger
 from ..runtime.limits import Limits
 from ..sampling_params import SamplingParams
 from ..weights.source import resolve_model
 from .job import Job, Outcome, run_job
-from .manifest import Record, open_manifest
+from .manifest import Manifest, Record, open_manifest
 from .script_file import check_script_file, read_lines, unchanged
 
 # A file made with other values of these options is made again.
@@ -53,6 +53,7 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any]) -> tuple
             total += 1
             if line.id is not None:
                 asked[line.id] = line.digest(affecting)
+        absent = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with open_manifest(folder, asked) as manifest:
             done = len(manifest.done)
@@ -60,17 +61,36 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any]) -> tuple
                 return [f"{options.output}: all of the {total} scripts were there already"], 0
             file.seek(0)
             outcome = Outcome()
-            try:
-                job = Job(_load(options), manifest, suffix, scripts.parent, sampling, _new_seed, affecting)
+            with _telling_what_is_done(manifest, total, options.output):
+                try:
+                    engine = _load(options)
+                except BaseException:
+                    remove_empty(absent)
+                    raise
+                job = Job(engine, manifest, suffix, scripts.parent, sampling, _new_seed, affecting)
                 started = time.perf_counter()
                 with _progress(total, done, outcome, options.quiet) as on_record, _each_warning_once():
-                    run_job(job, unchanged(read_lines(file), asked, affecting), on_record)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(
-                    f"dia-engine: interrupted, {done + manifest.made} of {total} scripts are in {options.output}; the "
-                    "same command goes on"
-                ) from None
+                    lines = unchanged(read_lines(file), asked, affecting)
+                    run_job(job, lines, on_record, left=total - done)
     return _summary(outcome, done, time.perf_counter() - started, options.output), outcome.failed
+
+
+@contextmanager
+def _telling_what_is_done(manifest: Manifest, total: int, folder: str) -> Iterator[None]:
+    """What ends the job also says how far it came, once it had begun."""
+
+    def how_far() -> str:
+        done = len(manifest.done) + manifest.made
+        return f"{done} of {total} scripts are in {folder}; the same command goes on"
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"dia-engine: interrupted, {how_far()}") from None
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not manifest.made:
+            raise
+        raise RuntimeError(f"{described(error)}; {how_far()}") from error
 
 
 def _check_rows(options: argparse.Namespace, sampling: Mapping[str, Any]) -> None:
@@ -139,7 +159,9 @@ def _progress(total: int, done: int, outcome: Outcome, quiet: bool) -> Iterator[
     """A bar with scripts, time left and x real time, kept by the function that counts a record."""
     hidden = quiet or sys.stderr is None
     interval = 0.1 if not hidden and sys.stderr.isatty() else 10.0  # seconds; a log file gets few lines
-    with tqdm(total=total, initial=done, unit="script", desc="batch", disable=hidden, mininterval=interval) as bar:
+    with progress_bar(
+        hidden=hidden, total=total, initial=done, unit="script", desc="batch", mininterval=interval
+    ) as bar:
         started = time.perf_counter()
 
         def on_record(record: Record) -> None:

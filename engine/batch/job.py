@@ -16,7 +16,7 @@ import torch
 
 from ..devices.device import computing
 from ..files.audio import write_audio
-from ..messages import described
+from ..messages import described, is_out_of_memory
 from ..runtime.request import Request, parse_requests
 from .manifest import Manifest, Record
 from .script_file import Line, request_arguments
@@ -73,7 +73,7 @@ class Job:
 
         Raises:
             OSError: the file cannot be written.
-            RuntimeError: the engine cannot work any more, memory included.
+            MemoryError, RuntimeError: there is no memory left, or the engine cannot work any more.
         """
         seed: int | None = None
         try:
@@ -82,10 +82,8 @@ class Job:
             (generation,) = self.engine.run_requests([request])
             if generation.audio is None or not len(generation.audio):
                 raise ValueError(f"the model ended at once and said nothing (seed {seed}); try another seed")
-        except torch.OutOfMemoryError:
-            raise
         except LINE_ERRORS as error:
-            if not self.engine.usable:
+            if not self.engine.usable or isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
                 raise
             return Record(line.id, seed=seed, error=described(error), request=line.digest(self.options))
         name = f"{line.id}{self.suffix}"
@@ -108,27 +106,32 @@ class Job:
         return request
 
 
-def run_job(job: Job, lines: Iterator[Line], on_record: Callable[[Record], Any]) -> None:
+def run_job(job: Job, lines: Iterator[Line], on_record: Callable[[Record], Any], left: int | None = None) -> None:
     """Make the files of the lines that the manifest does not have, and close the engine.
 
     Args:
         lines: of the script file; taken one by one, as slots become free.
         on_record: told of each end, in this thread.
+        left: how many lines there are to make, if that is known.
 
     Raises:
-        OSError, RuntimeError: what ended the job, see `Job.make`. After that, as after KeyboardInterrupt or SystemExit,
-            the manifest has every file that is whole.
+        MemoryError, OSError, RuntimeError: what ended the job, see `Job.make`. After that, as after KeyboardInterrupt
+            or SystemExit, the manifest has every file that is whole.
     """
-    left = (line for line in lines if line.id not in job.manifest.done)
-    with _workers(job, left) as ends:
+    workers = job.engine.max_slots + AHEAD
+    with _workers(job, _undone(job, lines), workers if left is None else min(workers, left)) as ends:
         for end in ends:
             if isinstance(end, BaseException):
                 raise end
             on_record(end)
 
 
+def _undone(job: Job, lines: Iterator[Line]) -> Iterator[Line]:
+    return (line for line in lines if line.id not in job.manifest.done)
+
+
 @contextmanager
-def _workers(job: Job, lines: Iterator[Line]) -> Iterator[Iterator[Record | BaseException]]:
+def _workers(job: Job, lines: Iterator[Line], count: int) -> Iterator[Iterator[Record | BaseException]]:
     """Threads that make the lines and record them, where Ctrl-C does not reach them -> the ends, as they happen."""
     ends: queue.SimpleQueue[Record | BaseException | None] = queue.SimpleQueue()
     taking, stopped = threading.Lock(), threading.Event()
@@ -149,7 +152,7 @@ def _workers(job: Job, lines: Iterator[Line]) -> Iterator[Iterator[Record | Base
         finally:
             ends.put(None)
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(job.engine.max_slots + AHEAD)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
 
     def until_all_have_ended() -> Iterator[Record | BaseException]:
         running = len(threads)

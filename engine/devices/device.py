@@ -27,7 +27,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
             load_driver()
     except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
         # torch asserts where it was built without CUDA
-        raise ValueError(f"device {str(device)!r} cannot be used here: {first_line(error).split('. ')[0]}") from None
+        reason = first_line(error).split(". ")[0]
+        raise ValueError(f"device {shown(str(device))} cannot be used here: {reason}") from None
     if resolved.type == "meta":
         raise ValueError("device 'meta' holds no numbers")
     return resolved

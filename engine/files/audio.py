@@ -14,7 +14,7 @@ import soxr
 import torch
 
 from ..messages import shown
-from .output import check_replaceable, write_whole
+from .output import check_file_name, check_replaceable, write_whole
 from .paths import user_path
 
 logger = logging.getLogger(__name__)
@@ -223,10 +223,7 @@ def check_writable(path: str | Path) -> Path:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"the file to write must be named by a string or a path, got {shown(path)}")
-    if not str(path):
-        raise ValueError("the name of the file to write is empty")
-    if "\0" in str(path):
-        raise ValueError(f"the name of the file to write holds a null character: {shown(str(path))}")
+    check_file_name(path)
     path = user_path(path)
     if path.suffix.lower() not in FORMATS:
         known = ", ".join(FORMATS)
@@ -321,7 +318,7 @@ def check_sample_rate(sample_rate: int, name: str = "sample_rate") -> None:
         ValueError: not in 1..192000.
     """
     if isinstance(sample_rate, bool) or not isinstance(sample_rate, numbers.Integral):
-        raise TypeError(f"{name} must be an integer in Hz, got {sample_rate!r}")
+        raise TypeError(f"{name} must be an integer in Hz, got {shown(sample_rate)}")
     if not 0 < sample_rate <= MAX_SAMPLE_RATE:
         rate = sample_rate if abs(sample_rate) < 10**20 else "one of over 20 digits"  # Python prints no more than 4300
         raise ValueError(f"{name} must be in 1..{MAX_SAMPLE_RATE} Hz, got {rate}")

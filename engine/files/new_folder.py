@@ -53,7 +53,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         remove_abandoned(path.parent, path.name)
         partial, lock = _locked_folder(path)
     except OSError as error:
-        _remove_empty(absent)
+        remove_empty(absent)
         raise type(error)(f"{path} cannot be created: {error.strerror or error}") from None
     try:
         yield partial
@@ -62,7 +62,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         partial.rename(path)
     except BaseException:  # an interruption too must not leave half a folder behind
         shutil.rmtree(partial, ignore_errors=True)
-        _remove_empty(absent)
+        remove_empty(absent)
         raise
     finally:
         os.close(lock)
@@ -97,7 +97,7 @@ def remove_abandoned(parent: Path, name: str = "") -> None:
                 os.close(lock)
 
 
-def _remove_empty(folders: list[Path]) -> None:
+def remove_empty(folders: list[Path]) -> None:
     """Remove folders that were created on the way, innermost first, up to one that holds something."""
     for folder in folders:
         try:

@@ -5,6 +5,16 @@ import secrets
 import stat
 from pathlib import Path
 
+from ..messages import shown
+
+
+def check_file_name(path: str | os.PathLike) -> None:
+    """Raises ValueError: no file can have this name."""
+    if not str(path):
+        raise ValueError("the name of the file to write is empty")
+    if "\0" in str(path):
+        raise ValueError(f"the name of the file to write holds a null character: {shown(str(path))}")
+
 
 def check_replaceable(path: Path) -> None:
     """Check that a file can be put at `path`.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .output import check_replaceable, write_whole
+from .output import check_file_name, check_replaceable, write_whole
 from .paths import user_path
 
 HEIGHT, COLUMN_SECONDS = 256, 0.005
@@ -23,6 +23,7 @@ def check_spectrogram_path(path: str | Path | None) -> None:
     """
     if path is None:
         return
+    check_file_name(path)
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"a spectrogram is a .png file, got {str(path)!r}")
     check_replaceable(user_path(path))

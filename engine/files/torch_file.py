@@ -16,7 +16,7 @@ from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import torch
 
-from ..messages import first_line, shown
+from ..messages import LONGEST_PATH, first_line, shown
 
 # A checkpoint of Dia has 343 tensors in 90 KB and 10,000 opcodes. These bound time and memory for any file.
 MAX_PICKLE_BYTES = 16 * 2**20
@@ -95,7 +95,8 @@ class TorchFile:
         except (MemoryError, PermissionError):
             raise
         except Exception as error:  # a damaged file can fail with any error, OSError (EINVAL) among them
-            raise ValueError(f"{path}: damaged, or not a file of tensors only ({first_line(error)})") from None
+            reason = first_line(error)[:LONGEST_PATH]  # it may quote the file
+            raise ValueError(f"{path}: damaged, or not a file of tensors only ({reason})") from None
 
     def tensor(self, stored: "TensorView | torch.Tensor") -> torch.Tensor:
         """A tensor of `content`, in the memory of the file."""

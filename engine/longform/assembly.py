@@ -20,7 +20,7 @@ class Assembler:
     def __init__(
         self,
         decode: Decode,
-        reach: ReceptiveField,
+        receptive_field: ReceptiveField,
         sizes: ChunkSizes,
         options: SpeechOptions,
         *,
@@ -29,7 +29,8 @@ class Assembler:
         sample_rate: int | None,
     ):
         """`sample_rate` is None without a codec."""
-        self._decode, self._schedule, self._hop, self.receptive_field = decode, ChunkSchedule(sizes, reach), hop, reach
+        self._decode, self._hop, self.receptive_field = decode, hop, receptive_field
+        self._schedule = ChunkSchedule(sizes, receptive_field)
         self._frames_per_second = frames_per_second
         self._codes: np.ndarray | None = None
         self._dropped = 0  # frames before `_codes`
@@ -38,7 +39,7 @@ class Assembler:
         self._inserted = 0
         self._speed, self._rate = options.speed, sample_rate
         self._fade = round(FADE_SECONDS * sample_rate) if sample_rate else 0
-        self._held_back = max(0, self._fade - reach.after * hop)
+        self._held_back = max(0, self._fade - receptive_field.after * hop)
         self._held = np.zeros(0, np.float32)
         self._stretch = TimeStretch(options.speed, sample_rate) if sample_rate and options.speed != 1 else None
         self._tail = round(options.tail_silence * sample_rate) if sample_rate else 0

@@ -20,8 +20,11 @@ def parse_speakers(text: str) -> dict[str, str]:
             raise ValueError(f"speakers are given as Ann=S1,Bob=S2, got {shown(entry)}")
         if tag not in TAGS:
             raise ValueError(
-                f"speaker {name} must be one of {', '.join(each.strip('[]') for each in TAGS)}, got {speaker}"
+                f"speaker {name} must be one of {', '.join(each.strip('[]') for each in TAGS)}, got "
+                f"{speaker or 'nothing'}"
             )
+        if name in found:
+            raise ValueError(f"speaker {name} is given twice")
         found[name] = tag
     return found
 

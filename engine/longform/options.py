@@ -1,10 +1,9 @@
 """What a caller may ask for beside the sampling of a script."""
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from ..messages import shown
+from ..sampling_params import real_number
 
 FADE_SECONDS = 0.010
 SLOWEST, FASTEST = 0.25, 4.0
@@ -39,9 +38,13 @@ class SpeechOptions:
         for name in ("trim_cut_end", "closing_tag"):
             if not (getattr(self, name) is None or isinstance(getattr(self, name), bool)):
                 raise TypeError(f"{name} must be True, False or None, got {shown(getattr(self, name))}")
-        _check_range("speed", self.speed, SLOWEST, FASTEST)
-        _check_range("pause", self.pause, 0.0, LONGEST_SILENCE)
-        _check_range("tail_silence", self.tail_silence, 0.0, LONGEST_SILENCE)
+        for name, least, most in (
+            ("speed", SLOWEST, FASTEST), ("pause", 0.0, LONGEST_SILENCE), ("tail_silence", 0.0, LONGEST_SILENCE)
+        ):  # fmt: skip
+            value = real_number(name, getattr(self, name))
+            if not least <= value <= most:
+                raise ValueError(f"{name} must be in [{least:g}, {most:g}], got {shown(getattr(self, name))}")
+            object.__setattr__(self, name, value)
 
     @property
     def changes_sound(self) -> bool:
@@ -52,10 +55,3 @@ class SpeechOptions:
     def changes_text(self) -> bool:
         """Whether a short script is not generated as it is."""
         return bool(self.closing_tag) or self.pause > 0
-
-
-def _check_range(name: str, value: Any, least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {shown(value)}")
-    if not (math.isfinite(value) and least <= value <= most):
-        raise ValueError(f"{name} must be in [{least:g}, {most:g}], got {shown(value)}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from ..devices.precision import full_float32
 from ..longform_settings import LongFormSettings
 from ..messages import shown
 from ..model.config import DiaConfig
-from ..model.tokenizer import encode_text
+from ..model.tokenizer import encode_text, has_visible_text
 from ..runtime.call import PieceResult
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineThread
@@ -24,7 +25,9 @@ from .assembly import Assembler
 from .options import SpeechOptions
 from .plan import Piece, Plan, plan_script, size_of, whole_script
 from .source import Arriving, PieceSource, Planned
-from .speaker import ScriptCall, ScriptSpeaker, Surroundings
+from .speaker import POLL_SECONDS, ScriptCall, ScriptSpeaker, Surroundings
+
+MOST_PARTS, MOST_PIECES = 256, 64  # of a text that arrives, which wait to be planned and to be spoken
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,9 @@ def parse_scripts(
             found.append(request)
             continue
         plan = make_plan(
-            texts[index], request.seed, options, settings,
+            texts[index], request.seed, options, settings, config,
             transcript=transcripts[index], has_prompt=len(request.prompt) > 0, is_split=index in split,
         )  # fmt: skip
-        for piece in plan.pieces:
-            _encode(piece.sent, config)
         found.append(Script(request, lambda plan=plan: Planned(plan), plan.is_split, options))  # type: ignore[misc]
     return found
 
@@ -89,6 +90,7 @@ def make_plan(
     seed: int,
     options: SpeechOptions,
     settings: LongFormSettings,
+    config: DiaConfig,
     *,
     transcript: str | None = None,
     has_prompt: bool = False,
@@ -97,17 +99,33 @@ def make_plan(
     """How a script will be spoken.
 
     Raises:
-        TypeError, ValueError: it is no text, or nothing but tags.
+        TypeError, ValueError: it is no text, nothing but tags, or a piece cannot be read by the model.
     """
-    if not isinstance(text, str):
-        raise TypeError(f"text must be a string, got {type(text).__name__}")
+    for name, given in (("text", text), ("audio_prompt_text", transcript or "")):
+        if not isinstance(given, str):
+            raise TypeError(f"{name} must be a string, got {type(given).__name__}")
+    if has_visible_text(transcript or "") and not has_prompt:
+        raise ValueError("audio_prompt_text is the transcript of an audio_prompt, but there is no audio_prompt")
     if is_split is None:
         is_split = _needs_pieces(text, options, settings)
-    if not is_split:
-        return whole_script(text, seed, settings, transcript or "")
-    closing = settings.closing_tag if options.closing_tag is None else options.closing_tag
-    anchor = (transcript or "") if has_prompt else None
-    return plan_script(text, seed, settings, transcript=anchor, one_turn=options.pause > 0, closing_tag=closing)
+    if is_split:
+        plan = plan_script(text, seed, settings, **_rules(options, settings, transcript, has_prompt))
+    else:
+        plan = whole_script(text, seed, settings, transcript or "")
+    for piece in plan.pieces:
+        _encode(piece.sent, config)
+    return plan
+
+
+def _rules(
+    options: SpeechOptions, settings: LongFormSettings, transcript: str | None, has_prompt: bool
+) -> dict[str, Any]:
+    """How pieces are planned, by the names of `Planner`."""
+    return {
+        "transcript": (transcript or "") if has_prompt else None,
+        "one_turn": options.pause > 0,
+        "closing_tag": settings.closing_tag if options.closing_tag is None else options.closing_tag,
+    }
 
 
 class ScriptRunner:
@@ -139,7 +157,13 @@ class ScriptRunner:
 
         Raises:
             EngineFull, RuntimeError: as `EngineThread.submit`.
+            RuntimeError: a text comes from the event loop that would wait here.
         """
+        if any(isinstance(item, Script) and item.loop is not None and item.loop is _running_loop() for item in items):
+            raise RuntimeError(
+                "this text comes from the event loop that would stand still here, waiting for its sound: read it with "
+                "`async for` over astream"
+            )
         around = self._surroundings()
         for index, item in enumerate(items):
             if isinstance(item, Request):
@@ -196,6 +220,7 @@ class _Feeder:
         loop: asyncio.AbstractEventLoop | None,
     ):  # fmt: skip
         self._parts, self._source, self._speaker, self._call, self._loop = parts, source, speaker, call, loop
+        self._sent = self._taken = 0
 
     def start(self) -> None:
         if self._loop is None:
@@ -206,21 +231,26 @@ class _Feeder:
 
     def _read(self) -> None:
         try:
-            for part in self._parts:
-                if self._call.aborted:
-                    break
-                self._feed(part)
+            try:
+                for part in self._parts:
+                    while self._is_far_ahead and not self._call.aborted:
+                        time.sleep(POLL_SECONDS)
+                    if self._call.aborted:
+                        break
+                    self._feed(part)
+            finally:
+                close = getattr(self._parts, "close", None)
+                if close is not None:
+                    close()
             self._speaker.wake(self._source.end)
         except BaseException as error:
             self._speaker.fail(error)
-        finally:
-            close = getattr(self._parts, "close", None)
-            if close is not None:
-                close()
 
     async def _read_async(self) -> None:
         try:
             async for part in self._parts:
+                while self._is_far_ahead:
+                    await asyncio.sleep(POLL_SECONDS)
                 self._feed(part)
             self._speaker.wake(self._source.end)
         except asyncio.CancelledError:
@@ -228,8 +258,27 @@ class _Feeder:
         except BaseException as error:
             self._speaker.fail(error)
 
+    @property
+    def _is_far_ahead(self) -> bool:
+        """Whether so much waits to be spoken that a text without an end would fill the memory."""
+        return self._sent - self._taken >= MOST_PARTS or self._source.ready >= MOST_PIECES
+
     def _feed(self, part: Any) -> None:
-        self._speaker.wake(lambda: self._source.feed(part))
+        self._sent += 1
+
+        def work() -> None:
+            self._taken += 1
+            self._source.feed(part)
+
+        self._speaker.wake(work)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that this thread runs."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _arrives(text: Any) -> bool:
@@ -248,17 +297,17 @@ def _arriving(
 ) -> Script:
     if not options.split:
         raise ValueError("a text that arrives in parts is spoken in pieces: split=False needs all of it")
-    loop = asyncio.get_running_loop() if isinstance(text, AsyncIterable) else None
+    loop = _running_loop() if isinstance(text, AsyncIterable) else None
+    if loop is None and isinstance(text, AsyncIterable):
+        raise RuntimeError("an asynchronous iterator of text needs a running event loop: call astream in a coroutine")
     (request,) = parse_requests("x", sampling, config=config, planned={0}, **arguments)
-    transcript = arguments.get("audio_prompt_text")
-    anchor = (transcript or "") if len(request.prompt) else None
-    closing = settings.closing_tag if options.closing_tag is None else options.closing_tag
+    rules = _rules(options, settings, arguments.get("audio_prompt_text"), has_prompt=len(request.prompt) > 0)
 
     def check(piece: Piece) -> None:
         _encode(piece.sent, config)
 
     def source() -> Arriving:
-        return Arriving(request.seed, settings, anchor, options.pause > 0, closing, check)
+        return Arriving(request.seed, settings, check=check, **rules)
 
     return Script(request, source, True, options, text, loop)
 

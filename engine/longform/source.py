@@ -108,6 +108,11 @@ class Arriving:
     def is_complete(self) -> bool:
         return self._ended and not self._ready
 
+    @property
+    def ready(self) -> int:
+        """Pieces that can be taken."""
+        return len(self._ready)
+
     def take(self, idle: bool) -> Piece | None:
         if idle and not self._ready:
             self._collect(self._planner.add((), final=True))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files.output import check_replaceable, write_whole
+from ..files.output import check_file_name, check_replaceable, write_whole
 from ..files.paths import user_path
 from ..runtime.call import PieceResult
 from .turns import units
@@ -30,6 +30,7 @@ class Cue:
 def check_subtitles_path(path: str | None) -> None:
     """Raises FileNotFoundError, PermissionError, ValueError: no subtitles can be written there."""
     if path is not None:
+        check_file_name(path)
         if Path(path).suffix.lower() not in FORMATS:
             raise ValueError(f"{path}: subtitles are written as {' or '.join(FORMATS)}")
         check_replaceable(user_path(path))

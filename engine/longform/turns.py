@@ -96,7 +96,7 @@ def _shortened(text: str, room: int) -> Iterator[str]:
 
 def _place_to_cut(text: str, room: int) -> int:
     """Where to cut a text of more than `room` bytes."""
-    longest = len(text.encode("utf-8", "surrogatepass")[:room].decode("utf-8", "ignore"))
+    longest = sum(size <= room for size in accumulate(map(_bytes, text)))
     for pattern in (_PHRASE_END, _WORD_END):
         fitting = [end for end in _ends(text, pattern) if end <= longest]
         if fitting:

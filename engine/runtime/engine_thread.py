@@ -86,6 +86,20 @@ class EngineThread:
         """Whether calls are taken: not after `close`, nor after a failure of the device."""
         return not self._unusable
 
+    def check_fits(self, requests: int) -> None:
+        """Raises ValueError: a call of so many requests would be refused even by an idle engine."""
+        most = self._most
+        if most is not None and requests > most:
+            raise ValueError(
+                f"{requests} requests in one call are more than this engine takes, max_slots + max_waiting = {most}; "
+                f"give fewer at a time, or load it with a larger max_waiting"
+            )
+
+    @property
+    def _most(self) -> int | None:
+        """Requests that may run and wait."""
+        return None if self._max_waiting is None else self.scheduler.runner.max_slots + self._max_waiting
+
     def submit(self, requests: list[Request], call: Call, sizes: ChunkSizes, first_index: int = 0) -> None:
         """Queue requests, whose prompts are codes; their results go to the call, from the index `first_index` on.
 
@@ -94,8 +108,7 @@ class EngineThread:
             RuntimeError: the engine is closed or unusable.
         """
         with self._running():
-            active = self.active
-            most = None if self._max_waiting is None else self.scheduler.runner.max_slots + self._max_waiting
+            active, most = self.active, self._most
             if most is not None and active + len(requests) > most:
                 raise EngineFull(
                     f"{active} requests are running or waiting, and {len(requests)} more would exceed "

@@ -17,9 +17,10 @@ class AudioStream(Generic[Item]):
 
     The work starts when the first chunk is asked for, and does not wait for the reader: chunks that are not read are
     kept. It is given up, and the slot free after the launch in progress, by `close` or `aclose`, at the end of a `with`
-    over the stream, by Ctrl-C or a cancelled task while its reader waits, when nobody holds the stream any more (as
-    when an exception leaves the reader's loop), and when the interpreter exits. Its errors are raised to the reader.
-    Several threads may read it, each chunk goes to one of them. A process forked from its own cannot: RuntimeError.
+    or `async with` over the stream, by Ctrl-C or a cancelled task while its reader waits, when nobody holds the stream
+    any more (as when an exception leaves the reader's loop), and when the interpreter exits. Its errors are raised to
+    the reader. Several threads may read it, each chunk goes to one of them. A process forked from its own cannot:
+    RuntimeError.
     """
 
     def __init__(
@@ -50,10 +51,14 @@ class AudioStream(Generic[Item]):
             RuntimeError: there are chunks to read, or the stream was closed or failed.
         """
         results = [] if self._call is None else self._call.results
-        if not results or any(result is None for result in results):
-            raise RuntimeError("a stream has a result once it has been read to its end")
         finished = [result for result in results if result is not None]
-        return finished if self._batch else finished[0]
+        if finished and len(finished) == len(results):
+            return finished if self._batch else finished[0]
+        if self._closed:
+            raise RuntimeError("this stream was closed before it had been read to its end: it has no result")
+        if self._call is not None and self._call.aborted:
+            raise RuntimeError("this stream has failed: it has no result")
+        raise RuntimeError("a stream has a result once it has been read to its end")
 
     @property
     def started(self) -> float:
@@ -74,6 +79,12 @@ class AudioStream(Generic[Item]):
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> "AudioStream[Item]":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
         self.close()
 
     def __iter__(self) -> "AudioStream[Item]":

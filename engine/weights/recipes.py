@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 
 from ..kernels.quantized import BLOCK, FORMATS, NF4Weight
+from ..messages import shown
 from ..model.config import DiaConfig
 from ..model.dia import parameter_shapes
 
@@ -39,10 +40,10 @@ def checked_recipe(quant: str | Mapping[str, str]) -> Recipe:
     if isinstance(quant, str):
         name = ALIASES.get(quant, quant)
         if name not in RECIPES:
-            raise ValueError(f"quant must be one of {', '.join((*RECIPES, *ALIASES))}, got {quant!r}")
+            raise ValueError(f"quant must be one of {', '.join((*RECIPES, *ALIASES))}, got {shown(quant)}")
         return dict(RECIPES[name])
     if not isinstance(quant, Mapping) or not all(isinstance(item, str) for pair in quant.items() for item in pair):
-        raise TypeError(f"quant must be a name or a mapping of weight names to formats, got {quant!r}")
+        raise TypeError(f"quant must be a name or a mapping of weight names to formats, got {shown(quant)}")
     unknown = sorted(set(quant.values()) - {*FORMATS, PLAIN})
     if unknown:
         raise ValueError(f"quant: a format must be one of {', '.join((*FORMATS, PLAIN))}, got {', '.join(unknown)}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -190,6 +191,57 @@ def test_a_manifest_of_others_is_left_alone(tmp_path, capsys, monkeypatch):
     assert run_batch(scripts, out) == 2 and "is not an ordinary file" in capsys.readouterr().err
 
 
+def test_a_job_that_cannot_begin_leaves_no_folder(tmp_path, capsys):
+    scripts = written(tmp_path / "scripts.jsonl", {"id": "a", "text": TEXT})
+    for out in (tmp_path / "a" / "b", tmp_path / "c"):
+        assert run_batch(scripts, out, "--codec", tmp_path / "absent") == 2
+        assert "absent" in capsys.readouterr().err
+    (tmp_path / "there").mkdir()
+    assert run_batch(scripts, tmp_path / "there", "--codec", tmp_path / "absent") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scripts.jsonl", "there"]
+
+
+def test_what_ends_a_job_says_how_far_it_came(tmp_path, capsys, monkeypatch):
+    make = Job.make
+
+    def make_or_fail(self, line):
+        if line.id == "b":
+            while not self.manifest.made:
+                time.sleep(0.01)
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:129] err == 0. can't allocate memory")
+        return make(self, line)
+
+    monkeypatch.setattr(Job, "make", make_or_fail)
+    scripts = written(tmp_path / "scripts.jsonl", *({"id": name, "text": TEXT} for name in "ab"))
+    assert run_batch(scripts, tmp_path / "out", "-q") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"out of memory; 1 of 2 scripts are in {tmp_path / 'out'}; the same command goes on")
+    monkeypatch.undo()
+    assert run_batch(scripts, tmp_path / "out") == 0 and "1 more were there already" in capsys.readouterr().out
+
+
+def test_a_job_has_no_more_threads_than_lines(tmp_path, monkeypatch):
+    started = []
+
+    class Counted(threading.Thread):
+        def start(self):
+            started.append(self)
+            super().start()
+
+    monkeypatch.setattr("dia_engine.batch.job.threading.Thread", Counted)
+    scripts = written(tmp_path / "scripts.jsonl", *({"id": name, "text": TEXT} for name in "abc"))
+    assert run_batch(scripts, tmp_path / "out", "--slots", 100, "-q") == 0
+    assert len([thread for thread in started if "(work)" in thread.name]) == 3
+
+
+def test_progress_that_nobody_can_see_ends_no_job(tmp_path):
+    scripts = written(tmp_path / "scripts.jsonl", *({"id": name, "text": TEXT} for name in "ab"))
+    line = shlex.join([sys.executable, "-m", "dia_engine", "batch", scripts, "-o", str(tmp_path / "out"), *QUICK])
+    done = subprocess.run(["sh", "-c", f"{line} 2>/dev/full"], capture_output=True, timeout=300)
+    assert done.returncode == 0 and b"2 scripts" in done.stdout, done
+    assert len(records(tmp_path / "out")) == 2
+
+
 @pytest.mark.parametrize("id", ["../evil", ["a"], "new", "b"])
 def test_a_file_of_scripts_that_changes_while_it_is_read_ends_the_job(tmp_path, capsys, monkeypatch, id):
     load, scripts = Engine.load, tmp_path / "scripts.jsonl"
@@ -322,13 +374,21 @@ def test_no_more_lines_are_taken_than_keep_the_slots_busy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("no memory for a slot"), OSError(28, "No space left on device")]
+    "error",
+    [
+        torch.OutOfMemoryError("no memory for a slot"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes."),
+        RuntimeError("could not create a primitive"),
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        OSError(28, "No space left on device"),
+    ],
 )
 def test_what_no_line_is_to_blame_for_ends_the_job(tmp_path, monkeypatch, error):
     engine, taken = FakeEngine(), []
-    if isinstance(error, torch.OutOfMemoryError):
-        engine.error = error
-    else:
+    engine.error = error
+    if isinstance(error, OSError) and error.errno == 28:
+        engine.error = None
         monkeypatch.setattr("dia_engine.batch.job.write_audio", lambda *_: (_ for _ in ()).throw(error))
     engine.go.release(1000)
     with open_manifest(tmp_path, {}) as manifest, pytest.raises(type(error)):

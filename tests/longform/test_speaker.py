@@ -165,10 +165,32 @@ def test_mistakes_are_told_before_any_work(talker):
     ):
         with pytest.raises(ValueError, match=message):
             talker.generate(SCRIPT, **arguments)
+    with pytest.raises(ValueError, match=r"speed must be in \[0.25, 4\], got 1000"):
+        talker.generate(SHORT, speed=10**400)
+    assert len(talker.generate(SHORT, seed=5, speed=np.float32(1.25))) == len(
+        talker.generate(SHORT, seed=5, speed=1.25)
+    )
     with pytest.raises(TypeError, match="split must be True or False, got 1"):
         talker.generate(SCRIPT, split=1)
     with pytest.raises(ValueError, match="nothing but speaker tags"):
         talker.generate("[S1] [S2] " * 300)
+
+
+def test_plan_makes_the_mistakes_of_generate(talker):
+    for script, arguments, message in (
+        ("", {}, "text must not be empty"),
+        ("\ud800", {}, "cannot be encoded as UTF-8"),
+        ("\udcff" * 300, {}, "cannot be encoded as UTF-8"),
+        (SCRIPT, {"audio_prompt_text": "x" * 300}, "the model reads at most 256"),
+        (SCRIPT * 2, {"split": False}, "the model reads at most 256"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            talker.plan(script, **arguments)
+    for call in (talker.generate, lambda script: list(talker.stream(iter([script])))):
+        with pytest.raises(ValueError, match="cannot be encoded as UTF-8"):
+            call("\udcff" * 300)
+    with pytest.raises(TypeError, match="audio_prompt_text must be a string, got int"):
+        talker.plan(SHORT, audio_prompt_text=3)
 
 
 def test_codes_without_a_codec(talker, whole):

@@ -44,7 +44,12 @@ def test_names_become_tags():
         with_tags("Ann: Hi: Bob.\n Dr. Bob : No.\nAnn said: yes.", speakers)
         == "[S1] Hi: Bob.\n[S2] No.\nAnn said: yes."
     )
-    for text, message in (("Ann", "as Ann=S1,Bob=S2, got 'Ann'"), ("Ann=S3", "Ann must be one of S1, S2, got S3")):
+    for text, message in (
+        ("Ann", "as Ann=S1,Bob=S2, got 'Ann'"),
+        ("Ann=S3", "Ann must be one of S1, S2, got S3"),
+        ("Ann=", "got nothing"),
+        ("Ann=S1,Ann=S2", "Ann is given twice"),
+    ):
         with pytest.raises(ValueError, match=message):
             parse_speakers(text)
     with pytest.raises(ValueError, match="no line of the script begins with Ann: or Dr. Bob:"):

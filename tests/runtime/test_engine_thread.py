@@ -68,10 +68,14 @@ def test_more_than_may_wait_is_refused_at_once():
 
 
 def test_a_batch_that_could_never_be_taken_is_refused():
-    with load(max_slots=2, max_waiting=0) as engine:
+    with load(max_slots=1, max_waiting=1) as engine:
         assert len(engine.generate([TEXT, TEXT], max_tokens=30)) == 2
-        with pytest.raises(EngineFull):
-            engine.generate([TEXT] * 3, max_tokens=30)
+        for call in (engine.generate, engine.stream):
+            for options in ({}, {"closing_tag": True}):
+                message = r"3 requests in one call are more than this engine takes, max_slots \+ max_waiting = 2"
+                with pytest.raises(ValueError, match=message):
+                    call([TEXT] * 3, max_tokens=30, **options)
+        assert engine.active_requests == 0
 
 
 def test_a_closed_engine_says_so_and_fails_what_runs():

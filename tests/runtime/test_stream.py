@@ -146,6 +146,25 @@ def leave_by_close(engine):
         _ = stream.result
 
 
+def test_the_result_of_a_stream_that_has_none_says_why(engine):
+    stream = engine.stream(TEXT, **LONG)
+    with pytest.raises(RuntimeError, match="once it has been read"):
+        _ = stream.result
+    stream.close()
+    with pytest.raises(RuntimeError, match="was closed before"):
+        _ = stream.result
+
+    def fail(part="[S1] Yes. "):
+        yield part
+        raise ZeroDivisionError
+
+    stream = engine.stream(fail())
+    with pytest.raises(ZeroDivisionError):
+        list(stream)
+    with pytest.raises(RuntimeError, match="has failed"):
+        _ = stream.result
+
+
 def leave_by_with(engine):
     with engine.stream(TEXT, **LONG) as stream:
         next(stream)

@@ -5,10 +5,6 @@
 
 #include "floats.h"
 
-#define ROWS_OF_TILE(F) F(0) F(1)
-#define LINES_OF_TILE(F, r) F(r, 0) F(r, 1)
-enum { TILE_ROWS = 2, TILE_LINES = 2, NF4_LINES = 2 };
-
 typedef struct {
     __m256 low, high;
 } Lanes;
@@ -50,16 +46,8 @@ INLINE float sum_of_lanes(Lanes lanes) {
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
-INLINE void keep_lanes(float *cells, Lanes a, Lanes b) {
-    cells[0] += sum_of_lanes(a);
-    cells[1] += sum_of_lanes(b);
-}
 
-typedef struct {
-    Lanes odd, even;
-} Pairs;
-typedef Pairs PairsOfX;
-enum { PAIRS_OF_X_BYTES = 128 };
+#include "float_pairs.h"
 
 INLINE __m256 odd_of(__m256i words) {
     return _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32((int)0xffff0000)));
@@ -72,35 +60,12 @@ INLINE Pairs load_pairs(const char *from) {
     const __m256i *words = (const __m256i *)from;
     return pairs_of(_mm256_loadu_si256(words), _mm256_loadu_si256(words + 1));
 }
-INLINE PairsOfX load_pairs_of_x(const char *from) { return (PairsOfX){load_lanes(from), load_lanes(from + 64)}; }
-INLINE void pack_pairs(const float *from, char *to) {
-    for (int lane = 0; lane < 16; lane++) {
-        memcpy(to + 4 * lane, from + 2 * lane + 1, 4);
-        memcpy(to + 64 + 4 * lane, from + 2 * lane, 4);
-    }
-}
-INLINE Lanes add_pairs(Lanes sum, Pairs w, PairsOfX x) {
-    return add_product(add_product(sum, w.odd, x.odd), w.even, x.even);
-}
-INLINE PairsOfX same_pairs(uint32_t pair) {
-    return (PairsOfX){same_lanes(float_of(pair & 0xffff0000)), same_lanes(float_of(pair << 16))};
-}
 
 /* Sixteen bfloat16 as lanes. */
 INLINE Lanes widen(const char *from) {
     const __m128i *halves = (const __m128i *)from;
     return (Lanes){even_of(_mm256_cvtepu16_epi32(_mm_loadu_si128(halves))),
                    even_of(_mm256_cvtepu16_epi32(_mm_loadu_si128(halves + 1)))};
-}
-typedef struct {
-    Pairs first, second;
-} ValuePairs;
-INLINE ValuePairs load_value_pairs(const char *even, const char *odd) {
-    return (ValuePairs){{widen(odd), widen(even)}, {widen(odd + 32), widen(even + 32)}};
-}
-INLINE void store_value_pairs(float *to, Lanes first, Lanes second) {
-    store_lanes(to, first);
-    store_lanes(to + 16, second);
 }
 
 typedef struct {
@@ -136,14 +101,12 @@ INLINE Lanes load_levels(const char *from, int shift, const float *levels) {
     return (Lanes){eight_levels(from, shift, levels), eight_levels(from + 8, shift, levels)};
 }
 
-/* Integers: 32 columns, of a line of 16-bit integers, which two digits are together. Not the products of bytes: their sums
- * of two are cut off at 16 bits. */
+/* Integers of 16 bits, see small_tiles.h. Not the products of bytes: their sums of two are cut off at 16 bits. */
 typedef __m256i Counts;
 typedef struct {
     __m256i low, high;
 } Integers;
 typedef Integers IntegersOfX;
-enum { INTEGERS = 32, INTEGERS_OF_X_BYTES = 64, DIGITS_PER_LINE = 2, ADDED_TO_INTEGERS = 0 };
 INLINE Counts no_counts(void) { return _mm256_setzero_si256(); }
 INLINE Integers load_integers(const char *from) {
     const __m128i *bytes = (const __m128i *)from;
@@ -163,19 +126,5 @@ INLINE double sum_of_counts(Counts counts) {
     __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }
-INLINE void keep_counts(double *cells, Counts a, Counts b) {
-    cells[0] += sum_of_counts(a);
-    cells[1] += sum_of_counts(b);
-}
-/* The highest digits come first, two of them in one integer where their number is even. */
-INLINE void pack_integers(const int32_t *from, int digits, char *to, long stride) {
-    int16_t *high = (int16_t *)to, *low = (int16_t *)(to + stride);
-    for (int k = 0; k < INTEGERS; k++) {
-        if (digits == 2) {
-            high[k] = (int16_t)from[k];
-        } else {
-            low[k] = (int8_t)from[k];
-            high[k] = (int16_t)((from[k] + 128) >> 8);
-        }
-    }
-}
+
+#include "small_tiles.h"

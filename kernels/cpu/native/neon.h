@@ -5,10 +5,6 @@
 
 #include "floats.h"
 
-#define ROWS_OF_TILE(F) F(0) F(1)
-#define LINES_OF_TILE(F, r) F(r, 0) F(r, 1)
-enum { TILE_ROWS = 2, TILE_LINES = 2, NF4_LINES = 2 };
-
 typedef float32x4x4_t Lanes;
 
 INLINE Lanes same_lanes(float value) {
@@ -52,16 +48,8 @@ INLINE float sum_of_lanes(Lanes lanes) {
     float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
-INLINE void keep_lanes(float *cells, Lanes a, Lanes b) {
-    cells[0] += sum_of_lanes(a);
-    cells[1] += sum_of_lanes(b);
-}
 
-typedef struct {
-    Lanes odd, even;
-} Pairs;
-typedef Pairs PairsOfX;
-enum { PAIRS_OF_X_BYTES = 128 };
+#include "float_pairs.h"
 
 INLINE Pairs pairs_of(uint32x4_t a, uint32x4_t b, uint32x4_t c, uint32x4_t d) {
     const uint32x4_t upper = vdupq_n_u32(0xffff0000);
@@ -75,34 +63,11 @@ INLINE uint32x4_t load_words(const void *from) { return vreinterpretq_u32_u8(vld
 INLINE Pairs load_pairs(const char *from) {
     return pairs_of(load_words(from), load_words(from + 16), load_words(from + 32), load_words(from + 48));
 }
-INLINE PairsOfX load_pairs_of_x(const char *from) { return (PairsOfX){load_lanes(from), load_lanes(from + 64)}; }
-INLINE void pack_pairs(const float *from, char *to) {
-    for (int lane = 0; lane < 16; lane++) {
-        memcpy(to + 4 * lane, from + 2 * lane + 1, 4);
-        memcpy(to + 64 + 4 * lane, from + 2 * lane, 4);
-    }
-}
-INLINE Lanes add_pairs(Lanes sum, Pairs w, PairsOfX x) {
-    return add_product(add_product(sum, w.odd, x.odd), w.even, x.even);
-}
-INLINE PairsOfX same_pairs(uint32_t pair) {
-    return (PairsOfX){same_lanes(float_of(pair & 0xffff0000)), same_lanes(float_of(pair << 16))};
-}
 
 /* Sixteen bfloat16 as lanes. */
 INLINE float32x4_t widen_four(const void *from) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(from), 16)); }
 INLINE Lanes widen(const char *from) {
     return (Lanes){{widen_four(from), widen_four(from + 8), widen_four(from + 16), widen_four(from + 24)}};
-}
-typedef struct {
-    Pairs first, second;
-} ValuePairs;
-INLINE ValuePairs load_value_pairs(const char *even, const char *odd) {
-    return (ValuePairs){{widen(odd), widen(even)}, {widen(odd + 32), widen(even + 32)}};
-}
-INLINE void store_value_pairs(float *to, Lanes first, Lanes second) {
-    store_lanes(to, first);
-    store_lanes(to + 16, second);
 }
 
 typedef struct {
@@ -132,13 +97,12 @@ INLINE Lanes load_levels(const char *from, int shift, const float *levels) {
     return load_lanes(found);
 }
 
-/* Integers: 32 columns, of a line of 16-bit integers, which two digits are together. */
+/* Integers of 16 bits, see small_tiles.h. */
 typedef int32x4x2_t Counts;
 typedef struct {
     int16x8_t part[4];
 } Integers;
 typedef Integers IntegersOfX;
-enum { INTEGERS = 32, INTEGERS_OF_X_BYTES = 64, DIGITS_PER_LINE = 2, ADDED_TO_INTEGERS = 0 };
 INLINE Counts no_counts(void) { return (Counts){{vdupq_n_s32(0), vdupq_n_s32(0)}}; }
 INLINE Integers load_integers(const char *from) {
     const int8_t *bytes = (const int8_t *)from;
@@ -159,18 +123,5 @@ INLINE Counts add_integers(Counts sum, Integers w, IntegersOfX x) {
 INLINE double sum_of_counts(Counts counts) {
     return (double)(vaddlvq_s32(counts.val[0]) + vaddlvq_s32(counts.val[1]));
 }
-INLINE void keep_counts(double *cells, Counts a, Counts b) {
-    cells[0] += sum_of_counts(a);
-    cells[1] += sum_of_counts(b);
-}
-INLINE void pack_integers(const int32_t *from, int digits, char *to, long stride) {
-    int16_t *high = (int16_t *)to, *low = (int16_t *)(to + stride);
-    for (int k = 0; k < INTEGERS; k++) {
-        if (digits == 2) {
-            high[k] = (int16_t)from[k];
-        } else {
-            low[k] = (int8_t)from[k];
-            high[k] = (int16_t)((from[k] + 128) >> 8);
-        }
-    }
-}
+
+#include "small_tiles.h"

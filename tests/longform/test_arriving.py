@@ -1,0 +1,99 @@
+"""Text that arrives in parts from iterators that fail, that have no end, or that need the thread that waits."""
+
+import asyncio
+from itertools import repeat
+
+import pytest
+
+from dia_engine import Engine
+
+PARTS = ("[S1] Can you count? ", "[S2] Yes, my friend.")
+
+
+@pytest.fixture(scope="module")
+def talker():
+    with Engine.load("talker", device="cpu", max_slots=2) as engine:
+        yield engine
+
+
+async def arriving():
+    for part in PARTS:
+        await asyncio.sleep(0)
+        yield part
+
+
+def test_an_asynchronous_text_without_a_loop(talker):
+    for call in (talker.generate, talker.stream, talker.astream):
+        with pytest.raises(RuntimeError, match="needs a running event loop: call astream in a coroutine"):
+            call(arriving())
+
+
+def test_a_loop_that_would_wait_for_itself(talker):
+    async def wait():
+        talker.generate(arriving())
+
+    async def read():
+        for _ in talker.stream(arriving()):
+            pass
+
+    for mistake in (wait, read):
+        with pytest.raises(RuntimeError, match="comes from the event loop that would stand still here"):
+            asyncio.run(mistake())
+    assert talker.active_requests == 0
+
+
+def test_async_with_gives_the_rest_up(talker):
+    async def first():
+        async with talker.astream(" ".join(PARTS) * 20, seed=1) as stream:
+            await anext(stream)
+        return [chunk async for chunk in stream]
+
+    assert asyncio.run(first()) == []
+
+
+def test_a_text_without_an_end_is_read_as_it_is_spoken(talker):
+    produced = 0
+
+    def endless():
+        nonlocal produced
+        for part in repeat("[S1] Hello. "):
+            produced += 1
+            yield part
+
+    async def endless_too():
+        for part in endless():
+            yield part
+
+    with talker.stream(endless(), seed=1) as stream:
+        assert len([next(stream) for _ in range(4)]) == 4
+    assert produced < 2000
+
+    async def read():
+        async with talker.astream(endless_too(), seed=1) as stream:
+            return [await anext(stream) for _ in range(4)]
+
+    produced = 0
+    assert len(asyncio.run(read())) == 4 and produced < 2000
+
+
+@pytest.mark.parametrize("fails_in", ["next", "close"])
+def test_errors_of_an_iterator_are_the_readers(talker, fails_in):
+    class Text:
+        def __init__(self):
+            self.parts = iter(PARTS)
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if fails_in == "next":
+                raise ZeroDivisionError("of the text")
+            return next(self.parts)
+
+        def close(self):
+            if fails_in == "close":
+                raise ZeroDivisionError("of the text")
+
+    for call in (talker.generate, lambda text: list(talker.stream(text))):
+        with pytest.raises(ZeroDivisionError, match="of the text"):
+            call(Text())
