@@ -116,6 +116,12 @@ def test_transcript_goes_before_the_text(engine_without_codec):
     assert not np.array_equal(engine_without_codec.generate("[S2] More.", **params), joined)
 
 
+def test_files_that_are_no_paths():
+    for files, name in (((None, "x.pth"), "config_path"), (("config.json", 3), "checkpoint_path")):
+        with pytest.raises(TypeError, match=f"{name} must be a string or a path, got"):
+            Engine.from_local(*files)
+
+
 @pytest.mark.parametrize("wrong", [None, 3, b"tone.wav", np.zeros((9, 9)), ["tone.wav"]])
 def test_what_is_no_sound_to_load(engine, wrong):
     with pytest.raises(TypeError, match=r"audio_path must be a path or a pair \(waveform, sample_rate\), got"):

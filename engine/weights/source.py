@@ -203,8 +203,11 @@ def resolve_files(config: str | Path, checkpoint: str | Path) -> ModelSource:
     """A model whose config.json and only weight file are named one by one; a codec and defaults may lie beside them.
 
     Raises:
-        FileNotFoundError, ValueError: one of them is absent or unusable.
+        FileNotFoundError, TypeError, ValueError: one of them is no path, absent or unusable.
     """
+    for name, path in (("config_path", config), ("checkpoint_path", checkpoint)):
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"{name} must be a string or a path, got {shown(path)}")
     weights = user_path(checkpoint)
     require_file(weights, "checkpoint file")
     return FileSource(checkpoint, user_path(config), [weights])
