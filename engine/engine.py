@@ -597,14 +597,19 @@ def _make_scheduler(
     """`worker_modes` is a context for the threads in which windows are decoded, None for none of them: the steps of a
     large model use all cores, and the codec does between them."""
     runner = ModelRunner(model, graph=graph, max_slots=limits.max_slots, max_rows=limits.rows(model.config))
-    spare = min(torch.get_num_threads() - 1, MOST_CODEC_THREADS)
+    threads = _codec_threads() if worker_modes else 0
     return Scheduler(
         runner,
         windows,
         max_delay=model.config.max_delay,
         frames_per_second=frames_per_second,
-        workers=DecodeWorkers(spare, worker_modes) if worker_modes and spare > 0 else None,
+        workers=DecodeWorkers(threads, worker_modes) if worker_modes and threads else None,
     )
+
+
+def _codec_threads() -> int:
+    """Threads for the codec of a model whose steps use one: as many as torch may use beside it."""
+    return min(torch.get_num_threads() - 1, MOST_CODEC_THREADS)
 
 
 @contextmanager
