@@ -149,8 +149,9 @@ def line(report: dict) -> str:
     alone, together = report["alone_seconds"], report["together_seconds"]
     return (
         f"first audio over HTTP: alone p50 {alone['p50']:.3f} s, p95 {alone['p95']:.3f} s; "
-        f"{report['clients']} clients at once p50 {together['p50']:.3f} s, p95 {together['p95']:.3f} s; p95 is {report['ratio']:.2f} times p50 alone, "
-        f"{report['ratio_p95']:.2f} times p95 alone; {report['underruns']} streams ran dry, {report['failed']} failed"
+        f"{report['clients']} clients at once p50 {together['p50']:.3f} s, p95 {together['p95']:.3f} s; "
+        f"p95 is {report['ratio']:.2f} times p50 alone, {report['ratio_p95']:.2f} times p95 alone; "
+        f"{report['underruns']} streams ran dry, {report['failed']} failed"
     )
 
 
