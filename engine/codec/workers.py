@@ -6,6 +6,7 @@ worker takes the most urgent window there is, so that the first chunk of a new s
 others. Which thread runs a piece, and when, changes nothing about its numbers.
 """
 
+import math
 import threading
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
@@ -24,12 +25,12 @@ class WindowJob:
 
     def __init__(self, pieces: Pieces, deadline: float, number: int):
         self._pieces: Pieces | None = pieces
-        self._order = (deadline, number)
+        self.deadline, self._number = deadline, number
         self._done = threading.Event()
         self._outcome: torch.Tensor | BaseException = RuntimeError("this window is not decoded yet")
 
     def __lt__(self, other: "WindowJob") -> bool:
-        return self._order < other._order
+        return (self.deadline, self._number) < (other.deadline, other._number)
 
     def ready(self) -> bool:
         return self._done.is_set()
@@ -75,7 +76,7 @@ class DecodeWorkers:
             threads: how many, at least 1.
             modes: a context for everything that a thread computes.
         """
-        self._most, self._modes = threads, modes
+        self.count, self._modes = threads, modes
         self._jobs: list[WindowJob] = []  # a heap
         self._numbers = count()
         self._changed = threading.Condition()
@@ -97,18 +98,22 @@ class DecodeWorkers:
             if self._closed:
                 raise RuntimeError("the threads that decode windows are closed")
             heappush(self._jobs, job)
-            if len(self.threads) < self._most:
-                self.threads.append(threading.Thread(target=self._main, name="dia-engine codec", daemon=True))
-                self.threads[-1].start()
+            if len(self.threads) < self.count:
+                self._start_thread()
             self._changed.notify()
         return job
 
-    def help(self) -> bool:
-        """Run a piece of the most urgent window that no worker has in hand; whether there was one."""
+    def _start_thread(self) -> None:
+        self.threads.append(threading.Thread(target=self._main, name="dia-engine codec", daemon=True))
+        self.threads[-1].start()
+
+    def help(self, until: float = math.inf) -> bool:
+        """Run a piece of the most urgent window that no worker has in hand, if its deadline is at most `until`;
+        whether there was one."""
         with self._changed:
-            job = heappop(self._jobs) if self._jobs else None
-        if job is None:
-            return False
+            if not self._jobs or self._jobs[0].deadline > until:
+                return False
+            job = heappop(self._jobs)
         self._run_piece(job)
         return True
 

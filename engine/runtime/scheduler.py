@@ -35,6 +35,7 @@ POLL_SECONDS = 1e-4
 # Audio that a stream has emitted beyond what its player has taken, from which on its next window can wait.
 AHEAD_SECONDS = 0.5
 MAX_HELD_SECONDS = 2.0  # the longest that a window waits for windows that are more urgent
+AT_ONCE = 0.0  # the deadline of a stream's first window
 
 
 class Runner(Protocol):
@@ -120,7 +121,7 @@ def _deadline(sequence: Sequence, window: Window, since: float, frames_per_secon
     if not sequence.call.streaming:
         return latest
     if not window.first:
-        return 0.0
+        return AT_ONCE
     return min(latest, (sequence.first_emitted or since) + window.first / frames_per_second)
 
 
@@ -179,6 +180,9 @@ class Scheduler:
             self._decode_windows()
         else:
             self._hand_over_windows()
+            # Listeners to several new streams wait: their first windows are worth more than steps.
+            if self._first_windows() > self.workers.count:
+                self.workers.help(until=AT_ONCE)
         self._emit()
         if not (self.running or self.prefilling) and self.finishing:
             self._wait()
@@ -389,6 +393,11 @@ class Scheduler:
                 except Exception as error:
                     self._fail(sequence, error)
                     break
+
+    def _first_windows(self) -> int:
+        """Streams whose first window is being decoded or waits for that."""
+        every = [*self.running.values(), *self.finishing]
+        return sum(bool(each.call.streaming and each.pending and not each.first_emitted) for each in every)
 
     def decode_now(self, codes: torch.Tensor, first: int, last: int | None) -> HostCopy | WindowJob:
         """Decode a window for a listener who waits for it, behind the first chunks of streams; see

@@ -82,6 +82,16 @@ def test_who_has_nothing_else_to_do_can_help(make_workers):
     gate.set()
 
 
+def test_help_with_what_is_urgent_alone(make_workers):
+    workers, log = make_workers(), []
+    gate = blocked(workers)
+    workers.submit(pieces_of(log, "late", 1), deadline=7)
+    assert not workers.help(until=6) and not log
+    workers.submit(pieces_of(log, "soon", 1), deadline=6)
+    assert workers.help(until=6) and log == [("soon", 0)]
+    gate.set()
+
+
 def test_an_error_reaches_who_waits_for_that_window_alone(make_workers):
     workers, log = make_workers(), []
 

@@ -305,16 +305,17 @@ def test_a_codec_that_holds_up_the_steps_emits_each_chunk_before_it_decodes_the_
 
 
 class Hand(DecodeWorkers):
-    """Workers without threads: a test decodes pieces with `help`, when it likes."""
+    """Workers that do nothing by themselves: a test decodes pieces with `help`, when it likes."""
 
-    def __init__(self):
-        super().__init__(0, nullcontext)
+    def _start_thread(self):
+        pass
 
 
-def scheduler_by_hand(runner) -> Scheduler:
+def scheduler_by_hand(runner, workers: int = 9) -> Scheduler:
     return Scheduler(
-        runner, CodeWindows(torch.device("cpu")), max_delay=MAX_DELAY, frames_per_second=86, workers=Hand()
-    )
+        runner, CodeWindows(torch.device("cpu")), max_delay=MAX_DELAY, frames_per_second=86,
+        workers=Hand(workers, nullcontext),
+    )  # fmt: skip
 
 
 def test_steps_go_on_while_windows_are_decoded_and_chunks_come_in_order():
@@ -323,7 +324,7 @@ def test_steps_go_on_while_windows_are_decoded_and_chunks_come_in_order():
     for seed, call in enumerate(calls):
         scheduler.add(request(30, seed), 0, call, SIZES)
     while scheduler.running or not scheduler.finishing:
-        scheduler.workers.help = lambda: False
+        scheduler.workers.help = lambda **_: False
         scheduler.step()
     assert len(scheduler.finishing) == 2 and scheduler._free == [0, 1], "all steps are done, the slots are free"
     assert all(call._items.empty() for call in calls), "and no window"
@@ -333,13 +334,30 @@ def test_steps_go_on_while_windows_are_decoded_and_chunks_come_in_order():
         assert chunks_of(call).tolist() == [1000 * seed + frame for frame in range(30)]
 
 
+def test_while_several_listeners_wait_the_steps_thread_helps_with_first_windows_between_steps():
+    runner = ArithmeticRunner(max_slots=3)
+    runner.prefill_budget = 1000
+    scheduler = scheduler_by_hand(runner, workers=1)
+    calls = [Call(1, streaming=True) for _ in range(3)]
+    for seed, call in enumerate(calls):
+        call.emit = lambda *_: runner.log.append(("chunk",))
+        scheduler.add(request(40, seed), 0, call, ChunkSizes(30, 4))
+    while runner.log.count(("chunk",)) < 2:
+        scheduler.step()
+        assert scheduler.running, "before the steps have come to their end"
+    for _ in range(5):
+        scheduler.step()
+    assert runner.log.count(("chunk",)) == 2, "the worker has one in hand"
+    run(scheduler)
+
+
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_new_streams_first_window_goes_before_all_others(streaming):
     scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
     others, new = Call(1, streaming=streaming), Call(1, streaming=True)
     scheduler.add(request(60, seed=1), 0, others, ChunkSizes(4, 4))
     while scheduler.running or not scheduler.finishing:
-        scheduler.workers.help = lambda: False
+        scheduler.workers.help = lambda **_: False
         scheduler.step()
     scheduler.add(request(60, seed=2), 0, new, ChunkSizes(4, 4))
     while not scheduler.running or not next(iter(scheduler.running.values())).pending:
@@ -375,7 +393,7 @@ def test_an_aborted_call_takes_its_windows_along():
     for seed, call in enumerate(calls):
         scheduler.add(request(30, seed), 0, call, SIZES)
     while scheduler.running or not scheduler.finishing:
-        scheduler.workers.help = lambda: False
+        scheduler.workers.help = lambda **_: False
         scheduler.step()
     jobs = [job for job, _ in scheduler.finishing[0].pending]
     calls[0].abort()
@@ -408,7 +426,7 @@ def test_a_request_whose_window_fails_in_a_worker_fails_alone():
 def test_no_more_requests_than_slots_wait_for_the_codec():
     """Or steps, which are faster, would pile windows up without bound."""
     scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
-    scheduler.workers.help = lambda: False
+    scheduler.workers.help = lambda **_: False
     calls = [Call(1, streaming=False) for _ in range(9)]
     for seed, call in enumerate(calls):
         scheduler.add(request(5, seed), 0, call, SIZES)
@@ -424,7 +442,7 @@ def test_no_more_requests_than_slots_wait_for_the_codec():
 
 def test_after_a_failure_of_the_device_no_window_is_decoded():
     scheduler = scheduler_by_hand(ArithmeticRunner())
-    scheduler.workers.help = lambda: False
+    scheduler.workers.help = lambda **_: False
     call = Call(1, streaming=True)
     scheduler.add(request(9), 0, call, SIZES)
     while not scheduler.finishing:
