@@ -259,12 +259,7 @@ class Scheduler:
         return bool(self._free) and len(self.finishing) < self.runner.max_slots
 
     def _admit(self) -> None:
-        # Steps can run ahead of the codec's threads; what these have left to do is bounded by so many requests.
-        while (
-            self._free
-            and len(self.finishing) < self.runner.max_slots
-            and (sequence := self._next_waiting()) is not None
-        ):
+        while self._may_admit() and (sequence := self._next_waiting()) is not None:
             try:
                 if not self.runner.fits(self._free[0]):
                     return
