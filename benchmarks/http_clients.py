@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from .command import run
 from .player import Heard, heard, percentiles
 from .setting import cpu_setting
 
-TEXT = "[S1] Hello, my little robot. Can you sing? [S2] No, I can count very well."
+TEXT = "[S1] Can you count? [S2] Five six seven eight nine."
 RATE = 24000  # Hz of pcm
 READY_SECONDS = 300
 
@@ -34,11 +35,13 @@ def main() -> None:
     options = _arguments()
     report = {**cpu_setting(), "benchmark": "http_clients", "model": options.model, "clients": options.clients}
     with server(options) as port:
-        crowd(port, options.clients)  # first calls allocate
+        ask = partial(listen, port, options.text, options.voice)
+        crowd(ask, range(options.clients))  # first calls allocate
         alone, together = [], []
         for number in range(options.rounds):
-            alone += [listen(port, seed=number * options.clients + index) for index in range(options.clients)]
-            together += crowd(port, options.clients, first_seed=number * options.clients)
+            seeds = range(number * options.clients, (number + 1) * options.clients)
+            alone += map(ask, seeds)
+            together += crowd(ask, seeds)
     report |= figures(alone, together)
     print(line(report))
     if options.json:
@@ -50,6 +53,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="talker", help="hub id, folder, talker or synthetic:... (%(default)s)")
     parser.add_argument("--clients", type=int, default=8, help="at the same moment (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of each kind (%(default)s)")
+    parser.add_argument("--text", default=TEXT, help="what each client asks for (%(default)s)")
+    parser.add_argument("--voice", default="alloy", help="whose prompt is read before it (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     parser.add_argument("options", nargs="*", help="further options of dia-engine serve, behind --")
     options = parser.parse_args()
@@ -90,9 +95,9 @@ def _is_ready(port: int) -> bool:
         connection.close()
 
 
-def listen(port: int, seed: int) -> Heard:
+def listen(port: int, text: str, voice: str, seed: int) -> Heard:
     """A stream, read to its end."""
-    fields = {"model": "dia", "voice": "alloy", "input": TEXT, "response_format": "pcm", "seed": seed}
+    fields = {"model": "dia", "voice": voice, "input": text, "response_format": "pcm", "seed": seed}
     chunks, started = [], time.perf_counter()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     try:
@@ -113,16 +118,16 @@ def listen(port: int, seed: int) -> Heard:
     return heard(chunks, RATE, time.perf_counter() - started)
 
 
-def crowd(port: int, clients: int, first_seed: int = 0) -> list[Heard]:
+def crowd(ask: Callable[[int], Heard], seeds: Sequence[int]) -> list[Heard]:
     """What clients hear that begin at the same moment."""
     found: list[Heard] = []
-    barrier = threading.Barrier(clients)
+    barrier = threading.Barrier(len(seeds))
 
     def client(seed: int) -> None:
         barrier.wait()
-        found.append(listen(port, seed))
+        found.append(ask(seed))
 
-    threads = [threading.Thread(target=client, args=(first_seed + index,)) for index in range(clients)]
+    threads = [threading.Thread(target=client, args=(seed,)) for seed in seeds]
     for thread in threads:
         thread.start()
     for thread in threads:
