@@ -298,18 +298,18 @@ def _codec_work(engine: Engine, sizes: ChunkSizes, frames: int) -> dict:
     codes = torch.randint(codec.codebook_size, (frames, codec.num_codebooks), device=codec.device)
     windows.prepare([length])
 
-    def seconds(part: torch.Tensor, warm_ups: int, times: int) -> float:
+    def seconds(part: torch.Tensor, first: int, last: int | None, warm_ups: int, times: int) -> float:
         for index in range(warm_ups + times):
             if index == warm_ups:
                 synchronize(codec.device)
                 started = time.perf_counter()
             with windows.on_stream():
-                windows.decode(part, 0, None).wait()
+                windows.decode(part, first, last).wait()
         return (time.perf_counter() - started) / times
 
-    window = seconds(codes[:length], 1, 5) / given
+    window = seconds(codes[:length], steady.first - steady.start, steady.last - steady.start, 1, 5) / given
     # On a GPU the first decode of a length allocates and chooses algorithms; on a CPU it has nothing to prepare.
-    whole = seconds(codes, int(codec.device.type == "cuda"), 1) / frames
+    whole = seconds(codes, 0, None, int(codec.device.type == "cuda"), 1) / frames
     return {
         "frames_ratio": length / given,
         "time_ratio": window / whole,

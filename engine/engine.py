@@ -4,7 +4,7 @@ import logging
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from .capacity import check_slots
 from .codec import Codec
 from .codec.windowed import CodeWindows, SoundWindows
+from .codec.workers import DecodeWorkers
 from .devices.device import computing, resolve_device, resolve_dtype
 from .devices.precision import full_float32
 from .devices.process import check_not_forked
@@ -61,6 +62,8 @@ AudioPrompts: TypeAlias = AudioPrompt | Sequence[AudioPrompt | None] | None
 # Audio that nobody listens to meanwhile is decoded in windows too, which bounds the memory and how long the codec holds
 # up other requests; their context costs 8 % of the codec's work.
 WHOLE = ChunkSizes(256, 256)
+# Threads that decode windows of a small model on a CPU, beside the one that makes steps; fewer where torch has fewer.
+MOST_CODEC_THREADS = 4
 
 
 class Engine:
@@ -105,7 +108,10 @@ class Engine:
         small = is_small((weight.nbytes for weight in weights.values()), self.device)
         # None of these knows the engine, or it would never be collected.
         self._modes = partial(_modes, self.device, small)
-        scheduler = partial(_make_scheduler, self.model, self.windows, limits, graph, self._frames_per_second)
+        scheduler = partial(
+            _make_scheduler, self.model, self.windows, limits, graph, self._frames_per_second,
+            self._modes if small and codec is not None else None,
+        )  # fmt: skip
         self._thread = EngineThread(scheduler, self._modes, limits)
         self._scripts = ScriptRunner(
             self._thread, self.windows, codec, config, self.long_form,
@@ -687,10 +693,29 @@ class Engine:
 
 
 def _make_scheduler(
-    model: DiaModel, windows: CodeWindows, limits: Limits, graph: bool, frames_per_second: float
+    model: DiaModel,
+    windows: CodeWindows,
+    limits: Limits,
+    graph: bool,
+    frames_per_second: float,
+    worker_modes: Callable[[], AbstractContextManager[None]] | None,
 ) -> Scheduler:
+    """`worker_modes` is a context for the threads in which windows are decoded, None for none of them: the steps of a
+    large model use all cores, and the codec does between them."""
     runner = ModelRunner(model, graph=graph, max_slots=limits.max_slots, max_rows=limits.rows(model.config))
-    return Scheduler(runner, windows, max_delay=model.config.max_delay, frames_per_second=frames_per_second)
+    threads = _codec_threads() if worker_modes else 0
+    return Scheduler(
+        runner,
+        windows,
+        max_delay=model.config.max_delay,
+        frames_per_second=frames_per_second,
+        workers=DecodeWorkers(threads, worker_modes) if worker_modes and threads else None,
+    )
+
+
+def _codec_threads() -> int:
+    """Threads for the codec of a model whose steps use one: as many as torch may use beside it."""
+    return min(torch.get_num_threads() - 1, MOST_CODEC_THREADS)
 
 
 @contextmanager

@@ -36,18 +36,18 @@ def receptive_field(decoder: Iterable[nn.Module]) -> ReceptiveField:
     """
     layers = list(decoder)
     hop = math.prod(layer.stride[0] for layer in layers if isinstance(layer, nn.ConvTranspose1d))
-    first, last = _heard(layers, 0, hop - 1)
+    first, last = input_range(layers, 0, hop - 1)
     return ReceptiveField(before=-first, after=last)
 
 
-def _heard(layers: Iterable[nn.Module], first: int, last: int) -> tuple[int, int]:
-    """First and last input that outputs `first` to `last` of these layers depend on."""
+def input_range(layers: Iterable[nn.Module], first: int, last: int) -> tuple[int, int]:
+    """First and last input that outputs `first` to `last` of these layers depend on, on a signal without ends."""
     for layer in reversed(list(layers)):
-        first, last = _input_range(layer, first, last)
+        first, last = _layer_range(layer, first, last)
     return first, last
 
 
-def _input_range(layer: nn.Module, first: int, last: int) -> tuple[int, int]:
+def _layer_range(layer: nn.Module, first: int, last: int) -> tuple[int, int]:
     if isinstance(layer, nn.Conv1d):  # output i = sum over taps of input i x stride - padding + tap x dilation
         stride, padding = layer.stride[0], _padding(layer)
         return first * stride - padding, last * stride - padding + _span(layer)
@@ -55,7 +55,7 @@ def _input_range(layer: nn.Module, first: int, last: int) -> tuple[int, int]:
         stride, padding = layer.stride[0], _padding(layer)
         return -((_span(layer) - padding - first) // stride), (last + padding) // stride  # rounded up, rounded down
     if isinstance(layer, ResidualUnit):  # the signal itself and what is added to it
-        inner_first, inner_last = _heard(layer.children(), first, last)
+        inner_first, inner_last = input_range(layer.children(), first, last)
         return min(first, inner_first), max(last, inner_last)
     if isinstance(layer, (Snake, nn.Tanh)):
         return first, last

@@ -2,17 +2,20 @@
 
 On a GPU a window is decoded on a stream of its own, beside the decoder's steps, and windows of the lengths that were
 announced are captured in CUDA graphs: the codec has 150 small kernels, whose launches would hold up those of the steps.
+On a CPU a window is computed in tiles, without the samples that nobody wants.
 """
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 
 from ..devices.cuda_graph import GraphPool, captured
+from ..devices.precision import full_float32
 from .dac import Codec
 from .receptive_field import ReceptiveField, receptive_field
+from .tiles import TiledDecoder
 
 MAX_CACHED_GRAPHS = 64  # a caller may ask for any number of chunk sizes
 
@@ -36,6 +39,9 @@ class HostCopy:
         if self._done is not None:
             self._done.synchronize()
         return self._tensor
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
 
 
 class CodeWindows:
@@ -74,6 +80,12 @@ class CodeWindows:
         """
         return HostCopy(codes[first:last])
 
+    def pieces(self, codes: torch.Tensor, first: int, last: int | None) -> Generator[None, None, torch.Tensor]:
+        """`decode` on a CPU, a piece of the work between two yields, in any threads one after the other. The result is
+        the same, and is returned."""
+        yield
+        return codes[first:last]
+
     def to_host(self, codes: torch.Tensor) -> HostCopy:
         """Codes as they are, on their way to the host."""
         return HostCopy(codes)
@@ -107,6 +119,7 @@ class SoundWindows(CodeWindows):
         super().__init__(codec.device)
         self.codec = codec
         self.receptive_field = receptive_field(codec.decoder)
+        self._tiled = TiledDecoder(codec.decoder)
         self._graphs: dict[int, _Graph] = {}
         self._pool: GraphPool | None = None
 
@@ -129,14 +142,33 @@ class SoundWindows(CodeWindows):
         return widened(start, stop, self._graphs)
 
     def decode(self, codes: torch.Tensor, first: int, last: int | None) -> HostCopy:
+        if self._stream is None:
+            with torch.autocast(self.codec.device.type, enabled=False), full_float32():
+                return HostCopy(_result(self.pieces(codes, first, last)))
         graph = self._graphs.get(codes.shape[0])
         waveform = self.codec.synthesize(codes.to(self.codec.device)) if graph is None else graph.replay(codes)
         hop = self.codec.hop_length
         # Not a multiple of the length from the end: a codec of odd strides drops samples there.
         return HostCopy(waveform[first * hop : None if last is None else last * hop])
 
+    def pieces(self, codes: torch.Tensor, first: int, last: int | None) -> Generator[None, None, torch.Tensor]:
+        codec, hop = self.codec, self.codec.hop_length
+        latent = codec.quantizer.decode(codes.to(codec.device)).to(codec.dtype)
+        waveform = yield from self._tiled.pieces(latent, first * hop, None if last is None else last * hop)
+        return waveform[0, 0].float()
+
     def check(self, piece: np.ndarray) -> None:
         self.codec.check_samples(piece)
+
+
+def _result(pieces: Generator[None, None, torch.Tensor]) -> torch.Tensor:
+    """What pieces return when all of them are done."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            result: torch.Tensor = end.value
+            return result
 
 
 class _Graph:

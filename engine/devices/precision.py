@@ -1,6 +1,7 @@
 """Full float32 precision, whatever a caller has allowed torch to round to: TF32 (10 bits) on a GPU, cuDNN's default for
 convolutions, and bfloat16 (7 bits) on a CPU after `torch.set_float32_matmul_precision("medium")`."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,24 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            _inside -= 1
+            _inside = max(0, _inside - 1)  # it is 0 already in a process that was forked in here
             if not _inside:
-                for setting, value in zip(_SETTINGS, _before, strict=True):
-                    setting.fp32_precision = value
+                _restore()
+
+
+def _restore() -> None:
+    for setting, value in zip(_SETTINGS, _before, strict=False):
+        setting.fp32_precision = value
+
+
+def _forget_threads() -> None:
+    """In a forked process the threads that were in `full_float32` are gone, and the lock may be held for ever."""
+    global _lock, _inside
+    _lock = threading.Lock()
+    if _inside:
+        _inside = 0
+        _restore()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)

@@ -200,15 +200,14 @@ class ScriptRunner:
         )  # fmt: skip
 
     def _decode(self, codes: np.ndarray, first: int, last: int | None) -> np.ndarray:
-        """Decode a window between two steps, in the engine's thread."""
-        windows = self._windows
+        """Decode a window where the engine's thread says: in itself between two steps, or beside them."""
 
         def work() -> Any:
-            with full_float32(), windows.on_stream():
-                return windows.decode(torch.from_numpy(codes), first, last)
+            with full_float32():
+                return self._thread.scheduler.decode_now(torch.from_numpy(codes), first, last)
 
         audio = self._thread.run(work).wait().numpy().copy()
-        windows.check(audio)
+        self._windows.check(audio)
         return audio
 
 

@@ -136,7 +136,8 @@ class EngineThread:
             self._unusable = self._unusable or reason
             thread = self._thread
             self._inbox.put(None)
-        if thread is not None and thread is not threading.current_thread():  # where a collection can come to this
+        # A collection can come to this in the engine's own threads, which end without being waited for.
+        if thread is not None and threading.current_thread() not in (thread, *self.scheduler.worker_threads):
             thread.join()
 
     def check_usable(self) -> None:
@@ -172,6 +173,7 @@ class EngineThread:
             error.__cause__ = failure
             self._unusable = str(error)
         self.scheduler.fail_all(error)
+        self.scheduler.close()
         with self._lock, suppress(queue.Empty):
             while True:
                 self._refuse(self._inbox.get_nowait(), error)

@@ -11,8 +11,10 @@ On a GPU the status of a launch is read while the next one runs:
     host   | queue 1, 2 | read 1, queue 3 | read 2, queue 4 |
 
 so a slot's status can be older than the request that has the slot now: those before its first launch do not count.
+On a CPU windows can be decoded by worker threads, beside the steps.
 """
 
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from typing import Protocol
 import torch
 
 from ..codec.windowed import CodeWindows, ContextCodes, HostCopy
+from ..codec.workers import DecodeWorkers, WindowJob
 from .call import Call, Generation
 from .chunking import ChunkSchedule, ChunkSizes, Window, complete_frames, window_lengths
 from .request import Request
@@ -32,6 +35,7 @@ POLL_SECONDS = 1e-4
 # Audio that a stream has emitted beyond what its player has taken, from which on its next window can wait.
 AHEAD_SECONDS = 0.5
 MAX_HELD_SECONDS = 2.0  # the longest that a window waits for windows that are more urgent
+AT_ONCE = 0.0  # the deadline of a stream's first window
 
 
 class Runner(Protocol):
@@ -88,7 +92,7 @@ class Sequence:
     steps: int = 0
     end_row: int = 0
     windows: deque[tuple[Window, float]] = field(default_factory=deque)
-    pending: deque[tuple[HostCopy, float]] = field(default_factory=deque)
+    pending: deque[tuple[HostCopy | WindowJob, float]] = field(default_factory=deque)
     codes: tuple[torch.Tensor, HostCopy] | None = None
     emitted_seconds: float = 0.0
     first_emitted: float = 0.0
@@ -110,12 +114,32 @@ def _urgency(sequence: Sequence) -> tuple[bool, bool, float]:
     return not sequence.call.streaming, sequence.heard, dry if sequence.call.streaming else since
 
 
+def _deadline(sequence: Sequence, window: Window, since: float, frames_per_second: float) -> float:
+    """When a window that is complete since then should be decoded: a stream's first before all others, a later one
+    before its player runs dry, and no window waits for more urgent ones for longer than MAX_HELD_SECONDS."""
+    latest = since + MAX_HELD_SECONDS
+    if not sequence.call.streaming:
+        return latest
+    if not window.first:
+        return AT_ONCE
+    return min(latest, (sequence.first_emitted or since) + window.first / frames_per_second)
+
+
 class Scheduler:
     """Runs requests to their ends. Used by one thread; others may abort its calls."""
 
-    def __init__(self, runner: Runner, decoder: CodeWindows, *, max_delay: int, frames_per_second: float):
-        """`max_delay` is the model's."""
+    def __init__(
+        self,
+        runner: Runner,
+        decoder: CodeWindows,
+        *,
+        max_delay: int,
+        frames_per_second: float,
+        workers: DecodeWorkers | None = None,
+    ):
+        """`max_delay` is the model's; `workers` decode the windows of a `decoder` on a CPU."""
         self.runner, self.decoder, self._codes = runner, decoder, ContextCodes(decoder)
+        self.workers = workers
         self.max_delay, self.frames_per_second = max_delay, frames_per_second
         self.waiting: deque[Sequence] = deque()
         self.prefilling: deque[Sequence] = deque()
@@ -152,10 +176,31 @@ class Scheduler:
             self._last_launch = 0.0
         while self.runner.in_flight >= self.runner.depth or (self.runner.in_flight and not self.running):
             self._read_status()
-        self._decode_windows()
+        if self.workers is None:
+            self._decode_windows()
+        else:
+            self._hand_over_windows()
+            # Listeners to several new streams wait: their first windows are worth more than steps.
+            if self._first_windows() > self.workers.count:
+                self.workers.help(until=AT_ONCE)
         self._emit()
         if not (self.running or self.prefilling) and self.finishing:
+            self._wait()
+
+    def _wait(self) -> None:
+        """Nothing is left to do but for the codec."""
+        if self.workers is None or not self.workers.help():
             time.sleep(POLL_SECONDS)
+
+    @property
+    def worker_threads(self) -> list[threading.Thread]:
+        """The codec's threads that have been started."""
+        return [] if self.workers is None else self.workers.threads
+
+    def close(self) -> None:
+        """End the codec's threads."""
+        if self.workers is not None:
+            self.workers.close()
 
     def fail_all(self, error: BaseException) -> None:
         """End every request with an error, for good: the device may have failed, nothing is asked of it any more."""
@@ -163,6 +208,8 @@ class Scheduler:
         self.ended += len(sequences)
         self.waiting, self.prefilling, self.running, self.finishing = deque(), deque(), {}, []
         for sequence in sequences:
+            for chunk, _ in sequence.pending:
+                chunk.cancel()
             sequence.call.fail(error)
 
     def _all(self) -> list[Sequence]:
@@ -177,6 +224,8 @@ class Scheduler:
         """Forget a sequence, wherever it is, and free its slot."""
         self._free_slot(sequence)
         self.ended += 1
+        for chunk, _ in sequence.pending:
+            chunk.cancel()
         for queue in (self.waiting, self.prefilling, self.finishing):
             if sequence in queue:
                 queue.remove(sequence)
@@ -205,8 +254,12 @@ class Scheduler:
                 return sequence
         return None
 
+    def _may_admit(self) -> bool:
+        # Steps can run ahead of the codec: how many requests have windows left bounds by how much.
+        return bool(self._free) and len(self.finishing) < self.runner.max_slots
+
     def _admit(self) -> None:
-        while self._free and (sequence := self._next_waiting()) is not None:
+        while self._may_admit() and (sequence := self._next_waiting()) is not None:
             try:
                 if not self.runner.fits(self._free[0]):
                     return
@@ -317,14 +370,42 @@ class Scheduler:
                 if wait and can_wait:
                     break
                 wait = wait or (can_wait and self.decoder.holds_up_steps)
-                window, _ = sequence.windows.popleft()
+                window, since = sequence.windows.popleft()
                 try:
-                    self._decode_window(sequence, window)
+                    self._decode_window(sequence, window, since)
                     if self.decoder.holds_up_steps:
                         self._emit_pending(sequence)  # its listener does not wait for the windows of others
                 except Exception as error:
                     self._fail(sequence, error)
                     break
+
+    def _hand_over_windows(self) -> None:
+        """Give complete windows to the codec's threads."""
+        for sequence in self._all():
+            while sequence.windows:
+                try:
+                    self._decode_window(sequence, *sequence.windows.popleft())
+                except Exception as error:
+                    self._fail(sequence, error)
+                    break
+
+    def _first_windows(self) -> int:
+        """Streams whose first window is being decoded or waits for that."""
+        every = [*self.running.values(), *self.finishing]
+        return sum(bool(each.call.streaming and each.pending and not each.first_emitted) for each in every)
+
+    def decode_now(self, codes: torch.Tensor, first: int, last: int | None) -> HostCopy | WindowJob:
+        """Decode a window for a listener who waits for it, behind the first chunks of streams; see
+        `CodeWindows.decode`. Called in the scheduler's thread, the result can be awaited in any other one."""
+        with self.decoder.on_stream():
+            return self._decoded(self.decoder, codes, first, last, time.perf_counter())
+
+    def _decoded(
+        self, decoder: CodeWindows, codes: torch.Tensor, first: int, last: int | None, deadline: float
+    ) -> HostCopy | WindowJob:
+        if self.workers is None or decoder is not self.decoder:
+            return decoder.decode(codes, first, last)
+        return self.workers.submit(decoder.pieces(codes, first, last), deadline)
 
     @staticmethod
     def _can_wait(sequence: Sequence) -> bool:
@@ -336,7 +417,7 @@ class Scheduler:
             return True
         return sequence.heard and sequence.emitted_seconds - (now - sequence.first_emitted) > AHEAD_SECONDS
 
-    def _decode_window(self, sequence: Sequence, window: Window) -> None:
+    def _decode_window(self, sequence: Sequence, window: Window, since: float) -> None:
         start = sequence.decoder.widened(window.start, window.stop)
         with sequence.decoder.on_stream():
             if sequence.codes is None:
@@ -345,7 +426,8 @@ class Scheduler:
             else:
                 codes = sequence.codes[0][start : window.stop]
             last = None if window.ends else window.last - start
-            chunk = sequence.decoder.decode(codes, window.first - start, last)
+            deadline = _deadline(sequence, window, since, self.frames_per_second)
+            chunk = self._decoded(sequence.decoder, codes, window.first - start, last, deadline)
         sequence.pending.append((chunk, (window.last - window.first) / self.frames_per_second))
 
     def _emit(self) -> None:

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks import against_commit, codec_batch, load, player, together
+from benchmarks import against_commit, codec_batch, http_clients, load, player, together
 from benchmarks.clients import InProcess, OneAtATime, Script, listen, open_loop, poisson_arrivals
 from benchmarks.player import Heard, heard, percentiles, summary
 from benchmarks.versions import ROOT, Version
@@ -209,6 +209,27 @@ def test_sounds_that_differ_are_told(engine, monkeypatch):
     assert not together.callers_at_once(engine, options)["equal"]
 
 
+def test_figures_of_clients_over_http():
+    def first_audio(seconds: float, underruns: int = 0, error: str = "") -> Heard:
+        return Heard(seconds, None, 1.0, 1.0, underruns, 0.0, error)
+
+    alone = [first_audio(seconds) for seconds in (0.1, 0.1, 0.4)]
+    report = http_clients.figures(alone, [first_audio(0.2), first_audio(0.8, underruns=2), first_audio(0.3, error="x")])
+    assert report["alone_seconds"]["p95"] == 0.4 and report["together_seconds"]["p95"] == 0.8
+    assert (report["ratio"], report["ratio_p95"]) == (pytest.approx(8), pytest.approx(2))
+    assert (report["underruns"], report["failed"]) == (1, 1)
+    with pytest.raises(RuntimeError, match="no sound: status 500"):
+        http_clients.figures([Heard(None, None, 0.1, 0.0, 0, 0.0, "status 500")], alone)
+
+
+def test_clients_over_http(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    report = run(http_clients, monkeypatch, tmp_path, "--clients", "2", "--rounds", "1")
+    assert report["failed"] == 0 and report["alone_seconds"]["p50"] > 0 and report["together_seconds"]["p95"] > 0
+    assert "2 clients at once" in capsys.readouterr().out
+
+
 def test_against_another_commit(monkeypatch, tmp_path, capsys):
     arguments = [str(ROOT), "--model", "synthetic:tiny", "--pairs", "2", "--steps", "16", "--what", "step"]
     report = run(against_commit, monkeypatch, tmp_path, *arguments)
@@ -239,6 +260,7 @@ def test_windows_of_several_requests(monkeypatch, tmp_path, capsys):
     (load, ["--requests", "0"], "--requests must be more than 0, got 0"),
     (load, ["--slots", "4", "-1"], "--slots must be more than 0, got -1"),
     (together, ["--callers", "0"], "--callers must be at least 1, got 0"),
+    (http_clients, ["--rounds", "0"], "--rounds must be at least 1, got 0"),
     (against_commit, [".", "--pairs", "1"], "--pairs must be at least 2, got 1"),
 ])  # fmt: skip
 def test_options_that_cannot_work(module, arguments, message, monkeypatch, capsys):

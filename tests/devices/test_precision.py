@@ -1,11 +1,13 @@
 """float32 means float32 in the codec: no TF32, whoever else uses the setting."""
 
+import os
 import threading
 
 import numpy as np
 import pytest
 import torch
 
+from dia_engine.devices import precision
 from dia_engine.devices.precision import full_float32
 from dia_engine.weights.synthetic import synthetic_codec, synthetic_config
 
@@ -68,4 +70,39 @@ def test_the_last_thread_to_leave_restores_it(before):
 def test_an_error_restores_it(before):
     with pytest.raises(ZeroDivisionError), full_float32():
         raise ZeroDivisionError
+    assert CONV.fp32_precision == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("locked", [True, False])
+def test_a_child_forked_while_another_thread_computes_can_compute_and_has_the_setting(before, locked):
+    """That thread is not there in the child: it neither gives the lock back nor restores the setting."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def compute():
+        with full_float32():
+            if locked:
+                precision._lock.acquire()
+            inside.set()
+            leave.wait(60)
+            if locked:
+                precision._lock.release()
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    inside.wait(60)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            restored = CONV.fp32_precision == before
+            entered = threading.Thread(target=lambda: full_float32().__enter__(), daemon=True)
+            entered.start()
+            entered.join(20)
+            code = 0 if restored and not entered.is_alive() else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    leave.set()
+    thread.join()
     assert CONV.fp32_precision == before

@@ -119,9 +119,9 @@ def test_random_codecs_delays_prompts_and_ends(seed):
 def test_first_sound_after_the_fewest_steps(engine, monkeypatch):
     made, seen = [], []
     step, windows = engine.model.step, engine.windows
-    decode = windows.decode
+    pieces = windows.pieces
     monkeypatch.setattr(engine.model, "step", lambda state: (made.append(1), step(state)))
-    monkeypatch.setattr(windows, "decode", lambda *window: (seen.append(len(made)), decode(*window))[1])
+    monkeypatch.setattr(windows, "pieces", lambda *window: (seen.append(len(made)), pieces(*window))[1])
     with engine.stream(TEXT, **LONG) as stream:
         next(stream)
     wait_until_idle(engine)
