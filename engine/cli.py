@@ -38,8 +38,9 @@ SMALL_MODELS = ("talker", "synthetic:tiny")  # by name: a folder's size is not k
 INFO = "Layout, parameters and memory of a model, from its files; a model of the hub is fetched first."
 BATCH = (
     "Make FOLDER/ID.wav of each line of a file, and FOLDER/manifest.jsonl. A line is a JSON object: id, text, and as "
-    "needed seed, audio_prompt, audio_prompt_text, max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k. A job "
-    "that was cut off goes on where it was. Exit status 1: some lines failed, the manifest says why."
+    "needed seed, audio_prompt, audio_prompt_text, and what the options below set for lines that lack it, such as "
+    "temperature, split and speed. A job that was cut off goes on where it was. Exit status 1: some lines failed, the "
+    "manifest says why."
 )
 DASH_HINT = "a script that begins with - goes behind --"
 INTERRUPTED = "dia-engine: interrupted, nothing was written"
@@ -222,13 +223,14 @@ def _add_say(commands: "argparse._SubParsersAction[_Parser]") -> None:
     voice.add_argument("--prompt-text", metavar="TEXT", help="what is said in the prompt")
     sampling = _add_sampling_arguments(say)
     sampling.add_argument("--seed", type=int, help="same seed, same sound (default: a new one, which is shown)")
-    _add_long_form_arguments(say)
+    long = _add_speech_arguments(say)
+    long.add_argument("--plan", action="store_true", help="print the pieces of the script and generate nothing")
+    long.add_argument("--speakers", metavar="Ann=S1,Bob=S2", help="names that begin lines of the script, as Ann: ...")
     say.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
 
-def _add_long_form_arguments(say: argparse.ArgumentParser) -> None:
-    long = say.add_argument_group("long scripts, pace and pauses")
-    long.add_argument("--plan", action="store_true", help="print the pieces of the script and generate nothing")
+def _add_speech_arguments(command: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    long = command.add_argument_group("long scripts, pace and pauses")
     long.add_argument("--no-split", action="store_true", help="generate any script as one")
     long.add_argument("--speed", type=float, default=1.0, help="pace at the same pitch, 0.25 to 4 (default: 1)")
     long.add_argument("--pause", type=float, default=0.0, metavar="S", help="more silence between turns, in seconds")
@@ -241,7 +243,7 @@ def _add_long_form_arguments(say: argparse.ArgumentParser) -> None:
         "--closing-tag", action=argparse.BooleanOptionalAction,
         help="end the text with the next speaker's tag (default: in long scripts of Dia)",
     )  # fmt: skip
-    long.add_argument("--speakers", metavar="Ann=S1,Bob=S2", help="names that begin lines of the script, as Ann: ...")
+    return long
 
 
 def _add_batch(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -254,6 +256,7 @@ def _add_batch(commands: "argparse._SubParsersAction[_Parser]") -> None:
     batch.add_argument("--max-rows", type=int, metavar="N", help="decoder rows per slot (default: all of the model's)")
     _add_model_arguments(batch, default_model="nari-labs/Dia-1.6B-0626")
     _add_sampling_arguments(batch)
+    _add_speech_arguments(batch)
     batch.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
 
@@ -629,7 +632,7 @@ def _batch(options: argparse.Namespace) -> int:
     _check_model(options)
     report = None if options.quiet else sys.stdout
     with _cleaning_up_on_sigterm():
-        lines, failed = run_batch(options, _sampling(options))
+        lines, failed = run_batch(options, _sampling(options), _speech(options))
     for line in lines:
         _show(line, report)
     return EXIT_LINES_FAILED if failed else 0

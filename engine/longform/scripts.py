@@ -46,6 +46,11 @@ class Script:
     parts: "Iterable[str] | AsyncIterable[str] | None" = None
     loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def seed(self) -> int:
+        """Of the whole script."""
+        return self.request.seed
+
 
 def parse_scripts(
     text: Any,
