@@ -219,8 +219,16 @@ def _add_say(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     _add_model_arguments(say, default_model="nari-labs/Dia-1.6B-0626")
     voice = say.add_argument_group("voice")
-    voice.add_argument("--prompt", metavar="SOUND", help="sound file whose voices go on")
-    voice.add_argument("--prompt-text", metavar="TEXT", help="what is said in the prompt")
+    voice.add_argument(
+        "--prompt", action="append", metavar="SOUND",
+        help="sound file whose voices go on; S1=SOUND and S2=SOUND, given twice, for a file of each speaker",
+    )  # fmt: skip
+    voice.add_argument(
+        "--prompt-text",
+        action="append",
+        metavar="TEXT",
+        help="what is said in the prompt; S1=TEXT for that of a speaker",
+    )
     sampling = _add_sampling_arguments(say)
     sampling.add_argument("--seed", type=int, help="same seed, same sound (default: a new one, which is shown)")
     long = _add_speech_arguments(say)
@@ -376,6 +384,25 @@ def _say(options: argparse.Namespace) -> None:
         _show(TOY, report)
 
 
+def _by_speaker(option: str, given: list[str] | None) -> "str | dict[str, str] | None":
+    """One value for all, or by speaker those that begin with S1= and the like."""
+    from .longform.voices import SPEAKERS
+
+    if given is None:
+        return None
+    found: dict[str, str] = {}
+    for each in given:
+        speaker, equals, value = each.partition("=")
+        if not equals or speaker not in SPEAKERS:
+            if len(given) > 1:
+                raise ValueError(f"{option} is given once, or for each speaker as S1=... and S2=..., got {each}")
+            return each
+        if speaker in found:
+            raise ValueError(f"{option} of {speaker} is given twice")
+        found[speaker] = value
+    return found
+
+
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     """The sampling parameters that were given, by the names of `SamplingParams`."""
     from dataclasses import fields
@@ -406,7 +433,7 @@ def _show_plan(options: argparse.Namespace, script: str, seed: int) -> None:
     source = resolve_model(options.model, options.revision)
     plan = make_plan(
         script, seed, _speech(options), source.long_form,
-        transcript=options.prompt_text, has_prompt=options.prompt is not None,
+        transcript=_by_speaker("--prompt-text", options.prompt_text), has_prompt=options.prompt is not None,
     )  # fmt: skip
     _show(str(plan), sys.stdout)
 
@@ -452,8 +479,8 @@ def _parse(options: argparse.Namespace, script: str, seed: int) -> "tuple[Reques
         _sampling(options),
         options=_speech(options),
         settings=source.long_form,
-        audio_prompt=options.prompt,
-        audio_prompt_text=options.prompt_text,
+        audio_prompt=_by_speaker("--prompt", options.prompt),
+        audio_prompt_text=_by_speaker("--prompt-text", options.prompt_text),
         seed=seed,
         config=source.config,
         defaults=source.defaults,

@@ -153,8 +153,7 @@ def script_arguments(line: Line, folder: Path, defaults: Mapping[str, Any], spee
         raise ValueError("no text")
     for name in ("text", "audio_prompt", "audio_prompt_text"):
         value = line.values.get(name)
-        if not isinstance(value, str) and (value is not None or name == "text"):
-            raise TypeError(f"{name} must be a string, got {shown(value)}")
+        _check_string(name, value, optional=name != "text")
     if isinstance(line.values.get("seed"), list):  # which `parse_scripts` takes for one per text
         raise TypeError(f"seed must be an integer, got {shown(line.values['seed'])}")
     given = {name: line.values[name] for name in SAMPLING if name in line.values}
@@ -164,10 +163,24 @@ def script_arguments(line: Line, folder: Path, defaults: Mapping[str, Any], spee
         "sampling": {},
         "options": replace(speech, **{name: line.values[name] for name in SPEECH if name in line.values}),
         "sampling_params": SamplingParams(**{**defaults, **given}),
-        "audio_prompt": None if prompt is None else _prompt_path(prompt, folder),
+        "audio_prompt": _prompt_paths(prompt, folder),
         "audio_prompt_text": line.values.get("audio_prompt_text"),
         "seed": line.values.get("seed"),
     }
+
+
+def _check_string(name: str, value: Any, optional: bool) -> None:
+    """A prompt and its transcript, which are optional, may be given by speaker."""
+    values = value.values() if optional and isinstance(value, dict) else [value]
+    for each in values:
+        if not isinstance(each, str) and (each is not None or not optional or isinstance(value, dict)):
+            raise TypeError(f"{name} must be a string, got {shown(each)}")
+
+
+def _prompt_paths(prompt: Any, folder: Path) -> Any:
+    if isinstance(prompt, dict):
+        return {speaker: _prompt_path(each, folder) for speaker, each in prompt.items()}
+    return None if prompt is None else _prompt_path(prompt, folder)
 
 
 def _prompt_path(prompt: str, folder: Path) -> str:

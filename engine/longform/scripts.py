@@ -19,12 +19,13 @@ from ..model.tokenizer import encode_text
 from ..runtime.call import PieceResult
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineThread
-from ..runtime.request import Request, parse_requests
+from ..runtime.request import Request, item_named, parse_requests
 from .assembly import Assembler
 from .options import SpeechOptions
 from .plan import Piece, Plan, plan_script, size_of, whole_script
 from .source import Arriving, PieceSource, Planned
 from .speaker import ScriptCall, ScriptSpeaker, Surroundings
+from .voices import joined_prompt
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def parse_scripts(
     Raises:
         FileNotFoundError, TypeError, ValueError: as `parse_requests`; or a piece that the model cannot read.
     """
+    arguments = _with_joined_prompts(text, arguments)
     if _arrives(text):
         return [_arriving(text, sampling, options, settings, config, arguments)]
     batch = isinstance(text, (list, tuple))
@@ -89,13 +91,31 @@ def parse_scripts(
     return found
 
 
+def _with_joined_prompts(text: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with prompts that are given by speaker as single ones."""
+    prompts, transcripts = arguments.get("audio_prompt"), arguments.get("audio_prompt_text")
+    if not isinstance(text, (list, tuple)):
+        prompt, transcript = joined_prompt(prompts, transcripts, text)
+        return {**arguments, "audio_prompt": prompt, "audio_prompt_text": transcript}
+    columns = [value if isinstance(value, list) else [None] * len(text) for value in (prompts, transcripts)]
+    by_speaker = any(isinstance(each, Mapping) for column in columns for each in column)
+    if not by_speaker or any(len(column) != len(text) for column in columns):
+        return arguments
+    joined = []
+    for index, each in enumerate(zip(*columns, text, strict=True)):
+        with item_named(index, True):
+            joined.append(joined_prompt(*each))
+    prompts, transcripts = ([pair[which] for pair in joined] for which in (0, 1))
+    return {**arguments, "audio_prompt": prompts, "audio_prompt_text": transcripts}
+
+
 def make_plan(
     text: str,
     seed: int,
     options: SpeechOptions,
     settings: LongFormSettings,
     *,
-    transcript: str | None = None,
+    transcript: str | Mapping[str, str] | None = None,
     has_prompt: bool = False,
     is_split: bool | None = None,
 ) -> Plan:
@@ -106,12 +126,13 @@ def make_plan(
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, got {type(text).__name__}")
+    said: str | None = joined_prompt(transcript, transcript, text)[1]
     if is_split is None:
         is_split = _needs_pieces(text, options, settings)
     if not is_split:
-        return whole_script(text, seed, settings, transcript or "")
+        return whole_script(text, seed, settings, said or "")
     closing = settings.closing_tag if options.closing_tag is None else options.closing_tag
-    anchor = (transcript or "") if has_prompt else None
+    anchor = (said or "") if has_prompt else None
     return plan_script(text, seed, settings, transcript=anchor, one_turn=options.pause > 0, closing_tag=closing)
 
 
