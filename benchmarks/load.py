@@ -2,16 +2,23 @@
 
     python -m benchmarks.load --model talker
     python -m benchmarks.load --model talker --baseline path/to/an/older/checkout
+    python -m benchmarks.load --server                           # starts `dia-engine serve --model talker`
+    python -m benchmarks.load --server http://127.0.0.1:8000     # any server of OpenAI's route that streams pcm
 
 Requests arrive by a Poisson process, whatever has become of those before (an open loop), at shares of the rate that the
 engine was measured to sustain with all slots in use. `player.py` has the definitions. Beside the engine, with the same
 arrivals, scripts and seeds: the same engine behind a lock, one stream at a time; and a checkout of another version.
+
+With --server the clients speak HTTP, first audio is the first bytes of a response, and what one at a time does is the
+way of Dia-TTS-Server: a request waits for those before it, and is answered once all of its audio is made. The clients
+are threads of this process, so on the server's machine they take some of its time.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +29,8 @@ from .clients import InProcess, OneAtATime, Script, Target, open_loop, poisson_a
 from .command import run
 from .player import Heard, percentiles, summary
 from .plot import draw_load, require_matplotlib
-from .setting import cores, machine
+from .served import Served, started_server
+from .setting import cores, cpu_setting, machine
 from .versions import Version, check_checkout
 
 TEXTS = (
@@ -37,6 +45,10 @@ Measure = Callable[[Sequence[Script], Sequence[float]], list[Heard]]
 def main() -> None:
     options = _arguments()
     quiet_logs()
+    if options.server is not None:
+        with _server(options) as url:
+            _measure_server(url, options)
+        return
     loaded = Engine.load(options.model, dtype=options.dtype, quant=options.quant, device=options.device)
     report = {**machine(loaded), **_setting(options, loaded), "capacity": [], "loads": []}
     for slots in options.slots or [loaded.max_slots]:
@@ -45,7 +57,8 @@ def main() -> None:
         if not report["capacity"]:
             report["alone"] = alone(target, options)
             print(f"first audio alone: {_times(report['alone'])}", flush=True)
-        report["capacity"].append({"slots": slots, **capacity(engine, target, slots, options)})
+        engine.prepare(slots)
+        report["capacity"].append({"slots": slots, **capacity(target, slots, options)})
         for share in options.load:
             plan = _plan(options, share, report["capacity"][-1]["requests_per_second"])
             _measure(report, "dia-engine", slots, plan, lambda *load, target=target: open_loop(target, *load))
@@ -62,10 +75,44 @@ def main() -> None:
                     for plan in plans:
                         _measure(report, options.baseline_name, None, plan, other.open_loop)
         engine.close()
-        if options.json:  # of each number of slots at once: a limit of time may cut the rest off
-            Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+        _write(report, options)  # of each number of slots at once: a limit of time may cut the rest off
     if options.png:
         draw_load(report, options.png)
+
+
+def _measure_server(url: str, options: argparse.Namespace) -> None:
+    target = Served(url, api_key=options.api_key)
+    state = target.get("/health")
+    slots = options.slots[0] if options.slots else int(state.get("slots", 1))
+    report = {**_served_setting(options, url, state), "alone": alone(target, options), "capacity": [], "loads": []}
+    print(f"first bytes alone: {_times(report['alone'])}", flush=True)
+    report["capacity"].append({"slots": slots, **capacity(target, slots, options)})
+    plans = [_plan(options, share, report["capacity"][0]["requests_per_second"]) for share in options.load]
+    systems: list[tuple[str, int, Target]] = [("served", slots, target)]
+    if not options.no_lock:
+        systems.append(("whole, one at a time", 1, OneAtATime(Served(url, api_key=options.api_key, whole=True))))
+    for name, at_once, system in systems:
+        for plan in plans:
+            _measure(report, name, at_once, plan, lambda *load, system=system: open_loop(system, *load))
+            _write(report, options)
+    if options.png:
+        draw_load(report, options.png)
+
+
+@contextmanager
+def _server(options: argparse.Namespace) -> Iterator[str]:
+    """The address of the server that is named, or of one that is started."""
+    if options.server:
+        yield options.server
+        return
+    loading = {name: getattr(options, name) for name in ("model", "dtype", "quant", "device")}
+    with started_server({**loading, "slots": options.slots and options.slots[0]}) as url:
+        yield url
+
+
+def _write(report: dict, options: argparse.Namespace) -> None:
+    if options.json:
+        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
@@ -82,6 +129,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, help="of each request; synthetic models do not end (200 for them)")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals (%(default)s)")
     parser.add_argument("--no-lock", action="store_true", help="leave out one stream at a time")
+    parser.add_argument(
+        "--server", metavar="URL", nargs="?", const="", help="measure a server over HTTP; without URL, one of --model"
+    )
+    parser.add_argument("--api-key", default="", help="of the server")
     parser.add_argument("--baseline", metavar="PATH", help="checkout of another version, for the same load")
     parser.add_argument("--baseline-name", default="baseline", help="its name in the results (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
@@ -92,6 +143,11 @@ def _arguments() -> argparse.Namespace:
         for value in values if isinstance(values, list) else [values]:
             if value is not None and value <= 0:
                 parser.error(f"--{name.replace('_', '-')} must be more than 0, got {value}")
+    if options.server is not None:
+        if options.baseline or len(options.slots or ()) > 1:
+            parser.error("--server takes one number of --slots and no --baseline")
+        if options.server:
+            Served(options.server)  # checks the address
     if options.baseline:
         check_checkout(options.baseline)
     if options.png:
@@ -113,6 +169,15 @@ def _setting(options: argparse.Namespace, engine: Engine) -> dict:
         "arrivals": "poisson",
         "seed": options.seed,
     }
+
+
+def _served_setting(options: argparse.Namespace, url: str, state: dict) -> dict:
+    model = state.get("model", options.model)
+    return {
+        **cpu_setting(), "benchmark": "load", "server": url if options.server else "started here", "model": model,
+        "sample_rate": Served.sample_rate, "max_tokens": options.max_tokens, "arrivals": "poisson",
+        "seed": options.seed,
+    }  # fmt: skip
 
 
 def with_slots(engine: Engine, slots: int) -> Engine:
@@ -141,13 +206,18 @@ def alone(target: Target, options: argparse.Namespace) -> dict[str, float | None
     return percentiles(times[2:])
 
 
-def capacity(engine: Engine, target: Target, slots: int, options: argparse.Namespace) -> dict:
-    """Requests per second with all slots in use: of three times as many requests that are all there at once."""
-    engine.prepare(slots)
+def capacity(target: Target, slots: int, options: argparse.Namespace) -> dict:
+    """Requests per second with all slots in use: of three times as many requests that are all there at once.
+
+    Raises:
+        RuntimeError: a request failed.
+    """
     open_loop(target, scripts(slots, 40), [0.0] * slots)
     count = 3 * slots
     streams = open_loop(target, scripts(count, options.max_tokens), [0.0] * count)
     figures = summary(streams, [0.0] * count)
+    if figures["failed"]:
+        raise RuntimeError(f"{figures['failed']} of {count} requests at once failed: {figures['errors'][0]}")
     rate = count / figures["span_seconds"]
     print(
         f"{slots} slots: {rate:.2f} requests/s, {figures['times_real_time']:.2f}x real time with all in use", flush=True
@@ -176,7 +246,7 @@ def _measure(report: dict, system: str, slots: int | None, plan: dict, measure: 
 
 
 HEAD = (
-    f"{'':16}{'slots':>6}{'load':>6}{'req/s':>8}{'kept':>10}{'underrun':>10}"
+    f"{'':22}{'slots':>6}{'load':>6}{'req/s':>8}{'kept':>10}{'underrun':>10}"
     f"{'first audio p50, p95, p99':>28}{'audible p50':>13}{'at once':>9}{'x real':>8}"
 )
 
@@ -185,7 +255,7 @@ def line(row: dict) -> str:
     kept = f"{row['kept']}/{row['requests']}"
     audible = row["audible_seconds"]["p50"]
     return (
-        f"{row['system']:16}{row['slots'] or '':>6}{row['load']:>6.2f}{row['rate']:>8.2f}{kept:>10}"
+        f"{row['system']:22}{row['slots'] or '':>6}{row['load']:>6.2f}{row['rate']:>8.2f}{kept:>10}"
         f"{row['underrun_share']:>10.0%}{_times(row['first_audio_seconds']):>28}"
         f"{'-' if audible is None else f'{audible:.2f} s':>13}{row['peak_streams']:>9}{row['times_real_time']:>8.2f}"
         + (f"  {row['failed']} failed: {row['errors'][0]}" if row["failed"] else "")

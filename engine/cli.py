@@ -38,8 +38,9 @@ SMALL_MODELS = ("talker", "synthetic:tiny")  # by name: a folder's size is not k
 INFO = "Layout, parameters and memory of a model, from its files; a model of the hub is fetched first."
 BATCH = (
     "Make FOLDER/ID.wav of each line of a file, and FOLDER/manifest.jsonl. A line is a JSON object: id, text, and as "
-    "needed seed, audio_prompt, audio_prompt_text, max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k. A job "
-    "that was cut off goes on where it was. Exit status 1: some lines failed, the manifest says why."
+    "needed seed, audio_prompt, audio_prompt_text, and what the options below set for lines that lack it, such as "
+    "temperature, split and speed. A job that was cut off goes on where it was. Exit status 1: some lines failed, the "
+    "manifest says why."
 )
 DASH_HINT = "a script that begins with - goes behind --"
 INTERRUPTED = "dia-engine: interrupted, nothing was written"
@@ -231,17 +232,26 @@ def _add_say(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     _add_model_arguments(say, default_model="nari-labs/Dia-1.6B-0626")
     voice = say.add_argument_group("voice")
-    voice.add_argument("--prompt", metavar="SOUND", help="sound file whose voices go on")
-    voice.add_argument("--prompt-text", metavar="TEXT", help="what is said in the prompt")
+    voice.add_argument(
+        "--prompt", action="append", metavar="SOUND",
+        help="sound file whose voices go on; S1=SOUND and S2=SOUND, given twice, for a file of each speaker",
+    )  # fmt: skip
+    voice.add_argument(
+        "--prompt-text",
+        action="append",
+        metavar="TEXT",
+        help="what is said in the prompt; S1=TEXT for that of a speaker",
+    )
     sampling = _add_sampling_arguments(say)
     sampling.add_argument("--seed", type=int, help="same seed, same sound (default: a new one, which is shown)")
-    _add_long_form_arguments(say)
+    long = _add_speech_arguments(say)
+    long.add_argument("--plan", action="store_true", help="print the pieces of the script and generate nothing")
+    long.add_argument("--speakers", metavar="Ann=S1,Bob=S2", help="names that begin lines of the script, as Ann: ...")
     say.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
 
-def _add_long_form_arguments(say: argparse.ArgumentParser) -> None:
-    long = say.add_argument_group("long scripts, pace and pauses")
-    long.add_argument("--plan", action="store_true", help="print the pieces of the script and generate nothing")
+def _add_speech_arguments(command: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    long = command.add_argument_group("long scripts, pace and pauses")
     long.add_argument("--no-split", action="store_true", help="generate any script as one")
     long.add_argument("--speed", type=float, default=1.0, help="pace at the same pitch, 0.25 to 4 (default: 1)")
     long.add_argument("--pause", type=float, default=0.0, metavar="S", help="more silence between turns, in seconds")
@@ -254,7 +264,7 @@ def _add_long_form_arguments(say: argparse.ArgumentParser) -> None:
         "--closing-tag", action=argparse.BooleanOptionalAction,
         help="end the text with the next speaker's tag (default: in long scripts of Dia)",
     )  # fmt: skip
-    long.add_argument("--speakers", metavar="Ann=S1,Bob=S2", help="names that begin lines of the script, as Ann: ...")
+    return long
 
 
 def _add_batch(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -267,6 +277,7 @@ def _add_batch(commands: "argparse._SubParsersAction[_Parser]") -> None:
     batch.add_argument("--max-rows", type=int, metavar="N", help="decoder rows per slot (default: all of the model's)")
     _add_model_arguments(batch, default_model="nari-labs/Dia-1.6B-0626")
     _add_sampling_arguments(batch)
+    _add_speech_arguments(batch)
     batch.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
 
@@ -346,7 +357,7 @@ _top_k.__name__ = "integer or 'all'"  # what argparse calls the type in its erro
 def _say(options: argparse.Namespace) -> None:
     script, seed = _script(options), _seed(options.seed)
     if options.speakers is not None:
-        from .longform.names import parse_speakers, with_tags
+        from .longform.voices import parse_speakers, with_tags
 
         script = with_tags(script, parse_speakers(options.speakers))
     if options.plan:
@@ -386,6 +397,25 @@ def _say(options: argparse.Namespace) -> None:
         _show(TOY, report)
 
 
+def _by_speaker(option: str, given: list[str] | None) -> "str | dict[str, str] | None":
+    """One value for all, or by speaker those that begin with S1= and the like."""
+    from .longform.voices import SPEAKERS
+
+    if given is None:
+        return None
+    found: dict[str, str] = {}
+    for each in given:
+        speaker, equals, value = each.partition("=")
+        if not equals or speaker not in SPEAKERS:
+            if len(given) > 1:
+                raise ValueError(f"{option} is given once, or for each speaker as S1=... and S2=..., got {each}")
+            return each
+        if speaker in found:
+            raise ValueError(f"{option} of {speaker} is given twice")
+        found[speaker] = value
+    return found
+
+
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     """The sampling parameters that were given, by the names of `SamplingParams`."""
     from dataclasses import fields
@@ -416,7 +446,7 @@ def _show_plan(options: argparse.Namespace, script: str, seed: int) -> None:
     source = resolve_model(options.model, options.revision)
     plan = make_plan(
         script, seed, _speech(options), source.long_form, source.config,
-        transcript=options.prompt_text, has_prompt=options.prompt is not None,
+        transcript=_by_speaker("--prompt-text", options.prompt_text), has_prompt=options.prompt is not None,
     )  # fmt: skip
     _show(str(plan), sys.stdout)
 
@@ -462,8 +492,8 @@ def _parse(options: argparse.Namespace, script: str, seed: int) -> "tuple[Reques
         _sampling(options),
         options=_speech(options),
         settings=source.long_form,
-        audio_prompt=options.prompt,
-        audio_prompt_text=options.prompt_text,
+        audio_prompt=_by_speaker("--prompt", options.prompt),
+        audio_prompt_text=_by_speaker("--prompt-text", options.prompt_text),
         seed=seed,
         config=source.config,
         defaults=source.defaults,
@@ -647,7 +677,7 @@ def _batch(options: argparse.Namespace) -> int:
     _check_model(options)
     report = None if options.quiet else sys.stdout
     with _cleaning_up_on_sigterm():
-        lines, failed = run_batch(options, _sampling(options))
+        lines, failed = run_batch(options, _sampling(options), _speech(options))
     for line in lines:
         _show(line, report)
     return EXIT_LINES_FAILED if failed else 0

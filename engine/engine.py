@@ -42,7 +42,7 @@ from .runtime.call import Call, Chunk, Generation
 from .runtime.chunking import ChunkSizes
 from .runtime.engine_thread import EngineThread
 from .runtime.limits import Limits
-from .runtime.prompts import AudioPrompt, checked_codes, read_prompt
+from .runtime.prompts import AudioPrompt, checked_codes, read_sample
 from .runtime.request import Request
 from .runtime.runner import ModelRunner
 from .runtime.scheduler import Scheduler
@@ -57,7 +57,10 @@ logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
 PerText: TypeAlias = Value | Sequence[Value]
 Script: TypeAlias = str | Sequence[str] | Iterator[str | Flush] | AsyncIterator[str | Flush]
-AudioPrompts: TypeAlias = AudioPrompt | Sequence[AudioPrompt | None] | None
+OnePrompt: TypeAlias = AudioPrompt | Mapping[str, AudioPrompt]
+AudioPrompts: TypeAlias = OnePrompt | Sequence[OnePrompt | None] | None
+Transcript: TypeAlias = str | Mapping[str, str]
+Transcripts: TypeAlias = Transcript | Sequence[Transcript | None] | None
 
 # Audio that nobody listens to meanwhile is decoded in windows too, which bounds the memory and how long the codec holds
 # up other requests; their context costs 8 % of the codec's work.
@@ -291,7 +294,7 @@ class Engine:
         use_cfg_filter: bool | None = None,
         verbose: bool = False,
         *,
-        audio_prompt_text: str | Sequence[str | None] | None = None,
+        audio_prompt_text: Transcripts = None,
         seed: PerText[int | None] = None,
         sampling_params: PerText[SamplingParams | None] = None,
         min_tokens: PerText[int | None] = None,
@@ -321,7 +324,8 @@ class Engine:
             cfg_filter_top_k: candidates that guidance lets through, None for all. 45 by default; as None is taken, what
                 stands for the model's default here is MODEL_DEFAULT.
             audio_prompt: a voice to go on with: a path, integer codes [P, C], or (waveform, sample rate) with samples
-                in [-1, 1]. For a list of texts a list of them, None where there is none.
+                in [-1, 1]. Or one of each speaker, {"S1": ..., "S2": ...}, whose transcripts are given likewise. For a
+                list of texts a list of them, None where there is none.
             audio_prompt_path: older name of audio_prompt.
             use_cfg_filter: accepted and without effect, as in the reference.
             verbose: show progress, steps/s and x real time on standard error.
@@ -380,7 +384,7 @@ class Engine:
         use_cfg_filter: bool | None = None,
         verbose: bool = False,
         *,
-        audio_prompt_text: str | Sequence[str | None] | None = None,
+        audio_prompt_text: Transcripts = None,
         seed: PerText[int | None] = None,
         sampling_params: PerText[SamplingParams | None] = None,
         min_tokens: PerText[int | None] = None,
@@ -440,7 +444,7 @@ class Engine:
         *,
         split: bool = True,
         seed: int = 0,
-        audio_prompt_text: str | None = None,
+        audio_prompt_text: Transcript | None = None,
         pause: float = 0.0,
         closing_tag: bool | None = None,
     ) -> Plan:
@@ -598,7 +602,7 @@ class Engine:
         audio = str(audio_path) if isinstance(audio_path, os.PathLike) else audio_path
         if not isinstance(audio, (str, tuple)):
             raise TypeError(f"audio_path must be a path or a pair (waveform, sample_rate), got {shown(audio)}")
-        prompt = read_prompt(audio, self.config, lambda: codec, capacity)
+        prompt = read_sample(audio, self.config, lambda: codec, capacity)
         check_not_forked(self.device)
         with self._modes():
             return codec.encode(prompt, codec.sample_rate).cpu()
@@ -656,7 +660,7 @@ class Engine:
         sampling_params: PerText[SamplingParams | None] = None,
         audio_prompt: AudioPrompts = None,
         audio_prompt_path: AudioPrompts = None,
-        audio_prompt_text: str | Sequence[str | None] | None = None,
+        audio_prompt_text: Transcripts = None,
         seed: PerText[int | None] = None,
         options: SpeechOptions | None = None,
         use_torch_compile: bool = False,

@@ -61,7 +61,8 @@ def test_sound_and_codes(engine, engine_without_codec):
     assert codes.dtype == np.int64 and codes.shape == (40 - 15 - 1, 9)
     assert codes.min() >= 0 and codes.max() < 1024
     assert len(sound) == len(codes) * engine.codec.hop_length
-    assert np.array_equal(sound, engine.codec.decode(torch.from_numpy(codes)).numpy())
+    # Windows are decoded in tiles, the whole is not: other sums, rounded differently.
+    np.testing.assert_allclose(sound, engine.codec.decode(torch.from_numpy(codes)).numpy(), atol=1e-6)
 
 
 def test_a_list_gives_a_list_and_each_item_equals_itself_alone(engine_without_codec):

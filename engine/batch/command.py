@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..engine import Engine
 from ..files.audio import FORMATS
 from ..files.new_folder import remove_empty
 from ..files.paths import user_path, user_target
+from ..longform.options import SpeechOptions
 from ..messages import described, shown
 from ..model.script import logger as script_logger
 from ..progress import progress_bar
@@ -31,12 +33,13 @@ from .script_file import check_script_file, read_lines, unchanged
 SAME_AUDIO = ("model", "revision", "quant", "dtype", "codec", "codec_dtype", "max_rows")
 
 
-def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any]) -> tuple[list[str], int]:
+def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any], speech: SpeechOptions) -> tuple[list[str], int]:
     """Run a job -> what to say of it, and how many lines failed.
 
     Args:
         options: of the command line; the model's are checked.
         sampling: sampling parameters of lines that lack them.
+        speech: what else may be asked for, of lines that lack it.
 
     Raises:
         OSError, TypeError, ValueError: what makes the whole job meaningless, before a model is loaded.
@@ -45,7 +48,8 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any]) -> tuple
     """
     suffix = _suffix(options.format)
     _check_rows(options, sampling)
-    affecting = {**{name: getattr(options, name) for name in SAME_AUDIO}, **sampling, "format": suffix}
+    affecting = {**{name: getattr(options, name) for name in SAME_AUDIO}, **sampling, **_changed(speech)}
+    affecting["format"] = suffix
     folder, scripts = _check_folder(options.output), _script_path(options.scripts)
     with open(scripts, "rb") as file:
         asked, total = {}, 0
@@ -67,7 +71,7 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any]) -> tuple
                 except BaseException:
                     remove_empty(absent)
                     raise
-                job = Job(engine, manifest, suffix, scripts.parent, sampling, _new_seed, affecting)
+                job = Job(engine, manifest, suffix, scripts.parent, sampling, _new_seed, speech, affecting)
                 started = time.perf_counter()
                 with _progress(total, done, outcome, options.quiet) as on_record, _each_warning_once():
                     lines = unchanged(read_lines(file), asked, affecting)
@@ -99,6 +103,12 @@ def _check_rows(options: argparse.Namespace, sampling: Mapping[str, Any]) -> Non
     rows = Limits(options.slots, None, options.max_rows).rows(source.config)
     if "max_tokens" in sampling:
         SamplingParams(**sampling).resolve(source.defaults).rows(rows, 0, source.config.max_delay)
+
+
+def _changed(speech: SpeechOptions) -> dict[str, Any]:
+    """The options that have not their default."""
+    defaults = SpeechOptions()
+    return {name: value for name, value in asdict(speech).items() if value != getattr(defaults, name)}
 
 
 def _suffix(name: str) -> str:

@@ -16,10 +16,12 @@ import torch
 
 from ..devices.device import computing
 from ..files.audio import write_audio
+from ..longform.options import SpeechOptions
+from ..longform.scripts import Script, parse_scripts
 from ..messages import described, is_out_of_memory
-from ..runtime.request import Request, parse_requests
+from ..runtime.request import Request
 from .manifest import Manifest, Record
-from .script_file import Line, request_arguments
+from .script_file import Line, script_arguments
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -57,6 +59,7 @@ class Job:
         prompts: folder that relative paths of audio prompts begin in.
         defaults: sampling parameters of lines that lack them.
         draw_seed: gives a new seed, for lines that lack one.
+        speech: what else may be asked for, of lines that lack it.
         options: that change the audio; a file made with others is made again.
     """
 
@@ -66,6 +69,7 @@ class Job:
     prompts: Path
     defaults: Mapping[str, Any]
     draw_seed: Callable[[], int]
+    speech: SpeechOptions = field(default_factory=SpeechOptions)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, line: Line) -> Record:
@@ -93,15 +97,15 @@ class Job:
             request=line.digest(self.options),
         )  # fmt: skip
 
-    def _request(self, line: Line) -> Request:
-        arguments = request_arguments(line, self.prompts, self.defaults)
+    def _request(self, line: Line) -> Request | Script:
+        arguments = script_arguments(line, self.prompts, self.defaults, self.speech)
         if arguments["seed"] is None:
             arguments["seed"] = self.draw_seed()
         engine = self.engine
         with computing(engine.device):
-            (request,) = parse_requests(
-                **arguments, config=engine.config, max_rows=engine.max_rows, defaults=engine.defaults,
-                codec=lambda: engine.codec,
+            (request,) = parse_scripts(
+                **arguments, settings=engine.long_form, config=engine.config, max_rows=engine.max_rows,
+                defaults=engine.defaults, codec=lambda: engine.codec,
             )  # fmt: skip
         return request
 

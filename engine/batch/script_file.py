@@ -5,10 +5,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..longform.options import SpeechOptions
 from ..messages import first_line, listed, shown
 from ..sampling_params import SamplingParams
 
@@ -16,7 +17,8 @@ MAX_LINE_BYTES = 2**20  # far above any model's limit on text
 MAX_ID = 128
 SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 SAMPLING = tuple(each.name for each in fields(SamplingParams))
-FIELDS = ("id", "text", "seed", "audio_prompt", "audio_prompt_text", *SAMPLING)
+SPEECH = tuple(each.name for each in fields(SpeechOptions))
+FIELDS = ("id", "text", "seed", "audio_prompt", "audio_prompt_text", *SAMPLING, *SPEECH)
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,13 @@ def _check_id(line: Line, name: str, seen: dict[str, int]) -> None:
         raise ValueError(f"{where}: id {shown(id)} is that of line {first} (upper and lower case count as the same)")
 
 
-def request_arguments(line: Line, folder: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A line as arguments of `parse_requests`.
+def script_arguments(line: Line, folder: Path, defaults: Mapping[str, Any], speech: SpeechOptions) -> dict[str, Any]:
+    """A line as arguments of `parse_scripts`.
 
     Args:
         folder: that a relative path of an audio prompt begins in.
         defaults: sampling parameters of lines that lack them.
+        speech: the same of what else may be asked for.
 
     Raises:
         TypeError, ValueError: an unknown field, or a value that cannot be.
@@ -150,20 +153,34 @@ def request_arguments(line: Line, folder: Path, defaults: Mapping[str, Any]) -> 
         raise ValueError("no text")
     for name in ("text", "audio_prompt", "audio_prompt_text"):
         value = line.values.get(name)
-        if not isinstance(value, str) and (value is not None or name == "text"):
-            raise TypeError(f"{name} must be a string, got {shown(value)}")
-    if isinstance(line.values.get("seed"), list):  # which `parse_requests` takes for one per text
+        _check_string(name, value, optional=name != "text")
+    if isinstance(line.values.get("seed"), list):  # which `parse_scripts` takes for one per text
         raise TypeError(f"seed must be an integer, got {shown(line.values['seed'])}")
     given = {name: line.values[name] for name in SAMPLING if name in line.values}
     prompt = line.values.get("audio_prompt")
     return {
         "text": line.values["text"],
         "sampling": {},
+        "options": replace(speech, **{name: line.values[name] for name in SPEECH if name in line.values}),
         "sampling_params": SamplingParams(**{**defaults, **given}),
-        "audio_prompt": None if prompt is None else _prompt_path(prompt, folder),
+        "audio_prompt": _prompt_paths(prompt, folder),
         "audio_prompt_text": line.values.get("audio_prompt_text"),
         "seed": line.values.get("seed"),
     }
+
+
+def _check_string(name: str, value: Any, optional: bool) -> None:
+    """A prompt and its transcript, which are optional, may be given by speaker."""
+    values = value.values() if optional and isinstance(value, dict) else [value]
+    for each in values:
+        if not isinstance(each, str) and (each is not None or not optional or isinstance(value, dict)):
+            raise TypeError(f"{name} must be a string, got {shown(each)}")
+
+
+def _prompt_paths(prompt: Any, folder: Path) -> Any:
+    if isinstance(prompt, dict):
+        return {speaker: _prompt_path(each, folder) for speaker, each in prompt.items()}
+    return None if prompt is None else _prompt_path(prompt, folder)
 
 
 def _prompt_path(prompt: str, folder: Path) -> str:

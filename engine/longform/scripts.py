@@ -20,12 +20,13 @@ from ..model.tokenizer import encode_text, has_visible_text
 from ..runtime.call import PieceResult
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineThread
-from ..runtime.request import Request, parse_requests
+from ..runtime.request import Request, item_named, parse_requests
 from .assembly import Assembler
 from .options import SpeechOptions
 from .plan import Piece, Plan, plan_script, size_of, whole_script
 from .source import Arriving, PieceSource, Planned
 from .speaker import POLL_SECONDS, ScriptCall, ScriptSpeaker, Surroundings
+from .voices import joined_prompt
 
 MOST_PARTS, MOST_PIECES = 256, 64  # of a text that arrives, which wait to be planned and to be spoken
 
@@ -49,6 +50,11 @@ class Script:
     parts: "Iterable[str] | AsyncIterable[str] | None" = None
     loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def seed(self) -> int:
+        """Of the whole script."""
+        return self.request.seed
+
 
 def parse_scripts(
     text: Any,
@@ -64,6 +70,7 @@ def parse_scripts(
     Raises:
         FileNotFoundError, TypeError, ValueError: as `parse_requests`; or a piece that the model cannot read.
     """
+    arguments = _with_joined_prompts(text, arguments)
     if _arrives(text):
         return [_arriving(text, sampling, options, settings, config, arguments)]
     batch = isinstance(text, (list, tuple))
@@ -85,6 +92,24 @@ def parse_scripts(
     return found
 
 
+def _with_joined_prompts(text: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with prompts that are given by speaker as single ones."""
+    prompts, transcripts = arguments.get("audio_prompt"), arguments.get("audio_prompt_text")
+    if not isinstance(text, (list, tuple)):
+        prompt, transcript = joined_prompt(prompts, transcripts, text)
+        return {**arguments, "audio_prompt": prompt, "audio_prompt_text": transcript}
+    columns = [value if isinstance(value, list) else [None] * len(text) for value in (prompts, transcripts)]
+    by_speaker = any(isinstance(each, Mapping) for column in columns for each in column)
+    if not by_speaker or any(len(column) != len(text) for column in columns):
+        return arguments
+    joined = []
+    for index, each in enumerate(zip(*columns, text, strict=True)):
+        with item_named(index, True):
+            joined.append(joined_prompt(*each))
+    prompts, transcripts = ([pair[which] for pair in joined] for which in (0, 1))
+    return {**arguments, "audio_prompt": prompts, "audio_prompt_text": transcripts}
+
+
 def make_plan(
     text: str,
     seed: int,
@@ -92,7 +117,7 @@ def make_plan(
     settings: LongFormSettings,
     config: DiaConfig,
     *,
-    transcript: str | None = None,
+    transcript: str | Mapping[str, str] | None = None,
     has_prompt: bool = False,
     is_split: bool | None = None,
 ) -> Plan:
@@ -101,17 +126,19 @@ def make_plan(
     Raises:
         TypeError, ValueError: it is no text, nothing but tags, or a piece cannot be read by the model.
     """
-    for name, given in (("text", text), ("audio_prompt_text", transcript or "")):
-        if not isinstance(given, str):
-            raise TypeError(f"{name} must be a string, got {type(given).__name__}")
-    if has_visible_text(transcript or "") and not has_prompt:
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string, got {type(text).__name__}")
+    said: str | None = joined_prompt(transcript, transcript, text)[1]
+    if not isinstance(said or "", str):
+        raise TypeError(f"audio_prompt_text must be a string, got {type(said).__name__}")
+    if has_visible_text(said or "") and not has_prompt:
         raise ValueError("audio_prompt_text is the transcript of an audio_prompt, but there is no audio_prompt")
     if is_split is None:
         is_split = _needs_pieces(text, options, settings)
     if is_split:
-        plan = plan_script(text, seed, settings, **_rules(options, settings, transcript, has_prompt))
+        plan = plan_script(text, seed, settings, **_rules(options, settings, said, has_prompt))
     else:
-        plan = whole_script(text, seed, settings, transcript or "")
+        plan = whole_script(text, seed, settings, said or "")
     for piece in plan.pieces:
         _encode(piece.sent, config)
     return plan

@@ -5,6 +5,7 @@ encoded.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,13 +25,61 @@ from ..files.audio import (
 from ..model.config import DiaConfig
 
 # A path to an audio file; codes [P, C]; or a waveform and its sample rate in Hz.
-AudioPrompt: TypeAlias = str | Path | torch.Tensor | np.ndarray | tuple[np.ndarray | torch.Tensor, int]
+Sample: TypeAlias = str | Path | torch.Tensor | np.ndarray | tuple[np.ndarray | torch.Tensor, int]
+
+
+@dataclass(frozen=True)
+class SpeakerPrompts:
+    """Samples of several speakers, one after the other."""
+
+    samples: tuple[Sample, ...]
+
+
+AudioPrompt: TypeAlias = Sample | SpeakerPrompts
+# Read and checked: codes [P, C] int64 on the CPU; a waveform [samples] float32 at the codec's rate; or several of them.
+ReadPrompt: TypeAlias = torch.Tensor | np.ndarray | tuple[torch.Tensor | np.ndarray, ...]
 
 
 def read_prompt(
     prompt: AudioPrompt | None, config: DiaConfig, codec: Callable[[], Codec | None], max_frames: int
+) -> ReadPrompt:
+    """Check one audio prompt and read its file, or those of its speakers.
+
+    Args, Raises: as `read_sample`; the frames of all speakers count together.
+    """
+    if not isinstance(prompt, SpeakerPrompts):
+        return read_sample(prompt, config, codec, max_frames)
+    read: list[torch.Tensor | np.ndarray] = []
+    for sample in prompt.samples:
+        if sample is None or isinstance(sample, SpeakerPrompts):
+            raise TypeError(f"an audio prompt of each speaker is a path, codes or a pair, got {sample!r}")
+        read.append(read_sample(sample, config, codec, max_frames))
+    _check_length(sum(_frames(each, codec) for each in read), max_frames)
+    return tuple(read)
+
+
+def _frames(read: torch.Tensor | np.ndarray, codec: Callable[[], Codec | None]) -> int:
+    return len(read) if isinstance(read, torch.Tensor) else -(-len(read) // require_codec(codec()).hop_length)
+
+
+def encode_read(prompt: ReadPrompt, codec: Codec | None) -> torch.Tensor:
+    """A prompt that was read as codes [P, C] int64 on the CPU, which takes seconds where it is a waveform.
+
+    Raises:
+        ValueError: it is a waveform, and there is no codec.
+    """
+    if isinstance(prompt, tuple):
+        return torch.cat([encode_read(each, codec) for each in prompt])
+    if isinstance(prompt, torch.Tensor):
+        return prompt
+    codec = require_codec(codec)
+    return codec.encode(prompt, codec.sample_rate).cpu()
+
+
+def read_sample(
+    prompt: Sample | None, config: DiaConfig, codec: Callable[[], Codec | None], max_frames: int
 ) -> torch.Tensor | np.ndarray:
-    """Check one audio prompt and read its file.
+    """Check one sample of audio and read its file.
 
     Args:
         prompt: None; a path to an audio file of any rate, mono or stereo; integer codes [P, C]; or a pair

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..codec import Codec
@@ -13,7 +12,7 @@ from ..messages import shown
 from ..model.config import DiaConfig
 from ..model.script import encode_script, warn_of_scripts
 from ..sampling_params import MAX_SEED, ResolvedSamplingParams, SamplingParams, check_seed, left_out
-from .prompts import AudioPrompt, read_prompt, require_codec
+from .prompts import AudioPrompt, ReadPrompt, encode_read, read_prompt
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,14 @@ class Request:
 
     Attributes:
         text_ids: [S] int64 on the CPU.
-        prompt: codes [P, C] int64 on the CPU, P = 0 for none; or a waveform [samples] float32 at the codec's rate,
-            which `encode_prompt` brings to codes before the request is admitted.
+        prompt: codes [P, C] int64 on the CPU, P = 0 for none; or a waveform [samples] float32 at the codec's rate, or
+            one or the other of each speaker, which `encode_prompt` brings to codes before the request is admitted.
         params: how it is sampled.
         seed: in [0, 2^63).
     """
 
     text_ids: torch.Tensor
-    prompt: torch.Tensor | np.ndarray
+    prompt: ReadPrompt
     params: ResolvedSamplingParams
     seed: int
 
@@ -52,8 +51,7 @@ class Request:
         """
         if isinstance(self.prompt, torch.Tensor):
             return self
-        codec = require_codec(codec)
-        return replace(self, prompt=codec.encode(self.prompt, codec.sample_rate).cpu())
+        return replace(self, prompt=encode_read(self.prompt, codec))
 
 
 def parse_requests(
@@ -96,12 +94,12 @@ def parse_requests(
     seeds = _one_each("seed", seed, texts, batch)
     params = [each.resolve(defaults) for each in _params_per_text(sampling, sampling_params, texts, batch)]
     for index, given in enumerate(seeds):
-        with _item_named(index, isinstance(seed, (list, tuple))):
+        with item_named(index, isinstance(seed, (list, tuple))):
             seeds[index] = _random_seed() if given is None else check_seed(given)
     requests = []
     capacity = max_rows or config.decoder.max_position_embeddings
     for index, (script, transcript, prompt) in enumerate(zip(texts, transcripts, prompts, strict=True)):
-        with _item_named(index, batch):
+        with item_named(index, batch):
             is_planned = index in planned
             ids = encode_script("x" if is_planned else script, transcript, prompt is not None, config)
             codes = read_prompt(prompt, config, codec, _max_prompt_frames(params[index], capacity, config))
@@ -122,7 +120,7 @@ def _params_per_text(
         numbered = any(isinstance(value, (list, tuple)) for value in sampling.values())
         params = []
         for index in range(len(texts)):
-            with _item_named(index, numbered):
+            with item_named(index, numbered):
                 params.append(SamplingParams(**{name: column[index] for name, column in columns.items()}))
         return params
     for name, value in sampling.items():
@@ -163,7 +161,7 @@ def _one_each(
 
 
 @contextmanager
-def _item_named(index: int, batch: bool) -> Iterator[None]:
+def item_named(index: int, batch: bool) -> Iterator[None]:
     """Errors inside say which item of a list they are about."""
     try:
         yield

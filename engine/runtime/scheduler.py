@@ -243,11 +243,12 @@ class Scheduler:
         sequence.call.fail(error)
 
     def _next_waiting(self) -> Sequence | None:
-        """The first of the queue; while others wait too, of a group that does not have its share of the slots yet."""
+        """The first of the queue; while others wait too, of a group that does not have its share of the slots yet: half
+        of them, rounded up, so that two groups leave none unused."""
         groups = {sequence.call.group or sequence.call for sequence in self.waiting}
         if len(groups) < 2:
             return self.waiting[0] if self.waiting else None
-        share = max(1, self.runner.max_slots // 2)
+        share = (self.runner.max_slots + 1) // 2
         taken = Counter(sequence.call.group for sequence in [*self.prefilling, *self.running.values()])
         for sequence in self.waiting:
             if sequence.call.group is None or taken[sequence.call.group] < share:

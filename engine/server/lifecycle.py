@@ -87,9 +87,12 @@ class Startup:
 
 def _speak(engine: Engine, prompt: Prompt) -> bytes:
     """Some mp3 of a few chunks."""
-    rows = min(engine.max_rows, len(prompt.codes) + engine.config.max_delay + WARM_UP_FRAMES)
+    forced = len(prompt.codes) + 1 + engine.config.max_delay
+    rows = min(engine.max_rows, forced + WARM_UP_FRAMES)
     output = Output(engine.sample_rate, AudioFormat("mp3", 24_000))
+    # A model that would end at once works none the less.
     stream: Any = engine.stream(
-        "Hello, hello, hello.", audio_prompt=prompt.codes, audio_prompt_text=prompt.transcript, seed=0, max_tokens=rows
-    )
+        "Hello, hello, hello.", audio_prompt=prompt.codes, audio_prompt_text=prompt.transcript, seed=0,
+        max_tokens=rows, min_tokens=rows - forced,
+    )  # fmt: skip
     return b"".join(output.encode(chunk) for chunk in stream) + output.finish()

@@ -16,6 +16,7 @@ from .speech.service import SpeechService
 logger = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 64 * 1024
+PARSED_AT_ONCE = 16 * 1024  # bytes between two looks at that limit
 MAX_MESSAGE_BYTES = 2**20  # of a WebSocket
 BACKLOG = 2048
 CLOSING_SECONDS = 2  # for what is left once the drain is over
@@ -34,6 +35,11 @@ def http_protocol(header_timeout: float) -> type[HttpToolsProtocol]:
             self._deadline: asyncio.TimerHandle | None = self.loop.call_later(header_timeout, self.transport.close)
 
         def data_received(self, data: bytes) -> None:
+            for start in range(0, len(data), PARSED_AT_ONCE):
+                if not self.transport.is_closing():
+                    self._take(data[start : start + PARSED_AT_ONCE])
+
+        def _take(self, data: bytes) -> None:
             if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
                 self._await_headers()  # the next request of this connection
             if self._deadline is not None:

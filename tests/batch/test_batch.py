@@ -20,6 +20,7 @@ from dia_engine.batch.job import AHEAD, Job, run_job
 from dia_engine.batch.manifest import Record, open_manifest
 from dia_engine.batch.script_file import Line, check_script_file
 from dia_engine.cli import main
+from dia_engine.longform_settings import LongFormSettings
 from dia_engine.weights.synthetic import synthetic_config
 
 QUICK = ["--model", "synthetic:tiny", "--max-tokens", "30"]
@@ -74,6 +75,40 @@ def test_each_file_is_what_generate_gives_alone(tmp_path, capsys):
         assert record["seconds"] == pytest.approx(whole.duration, abs=1e-3) and record["error"] is None
 
 
+LONG = " ".join(f"[S{1 + turn % 2}] This is what turn {turn} of a long script says." for turn in range(9))
+
+
+def test_long_scripts_are_planned_and_options_hold_for_lines_that_lack_them(tmp_path, capsys):
+    asked = [
+        {"id": "long", "text": LONG, "seed": 1},
+        {"id": "whole", "text": LONG, "seed": 1, "split": False},
+        {"id": "fast", "text": TEXT, "seed": 1, "speed": 2},
+        {"id": "paused", "text": TEXT, "seed": 1, "speed": 1.0, "pause": 0.5, "tail_silence": 0.25},
+    ]
+    scripts = written(tmp_path / "scripts.jsonl", *asked)
+    assert run_batch(scripts, tmp_path / "out", "--speed", 0.5) == 0
+    found, engine = records(tmp_path / "out"), Engine.load("synthetic:tiny", device="cpu")
+    assert len(engine.plan(LONG).pieces) > 2
+    for line in asked:
+        arguments = {"max_tokens": 30, "speed": 0.5, **line}
+        del arguments["id"]
+        engine.save_audio(tmp_path / "alone.wav", engine.generate(**arguments))
+        assert (tmp_path / "alone.wav").read_bytes() == (tmp_path / "out" / found[line["id"]]["file"]).read_bytes()
+    engine.close()
+    assert found["long"]["seconds"] > 2 * found["whole"]["seconds"]
+
+    capsys.readouterr()
+    assert run_batch(scripts, tmp_path / "out", "--speed", 0.5) == 0 and "all of the 4" in capsys.readouterr().out
+    assert run_batch(scripts, tmp_path / "out", "--speed", 0.5, "--no-split") == 0
+    assert "4 scripts" in capsys.readouterr().out, "made with another option"
+    again = records(tmp_path / "out")
+    assert again["long"]["seconds"] == again["whole"]["seconds"] == found["whole"]["seconds"]
+    one = written(tmp_path / "long.jsonl", {"id": "long", "text": LONG * 3})
+    assert run_batch(one, tmp_path / "too_long", "--no-split") == 1
+    assert "text has" in records(tmp_path / "too_long")["long"]["error"]
+    assert run_batch(one, tmp_path / "too_long", "--speed", 5) == 2 and "speed must be in" in capsys.readouterr().err
+
+
 def test_a_line_without_a_seed_gets_one_that_makes_it_again(tmp_path):
     scripts = written(tmp_path / "scripts.jsonl", *({"id": name, "text": TEXT} for name in "ab"))
     assert run_batch(scripts, tmp_path / "out", "--format", "flac", "-q") == 0
@@ -103,7 +138,11 @@ BAD_LINES = {
     b'{"id": "x", "text": "a", "audio_prompt": "absent.wav"}': "no sound file",
     b'{"id": "x", "text": "a", "audio_prompt": "' + b"a" * 5000 + b'"}': "...: File name too long",
     b'{"id": "x", "text": "a", "audio_prompt_text": "b"}': "there is no audio_prompt",
-    b'{"id": "x", "text": "' + b"a" * 2000 + b'"}': "text",
+    b'{"id": "x", "split": false, "text": "' + b"a" * 2000 + b'"}': "text has 2000 bytes",
+    b'{"id": "x", "text": "a", "split": 0}': "split must be True or False, got 0",
+    b'{"id": "x", "text": "a", "speed": 9}': "speed must be in",
+    b'{"id": "x", "text": "a", "pause": "1"}': "pause must be a number",
+    b'{"id": "x", "text": "[S1] [S2]", "pause": 1}': "nothing but speaker tags",
     b'{"id": "x", "text": "' + b"a" * 2**20 + b'"}': "more than 1048576 bytes",
     b'{"id": "x", "text": "\\ud800"}': "text",
 }
@@ -336,6 +375,7 @@ class FakeEngine:
 
     def __init__(self):
         self.config, self.max_rows, self.defaults, self.codec = synthetic_config("synthetic:tiny"), 3072, {}, None
+        self.long_form = LongFormSettings()
         self.go, self.asked, self.error = threading.Semaphore(0), 0, None
 
     def run_requests(self, requests):

@@ -1,10 +1,12 @@
 """The benchmarks of concurrent streams: definitions by hand, open-loop clients, and that they run. No test depends on
 how long anything takes."""
 
+import http.server
 import json
 import sys
 import threading
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from benchmarks import against_commit, codec_batch, http_clients, load, player, together
 from benchmarks.clients import InProcess, OneAtATime, Script, listen, open_loop, poisson_arrivals
 from benchmarks.player import Heard, heard, percentiles, summary
+from benchmarks.served import Served
 from benchmarks.versions import ROOT, Version
 from dia_engine import Engine
 
@@ -176,6 +179,56 @@ def test_a_load_beside_its_baselines(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "load.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("started", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_load_of_a_server(engine, monkeypatch, tmp_path, capsys, started):
+    """One that runs, or is started: streamed, and whole one at a time, both the audio of the same seeds."""
+    pytest.importorskip("fastapi")
+    from tests.server.helpers import Server
+
+    arguments = [*TINY, "--requests", "3", "--slots", "2", "--load", "0.5", "--server"]
+    if started:
+        report = run(load, monkeypatch, tmp_path, *arguments)
+    else:
+        with Server(engine, model="synthetic:tiny", voices=str(tmp_path / "voices")) as server:
+            report = run(load, monkeypatch, tmp_path, *arguments, server.url)
+    assert [(row["system"], row["slots"]) for row in report["loads"]] == [("served", 2), ("whole, one at a time", 1)]
+    assert report["model"] == "synthetic:tiny" and report["sample_rate"] == 24_000
+    for row in report["loads"]:
+        assert (row["requests"], row["failed"]) == (3, 0) and row["first_audio_seconds"]["p95"] > 0
+        assert row["audio_seconds"] == pytest.approx(report["loads"][0]["audio_seconds"])
+    assert "first bytes alone" in capsys.readouterr().out
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """A server of another make: odd parts of samples, then refusals."""
+
+    asked: ClassVar[list] = []
+
+    def do_POST(self):
+        self.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200 if len(self.asked) == 1 else 429)
+        self.end_headers()
+        for part in () if len(self.asked) > 1 else (b"\1", b"\0\2\0\3", b"\0\4"):
+            self.wfile.write(part)
+            self.wfile.flush()
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_samples_of_a_server_that_are_cut_anywhere_and_a_refusal():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        target = Served(f"http://127.0.0.1:{server.server_port}/", api_key="k")
+        found = np.concatenate(list(target.stream(Script("[S1] Hello.", 3, max_tokens=9))))
+        np.testing.assert_allclose(found * 32767, [1, 2, 3], atol=1e-3)
+        assert listen(target, Script("x", 0), 0.0).error == "OSError: status 429"
+        server.shutdown()
+    first, second = Refusing.asked
+    assert first["input"] == "[S1] Hello." and first["max_tokens"] == 9 and first["stream"] and first["seed"] == 3
+    assert "max_tokens" not in second
+
+
 def test_a_version_runs_its_own_engine_and_tells_its_errors(tmp_path):
     for name in ("dia_engine", "kernels"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -258,6 +311,7 @@ def test_windows_of_several_requests(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.parametrize("module, arguments, message", [
     (load, ["--requests", "0"], "--requests must be more than 0, got 0"),
+    (load, ["--server", "http://x", "--slots", "1", "2"], "--server takes one number of --slots and no --baseline"),
     (load, ["--slots", "4", "-1"], "--slots must be more than 0, got -1"),
     (together, ["--callers", "0"], "--callers must be at least 1, got 0"),
     (http_clients, ["--rounds", "0"], "--rounds must be at least 1, got 0"),

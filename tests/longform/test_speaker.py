@@ -238,3 +238,74 @@ def test_bad_pieces_are_made_again_at_most_twice(talker, whole, monkeypatch):
     assert len({seed for _, seed in seen}) == len(seen) == 2 * (len(worst.pieces) - 1)
     again = talker.generate(SCRIPT, seed=3, sampling_params=SamplingParams(), details=True)
     assert again.pieces == worst.pieces and np.array_equal(again.codes, worst.codes)
+
+
+# A sample of each speaker
+
+SAMPLES = {"S1": "I see two black cats.", "S2": "The dogs are red."}
+
+
+@pytest.fixture(scope="module")
+def samples(talker):
+    """Codes of what each speaker says alone."""
+    return {name: talker.generate(f"[{name}] {text}", seed=4, details=True).codes for name, text in SAMPLES.items()}
+
+
+@pytest.mark.parametrize(
+    "script, order", [(SHORT, "S1 S2"), ("[S2] Can you sing? [S1] No.", "S2 S1"), ("Can you sing?", "S1 S2")]
+)
+def test_a_sample_of_each_speaker_is_one_prompt_that_ends_with_the_other(talker, samples, script, order):
+    found = talker.generate(script, audio_prompt=samples, audio_prompt_text=SAMPLES, seed=5)
+    joined = np.concatenate([samples[name] for name in order.split()])
+    transcript = " ".join(f"[{name}] {SAMPLES[name]}" for name in order.split())
+    wanted = talker.generate(script, audio_prompt=joined, audio_prompt_text=transcript, seed=5)
+    assert len(found) and np.array_equal(found, wanted)
+    tagged = {name: f"[{name}] {text}" for name, text in SAMPLES.items()}
+    assert np.array_equal(talker.generate(script, audio_prompt=samples, audio_prompt_text=tagged, seed=5), wanted)
+
+
+def test_samples_are_the_anchor_of_every_piece(talker, samples):
+    given = {"audio_prompt": samples, "audio_prompt_text": SAMPLES}
+    plan = talker.plan(SCRIPT, seed=3, audio_prompt_text=SAMPLES)
+    said = "[S1] I see two black cats. [S2] The dogs are red."
+    assert len(plan.pieces) > 2 and {piece.anchor for piece in plan.pieces} == {said}
+    assert all(piece.sent == f"{said} {piece.text}" or "[S2]" in piece.text[:4] for piece in plan.pieces)
+    made = talker.generate(SCRIPT, seed=3, details=True, **given)
+    assert [piece.text for piece in made.pieces] == [piece.text for piece in plan.pieces]
+    assert np.array_equal(np.concatenate([*talker.stream(SCRIPT, seed=3, **given)]).shape, made.audio.shape)
+    parts = talker.stream(iter([SHORT, FLUSH]), seed=5, **given)
+    assert sum(map(len, parts)) and parts.result.frames
+
+
+def test_samples_as_sound_and_in_lists(talker, samples):
+    sound = {name: (talker.codec.decode(codes).numpy(), talker.sample_rate) for name, codes in samples.items()}
+    encoded = {name: talker.load_audio(sample) for name, sample in sound.items()}
+    wanted = talker.generate(SHORT, audio_prompt=encoded, audio_prompt_text=SAMPLES, seed=5)
+    both = talker.generate(
+        [SHORT, SHORT], audio_prompt=[sound, None], audio_prompt_text=[SAMPLES, None], seed=5, split=False
+    )
+    assert np.array_equal(both[0], wanted) and np.array_equal(both[1], talker.generate(SHORT, seed=5))
+
+
+@pytest.mark.parametrize("prompt, text, message", [
+    ({"S3": 1}, {"S3": "x"}, "the speakers of an audio_prompt are S1 and S2, got 'S3'"),
+    ({}, {}, "the speakers of an audio_prompt are S1 and S2, got none"),
+    ({"S1": 1}, {"S1": "x", "S2": "y"}, "must have the same speakers; one lacks S2"),
+    ({"S1": 1}, "x", "must both be given by speaker, or neither"),
+    ({"S1": 1}, None, "must both be given by speaker, or neither"),
+    ({"S1": 1}, {"S1": " [S1] "}, "audio_prompt_text of S1 must say what is said"),
+    ({"S1": 1}, {"S1": 3}, "audio_prompt_text of S1 must be a string, got 3"),
+    ({"S1": 1}, {"S1": "[S1] a [S2] b"}, r"must be of S1 alone, but its transcript has \[S2\]"),
+    ({"S1": None}, {"S1": "x"}, "an audio prompt of each speaker is"),
+    ({"S1": "absent.wav"}, {"S1": "x"}, "absent.wav"),
+    ({"S1": np.zeros((300, 4), int), "S2": np.zeros((300, 4), int)}, {"S1": "x", "S2": "y"}, "has 600 frames"),
+])  # fmt: skip
+def test_samples_that_cannot_be(talker, prompt, text, message):
+    channels = talker.config.decoder.num_channels
+    prompt = {
+        name: np.zeros((len(each), channels), int) if isinstance(each, np.ndarray) else each
+        for name, each in prompt.items()
+    }
+    for script, given, said in ((SHORT, prompt, text), ([SHORT], [prompt], [text])):
+        with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
+            talker.generate(script, audio_prompt=given, audio_prompt_text=said)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dia_engine.longform.names import parse_speakers, with_tags
 from dia_engine.longform.subtitles import check_subtitles_path, cues, write_subtitles
+from dia_engine.longform.voices import parse_speakers, with_tags
 from dia_engine.runtime.call import PieceResult
 
 PIECES = (

@@ -2,7 +2,7 @@
 request gives the same codes alone and in any company."""
 
 import functools
-from collections import deque
+from collections import Counter, deque
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -143,6 +143,67 @@ def test_first_come_first_served_and_the_lowest_slot_first():
     starts = [slot for kind, slot, *_ in runner.log if kind == "start"]
     assert starts == [0, 1, 1] and order == [1, 0, 2]
     assert max(launch[1] for launch in runner.log if launch[0] == "launch") == 2
+
+
+class Occupancy:
+    """Notes, whenever a request gets a slot and at each launch, the slots that each group of calls has, and the groups
+    that wait for one."""
+
+    def __init__(self, scheduler: Scheduler):
+        self.scheduler, self.given, self.launched = scheduler, [], []
+        prefill, decode = scheduler.runner.prefill, scheduler.runner.decode
+
+        def noting_prefill(slot, request):
+            self.given.append((request.seed, *self.now()))
+            return prefill(slot, request)
+
+        def noting_decode(slots, most):
+            self.launched.append((*self.now(), len(scheduler.finishing)))
+            return decode(slots, most)
+
+        scheduler.runner.prefill, scheduler.runner.decode = noting_prefill, noting_decode
+
+    def now(self) -> tuple[Counter, set]:
+        scheduler = self.scheduler
+        taken = Counter(each.call.group for each in [*scheduler.prefilling, *scheduler.running.values()])
+        return taken, {each.call.group or each.call for each in scheduler.waiting}
+
+
+def add_pieces(scheduler: Scheduler, script: object, count: int) -> None:
+    """The pieces of a script, all of which wait."""
+    for index in range(count):
+        scheduler.add(request(6 + index % 3, seed=index), 0, Call(1, streaming=False, group=script), SIZES)
+
+
+@pytest.mark.parametrize("slots", range(1, 10))
+def test_a_script_gets_no_slot_beyond_its_share_while_others_wait(slots):
+    """Half of the slots, rounded up. It has the rest where nobody else waits."""
+    scheduler, script, share = scheduler_over(ArithmeticRunner(max_slots=slots)), "script", (slots + 1) // 2
+    occupancy = Occupancy(scheduler)
+    add_pieces(scheduler, script, 9 * slots)
+    scheduler.step()
+    assert len(scheduler.prefilling) + len(scheduler.running) == slots, "nobody else waits"
+    for index in range(3 * slots):
+        scheduler.add(request(9, seed=100 + index), 0, Call(1, streaming=False), SIZES)
+    run(scheduler)
+    contested = [(seed, taken[script]) for seed, taken, waiting in occupancy.given if waiting - {script}]
+    assert all(before < share for seed, before in contested if seed < 100)
+    assert {seed < 100 for seed, _ in contested} == {True, False}, "both got some of the contested slots"
+    for taken, waiting, finishing in occupancy.launched:
+        used = sum(taken.values()) == slots or not waiting or finishing >= slots
+        assert used, "a slot is unused while somebody waits and the codec keeps up"
+
+
+@pytest.mark.parametrize("slots", range(1, 10))
+def test_two_scripts_leave_no_slot_unused(slots):
+    scheduler = scheduler_over(ArithmeticRunner(max_slots=slots))
+    occupancy = Occupancy(scheduler)
+    for script in ("first", "second"):
+        add_pieces(scheduler, script, 3 * slots)
+    run(scheduler)
+    assert occupancy.launched[0][0] == Counter(first=(slots + 1) // 2, second=slots // 2)
+    for taken, waiting, finishing in occupancy.launched:
+        assert sum(taken.values()) == slots or not waiting or finishing >= slots
 
 
 def test_a_request_joins_at_the_next_launch_and_its_slot_is_free_at_the_launch_after_its_end():

@@ -6,14 +6,18 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 
+import httpx
 import pytest
 
 from dia_engine.cli import main
 from tests.helpers import ROOT
-from tests.server.helpers import HANGS, until
+from tests.server.helpers import HANGS, body, until
 
 
 def start(*options, **environment):
@@ -64,3 +68,75 @@ def test_a_port_in_use_and_a_bad_setting_are_one_line(server, capsys):
         assert main(["serve", "--model", "talker", *options]) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
         assert line.startswith("dia-engine: error: ") and words in line
+
+
+SAID = "[S1] Can you count? [S2] Five six seven eight nine."
+
+
+def running(folder, *options):
+    """A server of the talker that is ready, and its address."""
+    server = start("--model", "talker", "--voices", str(folder), *options)
+    (url,) = re.findall(r"http://127\.0\.0\.1:\d+", json.loads(server.stderr.readline())["message"])
+    threading.Thread(target=server.stderr.read, daemon=True).start()  # or it would wait for a reader
+    return server, url
+
+
+def killed(server):
+    server.kill()
+    assert server.wait(HANGS) == -signal.SIGKILL
+    server.stderr.close()
+
+
+def whole_voices(folder):
+    """Start a server on a folder, speak with each voice that it lists, and end it -> what it lists, by id."""
+    server, url = running(folder)
+    try:
+        until(lambda: health(url) == 200)
+        left = list((folder / "talker").rglob("*"))
+        assert not [path for path in left if path.name.startswith(".") or path.suffix == ".partial"], "half a voice"
+        with httpx.Client(base_url=url, timeout=HANGS) as client:
+            kept = {voice["id"]: voice for voice in client.get("/v1/audio/voices").json()["voices"]}
+            for name in {path.parent.name for path in left if path.name == "voice.json"}:
+                answer = client.post("/v1/audio/speech", json=body("Can you sing?", voice=name))
+                assert answer.status_code == 200 and answer.content, (name, answer.text)
+    finally:
+        killed(server)
+    return kept
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_in_an_upload_leaves_no_half_voice(server, tmp_path):
+    """Several clients upload without a pause; the server is killed at several moments of that."""
+    recording = server.speak(SAID, response_format="wav", stream=False).content
+    told = set()
+
+    def upload(url):
+        with httpx.Client(base_url=url, timeout=HANGS) as client, suppress(httpx.TransportError):
+            while True:
+                data = {"name": "mine", "ref_text": SAID, "consent": "yes"}
+                answer = client.post("/v1/audio/voices", data=data, files={"audio_sample": ("a.wav", recording)})
+                told.add(answer.json()["id"])
+
+    for delay in (0.0, 0.013, 0.031, 0.057):
+        process, url = running(tmp_path)
+        until(lambda url=url: health(url) == 200)
+        before, clients = len(told), [threading.Thread(target=upload, args=(url,), daemon=True) for _ in range(4)]
+        for client in clients:
+            client.start()
+        until(lambda before=before: len(told) > before + 2)
+        time.sleep(delay)
+        killed(process)
+        for client in clients:
+            client.join(HANGS)
+        kept = whole_voices(tmp_path)
+        assert told <= set(kept), "a client was told of a voice that is not there"
+        assert all(kept[name]["ref_text"] == SAID for name in told)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_in_a_mint_leaves_no_half_voice(tmp_path):
+    for wanted in (1, 4, 8):
+        process, _ = running(tmp_path, "--mint")
+        until(lambda wanted=wanted: len(list((tmp_path / "talker").glob("[!.]*"))) >= wanted)
+        killed(process)
+        whole_voices(tmp_path)

@@ -36,7 +36,7 @@ def decode_audio(data: bytes, name: str = "the audio") -> tuple[np.ndarray, int]
         raise ValueError(f"{name} must last {MIN_SECONDS:g} to {MAX_SECONDS:g} seconds, it lasts {length}")
     samples = as_waveform(samples)
     check_peak(samples)
-    if float(np.abs(samples).max()) < SILENCE:
+    if float(np.abs(samples - samples.mean()).max()) < SILENCE:
         raise ValueError(f"{name} is silent")
     return samples, rate
 

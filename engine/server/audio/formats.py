@@ -63,7 +63,8 @@ def openai_format(name: str, sample_rate: int | None) -> AudioFormat:
         raise ApiError(
             400, f"response_format must be mp3, opus, aac, flac, wav or pcm, got {name[:40]!r}", param="response_format"
         )
-    return AudioFormat(name, sample_rate or (48_000 if name == "opus" else DEFAULT_RATE))
+    default = 48_000 if name == "opus" else DEFAULT_RATE
+    return AudioFormat(name, default if sample_rate is None else sample_rate)
 
 
 def _elevenlabs_formats() -> Mapping[str, AudioFormat]:

@@ -125,7 +125,8 @@ class _Connection:
         await self._socket.close()
 
     def _take(self, message: dict[str, Any]) -> None:
-        identity = message.get("context_id") or message.get("contextId") or "default"
+        identity = next((message[name] for name in ("context_id", "contextId") if message.get(name) is not None), "")
+        identity = "default" if identity == "" else identity
         if not isinstance(identity, str) or len(identity) > 200:
             raise ApiError(400, "context_id must be a string of at most 200 characters", param="context_id")
         context = self._contexts.get(identity)
@@ -153,16 +154,19 @@ class _Connection:
     def _texts(self, context: _Context, message: dict[str, Any]) -> list[tuple[str, str]]:
         """The text of a message with its voices."""
         if self._voice is not None:
-            text = message.get("text") or ""
-            if not isinstance(text, str):
+            text = message.get("text")
+            if not isinstance(text, str | None):
                 raise ApiError(400, "text must be a string", param="text")
             return [(text, self._voice)] if text else []
-        inputs = message.get("inputs") or []
+        inputs = message.get("inputs")
+        inputs = [] if inputs is None else inputs
         if not isinstance(inputs, list) or not all(isinstance(each, dict) for each in inputs):
             raise ApiError(400, "inputs must be a list of objects", param="inputs")
         found = []
         for each in inputs:
-            text, voice = each.get("text", ""), each.get("voice_id") or next(iter(context.voices), "alloy")
+            text, voice = each.get("text", ""), each.get("voice_id")
+            if voice in (None, ""):
+                voice = next(iter(context.voices), "alloy")
             if not isinstance(text, str) or not isinstance(voice, str):
                 raise ApiError(400, "text and voice_id must be strings", param="inputs")
             found.append((text, voice))
@@ -243,6 +247,6 @@ def _parsed(text: str) -> dict[str, Any]:
 def _seed(text: str | None) -> int | None:
     if text is None:
         return None
-    if not text.isdigit() or len(text) > 19:
+    if not (text.isascii() and text.isdigit()) or len(text) > 19:
         raise ApiError(400, f"seed must be an integer in [0, 2^63), got {text[:40]!r}", param="seed")
     return int(text)
