@@ -2,6 +2,8 @@
 set of weights in memory."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -66,6 +68,12 @@ class Ours:
             runner.release(slot)
         spans = timing_of(stamps)
         return Timing(spans.first, [span / count for span, count in zip(spans.steps, made[1:], strict=True)][:steps])
+
+    @contextmanager
+    def timed_stages(self) -> Iterator[dict[str, float]]:
+        """Time the stages of compiled steps: see `CompiledStep.timed`. The dict stays empty where there are none."""
+        with nullcontext({}) if self.model.compiled_step is None else self.model.compiled_step.timed() as seconds:
+            yield seconds
 
 
 class Transformers:

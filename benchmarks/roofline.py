@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
+from dia_engine.kernels.cpu.build import library
+from dia_engine.kernels.cpu.matmul import thread_count
 from dia_engine.model.config import DiaConfig
 
 
@@ -80,6 +83,17 @@ def copy_bandwidth(device: torch.device, bytes_moved: int | None = None, repeats
     target = torch.ones_like(source)
     seconds = _seconds_on_gpu if on_gpu else _seconds
     return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(repeats))
+
+
+def read_bandwidth(bytes_read: int = 2**30, repeats: int = 8) -> float | None:
+    """Bytes a second that the threads of the compiled step read from a CPU's memory; the best of some repeats. None
+    where there is no compiled step."""
+    functions = library()
+    if functions is None:
+        return None
+    memory = torch.ones(bytes_read // 8, dtype=torch.int64)  # written, so that each page is there
+    read = partial(functions.read_memory, memory.data_ptr(), memory.nbytes, thread_count())
+    return memory.nbytes / min(_seconds(read) for _ in range(repeats))
 
 
 def _seconds(work: Callable[[], object]) -> float:

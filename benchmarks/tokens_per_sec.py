@@ -5,6 +5,8 @@
 A step makes one row of nine codes; 86.13 steps are one second of sound. Timed are whole steps: decoder, guidance,
 filter, draw and bookkeeping. "text" is the time from the script to where the first step can start, "first row" to its
 end (with graphs: to the end of the first launch of several steps); "memory" is what the run needs beside the weights.
+"roofline" is the time that reading a step's bytes takes at the bandwidth measured in the same run, as a share of the
+step's: a copy's on a GPU, on a CPU that of reading alone. Below the table are a CPU step's GB/s and its stages' times.
 README.md beside this file explains the keys of the JSON.
 """
 
@@ -13,6 +15,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +28,8 @@ from .command import run
 from .journal import Journal
 from .memory import WorkingMemory
 from .nari import Nari
-from .peers import Ours, Transformers
-from .roofline import bandwidth_in_words, copy_bandwidth, data_sheet_bandwidth, step_bytes
+from .peers import Ours, Timing, Transformers
+from .roofline import bandwidth_in_words, copy_bandwidth, data_sheet_bandwidth, read_bandwidth, step_bytes
 from .setting import (
     SCRIPT,
     STEPS_PER_SECOND_OF_SOUND,
@@ -37,6 +40,19 @@ from .setting import (
     peers,
 )
 
+STAGE_NAMES = {
+    "project_qkv": "qkv",
+    "attend_to_rows": "attention",
+    "project_mixed": "o",
+    "project_cross_query": "cross q",
+    "attend_to_text": "cross-attention",
+    "project_cross_mixed": "cross o",
+    "project_hidden": "gate and up",
+    "project_down": "down",
+    "project_logits": "head",
+    "next_row": "sampling",
+}
+
 
 def main() -> None:
     options = _arguments()
@@ -44,9 +60,9 @@ def main() -> None:
     options.steps = (400 if plain.device.type == "cuda" else 60) if options.steps is None else options.steps
     check_steps("--steps", options.steps, plain.device)
     text = encode_text(SCRIPT, plain.config.encoder.max_position_embeddings)
-    bandwidth = copy_bandwidth(plain.device)
-    print(bandwidth_in_words(bandwidth, plain.device), file=sys.stderr)
-    report = {**machine(plain), **_setting(options, plain, text, bandwidth), "results": []}
+    copied = copy_bandwidth(plain.device)
+    print(bandwidth_in_words(copied, plain.device), file=sys.stderr)
+    report = {**machine(plain), **_setting(options, plain, text, copied), "results": []}
     record = Record(options)
     for name, prepared in _runners(options, plain):
         earlier = record.earlier(name)
@@ -55,13 +71,13 @@ def main() -> None:
             continue
         print(f"measuring {name} ...", file=sys.stderr)
         try:
-            result = _result(*prepared(), text, options, bandwidth)
+            result = _result(*prepared(), text, options, copied)
         except torch.OutOfMemoryError as error:
             record.out_of_memory(name, error)
             continue
         report["results"].append(result)
         record.measured(report, result)
-    print(_table(report) if report["results"] else "nothing was measured")
+    print("\n".join([_table(report), *_divisions(report)]) if report["results"] else "nothing was measured")
 
 
 class Record:
@@ -143,15 +159,29 @@ def _result(
     engine: Engine,
     text: torch.Tensor,
     options: argparse.Namespace,
-    bandwidth: float,
+    copied: float,
 ) -> dict:
+    read = _read_bandwidth(engine)
     memory = WorkingMemory(engine.device)
     runner.run(text, options.batch, 2)  # first calls allocate, compile and fill caches
-    return {**_measure(runner, text, options, engine, bandwidth), "working_bytes": memory.peak()}
+    result = {**_measure(runner, text, options, engine), "working_bytes": memory.peak()}
+    # Before or behind: what else runs on the machine may have disturbed one of them.
+    read = max(read, _read_bandwidth(engine))
+    return {
+        **result,
+        "read_gigabytes_per_second": read / 1e9 or None,
+        "roofline_percent": 100 * result["gigabytes_per_second"] * 1e9 / (read or copied),
+    }
 
 
-def _measure(runner, text: torch.Tensor, options, engine: Engine, bandwidth: float) -> dict:
-    timings = [runner.run(text, options.batch, options.steps) for _ in range(options.runs)]
+def _read_bandwidth(engine: Engine) -> float:
+    """0 where it cannot be measured."""
+    return (engine.device.type == "cpu" and read_bandwidth()) or 0.0
+
+
+def _measure(runner, text: torch.Tensor, options, engine: Engine) -> dict:
+    with _timed_stages(runner) as seconds:
+        timings = [runner.run(text, options.batch, options.steps) for _ in range(options.runs)]
     steps = sorted(span for timing in timings for span in timing.steps[len(timing.steps) // 10 :])
     median = statistics.median(steps)
     bytes_read = _step_bytes(engine, options, text)
@@ -166,9 +196,25 @@ def _measure(runner, text: torch.Tensor, options, engine: Engine, bandwidth: flo
         "times_real_time": options.batch / median / STEPS_PER_SECOND_OF_SOUND,
         "bytes_per_step": bytes_read,
         "weight_bytes": _weight_bytes(engine),
-        "roofline_percent": 100 * bytes_read / bandwidth / median,
+        "gigabytes_per_second": bytes_read / median / 1e9,
+        "stage_milliseconds": _stage_milliseconds(seconds, timings),
         "peak_percent": None if peak is None else 100 * bytes_read / peak / median,
     }
+
+
+def _timed_stages(runner) -> AbstractContextManager[dict[str, float]]:
+    """A step's clocks cost some ten microseconds of it."""
+    return runner.timed_stages() if isinstance(runner, Ours) else nullcontext({})
+
+
+def _stage_milliseconds(seconds: dict[str, float], timings: list[Timing]) -> dict[str, float] | None:
+    """Of a step by its parts, means over all steps, and what is left of the steps after the first; None if nothing was
+    timed."""
+    if not seconds:
+        return None
+    steps = [span for timing in timings for span in timing.steps]
+    parts = {STAGE_NAMES[stage]: 1e3 * spent / (len(steps) + len(timings)) for stage, spent in seconds.items()}
+    return {**parts, "rest": max(1e3 * statistics.mean(steps) - sum(parts.values()), 0.0)}
 
 
 def _weight_bytes(engine: Engine) -> int:
@@ -181,7 +227,7 @@ def _step_bytes(engine: Engine, options, text: torch.Tensor) -> int:
     return step_bytes(engine.config, sizes, engine.dtype.itemsize, options.batch, options.steps // 2, len(text))
 
 
-def _setting(options, engine: Engine, text: torch.Tensor, bandwidth: float) -> dict:
+def _setting(options, engine: Engine, text: torch.Tensor, copied: float) -> dict:
     return {
         "model": options.model,
         "dtype": str(engine.dtype).removeprefix("torch."),
@@ -190,7 +236,7 @@ def _setting(options, engine: Engine, text: torch.Tensor, bandwidth: float) -> d
         "rows": [options.steps // 10, options.steps],
         "bytes_per_step": _step_bytes(engine, options, text),
         "weight_bytes": _weight_bytes(engine),
-        "copy_gigabytes_per_second": bandwidth / 1e9,
+        "copy_gigabytes_per_second": copied / 1e9,
         "peak_gigabytes_per_second": None if (peak := data_sheet_bandwidth(engine.device)) is None else peak / 1e9,
     }
 
@@ -219,6 +265,16 @@ def _table(report: dict) -> str:
             f"{row['weight_bytes'] / 1e6:>7,.0f} MB{memory:>10}{_compared(ratio):>16}"
         )
     return "\n".join(lines)
+
+
+def _divisions(report: dict) -> Iterator[str]:
+    """A line for each result whose parts were timed."""
+    for row in report["results"]:
+        stages = row.get("stage_milliseconds")
+        if stages:
+            parts = ", ".join(f"{name} {spent:.2f}" for name, spent in stages.items())
+            speed, most = row["gigabytes_per_second"], row["read_gigabytes_per_second"]
+            yield f"{row['name']} reads {speed:.1f} of {most:.1f} GB/s; ms of a step: {parts}"
 
 
 def _compared(ratio: float) -> str:

@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         limit_threads(getattr(options, "model", ""))
+        limit_primitive_cache()
         with _leaving_at_once():
             import_all()
         status = options.run(options) or 0
@@ -96,6 +97,15 @@ def limit_threads(model: str) -> None:
     """
     if model in SMALL_MODELS and "torch" not in sys.modules:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def limit_primitive_cache() -> None:
+    """At most 256 of oneDNN's compiled primitives, unless the user says otherwise; before its first one.
+
+    The codec's sounds have any length, each of which takes some tens of primitives on a CPU. oneDNN's own limit of
+    1024 keeps several hundred MB of those that may never be needed again; 256 hold what streams repeat.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 def _reserve_standard_descriptors() -> None:

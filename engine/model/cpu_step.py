@@ -5,6 +5,8 @@ The stages are those of `DecoderLayer.step` and `next_row`, whose torch referenc
 
 import ctypes
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -25,6 +27,7 @@ STAGES = (
     "project_qkv", "attend_to_rows", "project_mixed", "project_cross_query", "attend_to_text", "project_cross_mixed",
     "project_hidden", "project_down",
 )  # fmt: skip
+TIMES = (*STAGES, "project_logits", "next_row")  # what `timed_step` tells apart, in its order
 
 
 class CompiledStep:
@@ -35,6 +38,7 @@ class CompiledStep:
         self._layers = (structures.Layer * len(model.layers))(*map(_layer, model.layers))
         self._model = _model(model, self._layers)
         self._kept = _PointedTo(lambda: None, structures.State(), torch.empty(0))
+        self._spent: ctypes.Array | None = None  # nanoseconds of TIMES, while somebody wants to know
 
     @classmethod
     def of(cls, model: "DiaModel") -> "CompiledStep | None":
@@ -49,7 +53,25 @@ class CompiledStep:
 
     def step(self, state: DecodeState) -> None:
         """`DiaModel.step`."""
-        self._functions.step(self._model, self._state(state), thread_count())
+        if self._spent is None:
+            self._functions.step(self._model, self._state(state), thread_count())
+        else:
+            self._functions.timed_step(self._model, self._state(state), thread_count(), self._spent)
+
+    @contextmanager
+    def timed(self) -> Iterator[dict[str, float]]:
+        """Time the stages of the steps within the context.
+
+        Yields:
+            a dict that has, behind the context, the seconds of each of TIMES, all steps and layers together.
+        """
+        seconds: dict[str, float] = {}
+        spent = self._spent = (ctypes.c_int64 * len(TIMES))()
+        try:
+            yield seconds
+        finally:
+            self._spent = None
+            seconds.update(zip(TIMES, (nanoseconds / 1e9 for nanoseconds in spent), strict=True))
 
     def decode(self, state: DecodeState) -> None:
         """The residual through all layers, into `state.buffers.logits`."""

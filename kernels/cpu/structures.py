@@ -1,7 +1,7 @@
 """The structures that native/step.c reads, field by field as native/model.h has them, and the matrices among them."""
 
 import ctypes
-from ctypes import POINTER, c_float, c_int, c_long, c_void_p
+from ctypes import POINTER, c_float, c_int, c_long, c_uint, c_void_p
 from typing import TypeGuard
 
 import torch
@@ -98,7 +98,9 @@ SIGNATURES: dict[str, tuple[list, type | None]] = {
     "decode": ([POINTER(Model), POINTER(State), c_int], None),
     "next_row": ([POINTER(Model), POINTER(State), c_int], None),
     "step": ([POINTER(Model), POINTER(State), c_int], None),
+    "timed_step": ([POINTER(Model), POINTER(State), c_int, pointer], None),
     "multiply_bytes": ([POINTER(Matrix), c_long], c_long),
     "multiply_matrix": ([POINTER(Matrix), pointer, c_int, c_long, pointer, pointer, c_int], None),
     "read_matrix": ([POINTER(Matrix), pointer, c_int, c_int], None),
+    "read_memory": ([pointer, c_long, c_int], c_uint),
 }  # fmt: skip

@@ -7,8 +7,10 @@ import sys
 import pytest
 import torch
 
-from benchmarks import busy_neighbor, cpu_products
+from benchmarks import busy_neighbor, cpu_products, roofline, tokens_per_sec
+from benchmarks.peers import Timing
 from dia_engine.kernels import linear
+from dia_engine.kernels.cpu.build import library
 from dia_engine.model.config import DiaConfig
 
 
@@ -83,3 +85,45 @@ def test_neighbors_run_and_end():
         pass
     with pytest.raises(OSError, match="status 3"), busy_neighbor.running(["raise SystemExit(3)"]):
         pass
+
+
+@pytest.mark.skipif(library() is None, reason="there is no compiled code")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_memory_is_read_to_its_end(threads):
+    memory = torch.randint(-(2**31), 2**31 - 1, (2**18 * 3 + 64 * 5 + 17,)).to(torch.int32)
+    whole = len(memory) // 64 * 64
+    found = library().read_memory(memory.data_ptr(), memory.nbytes, threads)
+    assert found == memory[:whole].sum().item() % 2**32
+
+
+@pytest.mark.skipif(library() is None, reason="there is no compiled code")
+def test_the_bandwidth_is_that_of_the_fastest_read(monkeypatch):
+    seconds = iter([0.5, 0.25, 1.0])
+    monkeypatch.setattr(roofline, "_seconds", lambda work: (work(), next(seconds))[1])
+    assert roofline.read_bandwidth(bytes_read=8000, repeats=3) == 8000 / 0.25
+
+
+def test_no_compiled_step_no_bandwidth(monkeypatch):
+    monkeypatch.setattr(roofline, "library", lambda: None)
+    assert roofline.read_bandwidth() is None
+
+
+def test_stages_are_means_over_all_steps():
+    timings = [Timing(9.0, [0.1, 0.3]), Timing(9.0, [0.2, 0.2])]  # two first steps and four others
+    found = tokens_per_sec._stage_milliseconds({"project_qkv": 0.6, "next_row": 0.3}, timings)
+    assert found == pytest.approx({"qkv": 100.0, "sampling": 50.0, "rest": 50.0})
+    assert tokens_per_sec._stage_milliseconds({}, timings) is None
+
+
+@pytest.mark.skipif(library() is None, reason="there is no compiled code")
+def test_a_step_is_divided(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "x.json"
+    monkeypatch.setattr(tokens_per_sec, "read_bandwidth", lambda: 5e9)
+    arguments = ["--model", "synthetic:tiny", "--device", "cpu", "--steps", "4", "--runs", "1", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["tokens_per_sec", *arguments])
+    tokens_per_sec.main()
+    (result,) = json.loads(file.read_text())["results"]
+    assert set(result["stage_milliseconds"]) == {*tokens_per_sec.STAGE_NAMES.values(), "rest"}
+    assert result["read_gigabytes_per_second"] == 5
+    assert result["roofline_percent"] == pytest.approx(100 * result["gigabytes_per_second"] / 5)
+    assert "of 5.0 GB/s; ms of a step: qkv " in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+import time
 
 import pytest
 import torch
@@ -207,3 +208,20 @@ def test_a_forked_process_starts_its_own_threads(monkeypatch, model):
     assert child.exitcode == 0
     model.step(state)
     assert results.get() == state.grid.tolist()
+
+
+def test_timed_steps_are_the_same_and_add_up(model):
+    plain, timed = (start_batch(model, [request_of(index) for index in range(2)]) for _ in range(2))
+    started = time.perf_counter()
+    with model.compiled_step.timed() as seconds:
+        assert not seconds
+        for _ in range(3):
+            model.step(timed)
+    whole = time.perf_counter() - started
+    for _ in range(3):
+        model.step(plain)
+    assert torch.equal(timed.grid, plain.grid) and torch.equal(timed.residual.x, plain.residual.x)
+    assert set(seconds) == {*cpu_step.STAGES, "project_logits", "next_row"}
+    assert min(seconds.values()) > 0 and sum(seconds.values()) <= whole
+    model.step(timed)
+    assert sum(seconds.values()) <= whole, "a step behind the context was timed"

@@ -47,13 +47,13 @@ static inline void relax(void) {
 #endif
 }
 
-#ifdef __linux__
 static inline long now_ns(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return time.tv_sec * 1000000000L + time.tv_nsec;
 }
 
+#ifdef __linux__
 static inline void sleep_on(void *word, int value) {
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
 }

@@ -13,6 +13,7 @@
 #include "layer.h"
 #include "next_row.h"
 #include "read.h"
+#include "stream.h"
 
 /* Subnormal numbers count as zero, as they do for the instructions that multiply bfloat16. */
 #if defined(__x86_64__)
@@ -53,16 +54,30 @@ void run_stage(const Model *m, const State *s, long layer, int stage, int thread
     set_float_mode(mode);
 }
 
+enum { HEAD_TIME = STAGES_OF_LAYER, NEXT_ROW_TIME, TIMES };
+
+/* Run a stage; its nanoseconds are added to `spent`, unless that is NULL, as it is known to be where nobody asks. */
+INLINE void run_timed(void (*run)(const Stage *), const Stage *g, int64_t *spent) {
+    const long start = spent ? now_ns() : 0;
+    run(g);
+    if (spent) *spent += now_ns() - start;
+}
+
+INLINE void run_decoder(const Model *m, const State *s, int threads, int64_t *spent) {
+    for (long layer = 0; layer < m->layer_count; layer++) {
+        Stage g = stage_of(m, s, layer, threads);
+        for (int stage = 0; stage < STAGES_OF_LAYER; stage++)
+            run_timed(STAGES[stage], &g, spent ? spent + stage : NULL);
+    }
+    Stage g = stage_of(m, s, 0, threads);
+    run_timed(project_logits, &g, spent ? spent + HEAD_TIME : NULL);
+}
+
 /* The residual through all layers -> logits. */
 void decode(const Model *m, const State *s, int threads) {
     unsigned long mode = float_mode();
     flush_subnormals();
-    for (long layer = 0; layer < m->layer_count; layer++) {
-        Stage g = stage_of(m, s, layer, threads);
-        for (int stage = 0; stage < STAGES_OF_LAYER; stage++) STAGES[stage](&g);
-    }
-    Stage g = stage_of(m, s, 0, threads);
-    project_logits(&g);
+    run_decoder(m, s, threads, NULL);
     set_float_mode(mode);
 }
 
@@ -80,6 +95,16 @@ void step(const Model *m, const State *s, int threads) {
     next_row(m, s, threads);
 }
 
+/* The same, with the nanoseconds of each stage (of all layers together), of the head and of the next row added to spent. */
+void timed_step(const Model *m, const State *s, int threads, int64_t spent[TIMES]) {
+    unsigned long mode = float_mode();
+    flush_subnormals();
+    run_decoder(m, s, threads, spent);
+    Stage g = stage_of(m, s, 0, threads);
+    run_timed(draw_and_advance, &g, spent + NEXT_ROW_TIME);
+    set_float_mode(mode);
+}
+
 long multiply_bytes(const Matrix *matrix, long rows) { return product_bytes(matrix, rows); }
 
 /* y [rows, N] float32 = x W^T; scratch: `multiply_bytes`. */
@@ -95,3 +120,6 @@ void read_matrix(const Matrix *matrix, void *to, int kind, int threads) {
     Reading reading = {matrix, to, kind};
     run_chunks(read_row, &reading, matrix->outputs, matrix->outputs * matrix->columns < SHARED_NUMBERS ? 1 : threads);
 }
+
+/* Read memory from end to end, as fast as it goes: what a step's speed is compared with. */
+unsigned read_memory(const void *from, long bytes, int threads) { return checksum(from, bytes, threads); }
