@@ -7,8 +7,9 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from ..runtime.call import logger as cut_logger
 from ..runtime.limits import Limits
 from ..sampling_params import SamplingParams
 from ..weights.source import resolve_model
-from .job import Job, Outcome, run_job
-from .manifest import Record, open_manifest
-from .script_file import check_script_file, read_lines, unchanged
+from .job import Outcome, Speaker, run_job
+from .manifest import Manifest, Record, open_manifest
+from .script_file import Line, check_script_file, read_lines, unchanged
 
 # A file made with other values of these options is made again.
 SAME_AUDIO = ("model", "revision", "quant", "dtype", "codec", "codec_dtype", "max_rows")
@@ -40,10 +41,12 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any]) -> tuple
 
     Raises:
         OSError, TypeError, ValueError: what makes the whole job meaningless, before a model is loaded.
-        RuntimeError: another process works in the folder; or, like OSError then, what ended the job.
+        RuntimeError: another process works in the folder; Ray is not installed; or, like OSError then, what ended the
+            job.
         KeyboardInterrupt: with a line that says what is done.
     """
     suffix = _suffix(options.format)
+    _check_ray(options)
     _check_rows(options, sampling)
     affecting = {**{name: getattr(options, name) for name in SAME_AUDIO}, **sampling, "format": suffix}
     folder, scripts = _check_folder(options.output), _script_path(options.scripts)
@@ -60,11 +63,18 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any]) -> tuple
                 return [f"{options.output}: all of the {total} scripts were there already"], 0
             file.seek(0)
             outcome = Outcome()
+            load = partial(
+                _load, _as_seen_by_engines(options), folder, suffix, scripts.parent.absolute(), sampling, affecting
+            )
+            lines = unchanged(read_lines(file), asked, affecting)
             try:
-                job = Job(_load(options), manifest, suffix, scripts.parent, sampling, _new_seed, affecting)
+                speaker = load() if options.ray is None else None
                 started = time.perf_counter()
                 with _progress(total, done, outcome, options.quiet) as on_record, _each_warning_once():
-                    run_job(job, unchanged(read_lines(file), asked, affecting), on_record)
+                    if speaker is not None:
+                        run_job(speaker, manifest, lines, on_record)
+                    else:
+                        _run_on_ray(options, load, manifest, lines, on_record)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"dia-engine: interrupted, {done + manifest.made} of {total} scripts are in {options.output}; the "
@@ -79,6 +89,15 @@ def _check_rows(options: argparse.Namespace, sampling: Mapping[str, Any]) -> Non
     rows = Limits(options.slots, None, options.max_rows).rows(source.config)
     if "max_tokens" in sampling:
         SamplingParams(**sampling).resolve(source.defaults).rows(rows, 0, source.config.max_delay)
+
+
+def _check_ray(options: argparse.Namespace) -> None:
+    if options.ray is not None:
+        from ..cluster.packages import require
+
+        require("ray.data")
+    if options.actors is not None and (options.ray is None or options.actors < 1):
+        raise ValueError(f"--actors must be at least 1, and with --ray, got {options.actors}")
 
 
 def _suffix(name: str) -> str:
@@ -116,8 +135,12 @@ def _check_folder(name: str) -> Path:
     return path
 
 
-def _load(options: argparse.Namespace) -> Engine:
-    return Engine.load(
+def _load(
+    options: argparse.Namespace, folder: Path, suffix: str, prompts: Path, sampling: Mapping[str, Any],
+    affecting: Mapping[str, Any],
+) -> Speaker:  # fmt: skip
+    """An engine, and what it speaks lines with; see `Speaker`."""
+    engine = Engine.load(
         options.model,
         quant=options.quant,
         dtype=options.dtype,
@@ -128,6 +151,30 @@ def _load(options: argparse.Namespace) -> Engine:
         max_slots=options.slots,
         max_rows=options.max_rows,
     )
+    return Speaker(engine, folder, suffix, prompts, sampling, _new_seed, affecting)
+
+
+def _as_seen_by_engines(options: argparse.Namespace) -> argparse.Namespace:
+    """Options in which files have absolute names, where other processes load the engines."""
+    if options.ray is None:
+        return options
+    from ..cluster.paths import as_seen_elsewhere
+
+    names = {name: as_seen_elsewhere(getattr(options, name)) for name in ("model", "codec")}
+    return argparse.Namespace(**{**vars(options), **names})
+
+
+def _run_on_ray(
+    options: argparse.Namespace, load: Callable[[], Speaker], manifest: Manifest, lines: Iterator[Line],
+    on_record: Callable[[Record], Any],
+) -> None:  # fmt: skip
+    from ..cluster.batch import run_on_ray
+
+    left = [line for line in lines if line.id not in manifest.done]
+    with closing(run_on_ray(load, left, options.ray, options.actors, options.slots, options.device)) as made:
+        for record, content in made:
+            manifest.keep(record, content)
+            on_record(record)
 
 
 def _new_seed() -> int:
