@@ -256,7 +256,7 @@ def _add_batch(commands: "argparse._SubParsersAction[_Parser]") -> None:
     _add_sampling_arguments(batch)
     batch.add_argument(
         "--ray", nargs="?", const="", metavar="ADDRESS",
-        help="run on Ray, in the cluster at host:port (default: the one that runs here, else one of this machine alone)",
+        help="run on Ray, in the cluster at host:port (default: the one that runs here, else one of this machine)",
     )  # fmt: skip
     batch.add_argument(
         "--actors", type=int, metavar="N", help="engines on Ray (default: one per GPU, or one per machine without any)"

@@ -96,6 +96,9 @@ def _check_ray(options: argparse.Namespace) -> None:
         from ..cluster.packages import require
 
         require("ray.data")
+        from ..cluster.batch import check_address
+
+        check_address(options.ray)
     if options.actors is not None and (options.ray is None or options.actors < 1):
         raise ValueError(f"--actors must be at least 1, and with --ray, got {options.actors}")
 

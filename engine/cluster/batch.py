@@ -7,6 +7,7 @@ the manifest does not list has not been made.
 
 import logging
 import pickle
+import socket
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,32 @@ from ray.exceptions import RayError
 from ..batch.job import AHEAD, Speaker
 from ..batch.manifest import Record
 from ..batch.script_file import Line
-from ..messages import first_line
+from ..messages import shown
 from .arguments import DEFAULT_SLOTS
 
 logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5
+
+
+def check_address(address: str) -> None:
+    """Check that something listens at a cluster's address, which Ray would try for minutes.
+
+    Raises:
+        ValueError: the address is of another kind.
+        ConnectionError: nothing answers there.
+    """
+    if address in ("", "auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(
+            f"--ray must be the host:port of a cluster, got {shown(address)}; from outside: ray job submit"
+        )
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"--ray: no cluster answers at {address}: {error.strerror or error}") from None
 
 
 def run_on_ray(
@@ -35,17 +58,15 @@ def run_on_ray(
 
     Args:
         load: gives an actor its speaker; pickled.
-        address: of the cluster, host:port; "" for the one that runs here, or a new one of this machine.
+        address: of the cluster, checked; "" for the one that runs here, or a new one of this machine.
         actors: engines; by default one per GPU, or one per machine without any.
         slots: requests that run in an engine at the same time.
         device: that the engines compute on.
 
     Raises:
-        ConnectionError: there is no cluster at the address.
+        ConnectionError: what answers at the address is no cluster.
         RuntimeError: what ended the job, such as an engine that could not be loaded.
     """
-    if address.startswith("ray://"):
-        raise ValueError("--ray takes the host:port of a cluster, not ray://; from outside of it use `ray job submit`")
     ray.init(address or None, log_to_driver=False, logging_level=logging.ERROR)
     try:
         count, resources = _share(actors, device)
@@ -74,7 +95,7 @@ def _warn_if_busy(actors: int, resources: Mapping[str, float]) -> None:
         wanted = actors * resources.get(option, 0)
         if wanted > free.get(name, 0):
             logger.warning(
-                "%d engines need %g %s, the cluster has %g free: the job waits for the others",
+                "%d engines take %g %s, and the cluster has %g free: some start when there is room",
                 actors, wanted, name, free.get(name, 0),
             )  # fmt: skip
 
@@ -84,7 +105,7 @@ def _made(
 ) -> Generator[tuple[Record, bytes], None, None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised too
     # A block per line, and as many in an actor as keep its slots busy: no line waits for the end of another's batch.
     tasks = slots + AHEAD
     pool = ray.data.ActorPoolStrategy(
@@ -97,7 +118,8 @@ def _made(
         for row in dataset.map(_Actor, fn_constructor_args=(load,), compute=pool, **resources).iter_rows():
             yield pickle.loads(row["made"])
     except RayError as error:
-        raise RuntimeError(f"Ray ended the job: {first_line(error)}") from None
+        # Ray puts the traceback of the other process first.
+        raise RuntimeError(f"Ray ended the job: {str(error).strip().splitlines()[-1]}") from None
 
 
 class _Actor:
