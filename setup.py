@@ -117,7 +117,7 @@ setup(
     extras_require={
         "codec": ["descript-audio-codec>=1.0"],
         "serve": SERVE,
-        "ray": ["ray[data,serve]>=2.51", *SERVE],
+        "ray": ["ray[data,serve]>=2.53", *SERVE],
         "lint": ["mypy>=2.4", "ruff>=0.17.6"],
         "test": [
             "pytest>=7.4",

@@ -109,13 +109,13 @@ def _made(
     # A block per line, and as many in an actor as keep its slots busy: no line waits for the end of another's batch.
     tasks = slots + AHEAD
     pool = ray.data.ActorPoolStrategy(
-        size=actors, max_tasks_in_flight_per_actor=tasks, max_concurrent_calls_per_actor=tasks,
-        enable_true_multi_threading=True,
-    )  # fmt: skip
+        size=actors, max_tasks_in_flight_per_actor=tasks, enable_true_multi_threading=True
+    )
+    options: dict[str, Any] = {"compute": pool, "max_concurrency": tasks, **resources}
     rows = [{"line": pickle.dumps(line)} for line in lines]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     try:
-        for row in dataset.map(_Actor, fn_constructor_args=(load,), compute=pool, **resources).iter_rows():
+        for row in dataset.map(_Actor, fn_constructor_args=(load,), **options).iter_rows():
             yield pickle.loads(row["made"])
     except RayError as error:
         # Ray puts the traceback of the other process first.

@@ -4,10 +4,11 @@ import json
 import sys
 
 import pytest
+import yaml
 
 from dia_engine.cluster.arguments import Scaling, most_ongoing, read_arguments
 from dia_engine.cluster.paths import as_seen_elsewhere
-from tests.helpers import run_python
+from tests.helpers import ROOT, run_python
 
 
 def test_text_of_the_command_line_and_values_of_a_config_file_say_the_same():
@@ -52,6 +53,15 @@ def test_a_wrong_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_arguments(arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_the_example_for_kubernetes_has_arguments_that_are_taken():
+    manifest = yaml.safe_load((ROOT / "deploy" / "kuberay.yaml").read_text())
+    (served,) = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"]
+    settings, scaling = read_arguments(served["args"])
+    (group,) = manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert served["import_path"] == "dia_engine.cluster:app" and settings.device == "cuda"
+    assert (scaling.min_replicas, scaling.max_replicas) == (group["minReplicas"], group["maxReplicas"])
 
 
 def test_files_are_named_so_that_other_processes_find_them(tmp_path, monkeypatch):

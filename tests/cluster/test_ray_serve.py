@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from tests.cluster.helpers import workers
 from tests.helpers import ROOT
@@ -155,8 +158,28 @@ def test_a_replica_that_is_killed_takes_only_its_own_requests_and_comes_back(url
     assert failed
 
 
+def test_websockets_of_a_killed_replica_are_closed(url):
+    address = f"{url.replace('http', 'ws')}/v1/text-to-dialogue/multi-stream-input"
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(connect(address, open_timeout=HANGS)) for _ in range(8)]
+        os.kill(workers("ray::ServeReplica")[0], signal.SIGKILL)
+        closed = [is_closed(socket) for socket in sockets]
+    assert any(closed) and not all(closed)
+
+
+def is_closed(socket):
+    try:
+        socket.recv(timeout=3)
+    except ConnectionClosed:
+        return True
+    except TimeoutError:
+        return False
+
+
 def test_requests_in_flight_are_whole_when_replicas_go(cluster, url, expected):
     async def use(client):
+        while len(await replicas(client)) < 2:
+            await asyncio.sleep(0.2)
         tasks = [asyncio.create_task(speak(client, number % 4)) for number in range(12)]
         await asyncio.sleep(0.1)
         done = await asyncio.to_thread(serve_run, cluster, *TALKER, "replicas=1")
