@@ -1,7 +1,7 @@
 """The arguments of an application: those of `dia-engine serve`, and how many replicas of which size there are."""
 
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, fields, replace
 from typing import Any
 
 from ..messages import shown
@@ -64,7 +64,9 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[Settings, Scaling]:
             raise ValueError(f"unknown argument {shown(name)}; there are {', '.join(names)}")
     values = {name: _value(name, given, known[name].metadata) for name, given in arguments.items()}
     scaling = Scaling(**{each.name: values.pop(each.name) for each in fields(Scaling) if each.name in values})
-    settings = read_settings({"slots": DEFAULT_SLOTS, **values})
+    settings = read_settings(values)
+    if settings.slots is None:
+        settings = replace(settings, slots=DEFAULT_SLOTS)
     if settings.device is not None and ":" in settings.device:
         raise ValueError(f"device must be cuda or cpu, Ray chooses which GPU; got {shown(settings.device)}")
     return settings, scaling

@@ -23,9 +23,10 @@ def test_text_of_the_command_line_and_values_of_a_config_file_say_the_same():
 
 def test_the_environment_of_the_server_holds_too(monkeypatch):
     monkeypatch.setenv("DIA_SERVE_QUANT", "nf4")
+    monkeypatch.setenv("DIA_SERVE_SLOTS", "3")
     monkeypatch.setenv("DIA_API_KEYS", "secret")
     settings, _ = read_arguments({"model": "talker"})
-    assert (settings.quant, settings.api_key) == ("nf4", ("secret",))
+    assert (settings.quant, settings.slots, settings.api_key) == ("nf4", 3, ("secret",))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,7 @@ def test_the_example_for_kubernetes_has_arguments_that_are_taken():
 def test_files_are_named_so_that_other_processes_find_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
+    (tmp_path / "talker").mkdir()
     assert as_seen_elsewhere("model") == str(tmp_path / "model")
     assert as_seen_elsewhere("talker") == "talker" and as_seen_elsewhere(None) is None
 
