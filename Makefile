@@ -11,7 +11,7 @@ DOCS_READY := $(if $(READY),$(VENV)/.docs-ready)
 QUICK := test_architecture.py test_documentation.py test_engine.py test_sampling_params.py kernels/test_dispatch.py kernels/test_sample.py \
 	model/test_config.py model/test_delay.py model/test_golden.py model/test_tokenizer.py
 
-.PHONY: demo lint quick docs test test-slow test-server test-page test-install hear gpu clean
+.PHONY: demo lint quick docs test test-slow test-server test-page test-ray test-install hear gpu clean
 
 demo: $(READY)
 	@$(PY) -m dia_engine say --model talker --seed 1 -o demo.wav --spectrogram demo.png \
@@ -33,7 +33,7 @@ docs: $(DOCS_READY)
 
 # Two processes, and one thread of torch in each: half of the time on two cores.
 test: $(READY)
-	$(PY) -m pytest -q -n 2 -m "not slow" $(TESTS)
+	$(PY) -m pytest -q -n 2 -m "not slow and not ray" $(TESTS)
 
 # What takes minutes or gigabytes: the 1.6B checkpoints on disk.
 test-slow: $(READY)
@@ -53,6 +53,13 @@ test-server: $(READY)
 test-page: $(READY)
 	$(PY) -m pip install -q playwright axe-playwright-python
 	$(PY) -m tests.server.page.run --screenshots docs/images
+
+# The server on Ray Serve and batch jobs on Ray Data, in a cluster of this machine. BARS=folder runs bar_openai.py there too.
+test-ray: $(READY)
+	$(PY) -m pip install -q -c constraints.txt --no-build-isolation -e ".[ray]"
+	$(if $(BARS),$(PYTHON) -m venv .venv-clients)
+	$(if $(BARS),.venv-clients/bin/python -m pip install -q -r tests/server/clients/requirements.txt)
+	BARS=$(BARS) CLIENTS=$(CURDIR)/.venv-clients/bin/python $(PY) -m pytest -q -m ray tests/cluster
 
 # What the small model's speech sounds like to a speech recognizer. Needs flite: apt install flite
 hear: $(READY)

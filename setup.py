@@ -119,6 +119,7 @@ setup(
     extras_require={
         "serve": SERVE,
         "docs": ["pdoc>=15", *SERVE],  # the server's application is documented too
+        "ray": ["ray[data,serve]>=2.53", *SERVE],
         "lint": ["mypy>=2.4", "ruff>=0.17.6"],
         "test": [
             "pytest>=7.4",

@@ -288,6 +288,13 @@ def _add_batch(commands: "argparse._SubParsersAction[_Parser]") -> None:
     _add_model_arguments(batch, default_model="nari-labs/Dia-1.6B-0626")
     _add_sampling_arguments(batch)
     _add_speech_arguments(batch)
+    batch.add_argument(
+        "--ray", nargs="?", const="", metavar="ADDRESS",
+        help="run on Ray, in the cluster at host:port (default: the one that runs here, else one of this machine)",
+    )  # fmt: skip
+    batch.add_argument(
+        "--actors", type=int, metavar="N", help="engines on Ray (default: one per GPU, or one per machine without any)"
+    )
     batch.add_argument("-q", "--quiet", action="store_true", help="no progress, no summary")
 
 

@@ -21,10 +21,11 @@ ALLOWED = {
     "audio": {"devices", "files", ""},
     "longform": {"devices", "files", "model", "codec", "runtime", "audio", ""},
 }
-ON_TOP = {"engine", "batch", "capacity", "cli", "info", "server", "__init__", "__main__"}
+ON_TOP = {"engine", "batch", "capacity", "cli", "cluster", "info", "server", "__init__", "__main__"}
 FOLDERS = [
     "",
     "batch",
+    "cluster",
     *(each for each in ALLOWED if each != "kernels"),
     "server",
     *(f"server/{each}" for each in ("audio", "routes", "speech", "voices")),

@@ -7,9 +7,10 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from ..runtime.call import logger as cut_logger
 from ..runtime.limits import Limits
 from ..sampling_params import SamplingParams
 from ..weights.source import resolve_model
-from .job import Job, Outcome, run_job
+from .job import Outcome, Speaker, run_job
 from .manifest import Manifest, Record, open_manifest
-from .script_file import check_script_file, read_lines, unchanged
+from .script_file import Line, check_script_file, read_lines, unchanged
 
 # A file made with other values of these options is made again.
 SAME_AUDIO = ("model", "revision", "quant", "dtype", "codec", "codec_dtype", "max_rows")
@@ -43,10 +44,12 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any], speech: 
 
     Raises:
         OSError, TypeError, ValueError: what makes the whole job meaningless, before a model is loaded.
-        RuntimeError: another process works in the folder; or, like OSError then, what ended the job.
+        RuntimeError: another process works in the folder; Ray is not installed; or, like OSError then, what ended the
+            job.
         KeyboardInterrupt: with a line that says what is done.
     """
     suffix = _suffix(options.format)
+    _check_ray(options)
     _check_rows(options, sampling)
     affecting = {**{name: getattr(options, name) for name in SAME_AUDIO}, **sampling, **_changed(speech)}
     affecting["format"] = suffix
@@ -65,17 +68,29 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any], speech: 
                 return [f"{options.output}: all of the {total} scripts were there already"], 0
             file.seek(0)
             outcome = Outcome()
+            load = partial(
+                _load,
+                _as_seen_by_engines(options),
+                folder,
+                suffix,
+                scripts.parent.absolute(),
+                sampling,
+                speech,
+                affecting,
+            )
+            lines = unchanged(read_lines(file), asked, affecting)
             with _telling_what_is_done(manifest, total, options.output):
                 try:
-                    engine = _load(options)
+                    speaker = load() if options.ray is None else None
                 except BaseException:
                     remove_empty(absent)
                     raise
-                job = Job(engine, manifest, suffix, scripts.parent, sampling, _new_seed, speech, affecting)
                 started = time.perf_counter()
                 with _progress(total, done, outcome, options.quiet) as on_record, _each_warning_once():
-                    lines = unchanged(read_lines(file), asked, affecting)
-                    run_job(job, lines, on_record, left=total - done)
+                    if speaker is not None:
+                        run_job(speaker, manifest, lines, on_record, left=total - done)
+                    else:
+                        _run_on_ray(options, load, manifest, lines, on_record)
     return _summary(outcome, done, time.perf_counter() - started, options.output), outcome.failed
 
 
@@ -109,6 +124,18 @@ def _changed(speech: SpeechOptions) -> dict[str, Any]:
     """The options that have not their default."""
     defaults = SpeechOptions()
     return {name: value for name, value in asdict(speech).items() if value != getattr(defaults, name)}
+
+
+def _check_ray(options: argparse.Namespace) -> None:
+    if options.ray is not None:
+        from ..cluster.packages import require
+
+        require("ray.data")
+        from ..cluster.batch import check_address
+
+        check_address(options.ray)
+    if options.actors is not None and (options.ray is None or options.actors < 1):
+        raise ValueError(f"--actors must be at least 1, and with --ray, got {options.actors}")
 
 
 def _suffix(name: str) -> str:
@@ -146,8 +173,12 @@ def _check_folder(name: str) -> Path:
     return path
 
 
-def _load(options: argparse.Namespace) -> Engine:
-    return Engine.load(
+def _load(
+    options: argparse.Namespace, folder: Path, suffix: str, prompts: Path, sampling: Mapping[str, Any],
+    speech: SpeechOptions, affecting: Mapping[str, Any],
+) -> Speaker:  # fmt: skip
+    """An engine, and what it speaks lines with; see `Speaker`."""
+    engine = Engine.load(
         options.model,
         quant=options.quant,
         dtype=options.dtype,
@@ -158,6 +189,30 @@ def _load(options: argparse.Namespace) -> Engine:
         max_slots=options.slots,
         max_rows=options.max_rows,
     )
+    return Speaker(engine, folder, suffix, prompts, sampling, _new_seed, speech, affecting)
+
+
+def _as_seen_by_engines(options: argparse.Namespace) -> argparse.Namespace:
+    """Options in which files have absolute names, where other processes load the engines."""
+    if options.ray is None:
+        return options
+    from ..cluster.paths import as_seen_elsewhere
+
+    names = {name: as_seen_elsewhere(getattr(options, name)) for name in ("model", "codec")}
+    return argparse.Namespace(**{**vars(options), **names})
+
+
+def _run_on_ray(
+    options: argparse.Namespace, load: Callable[[], Speaker], manifest: Manifest, lines: Iterator[Line],
+    on_record: Callable[[Record], Any],
+) -> None:  # fmt: skip
+    from ..cluster.batch import run_on_ray
+
+    left = [line for line in lines if line.id not in manifest.done]
+    with closing(run_on_ray(load, left, options.ray, options.actors, options.slots, options.device)) as made:
+        for record, content in made:
+            manifest.keep(record, content)
+            on_record(record)
 
 
 def _new_seed() -> int:

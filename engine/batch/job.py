@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..devices.device import computing
-from ..files.audio import write_audio
+from ..files.audio import encode_audio
 from ..longform.options import SpeechOptions
 from ..longform.scripts import Script, parse_scripts
 from ..messages import described, is_out_of_memory
@@ -49,12 +49,12 @@ class Outcome:
 
 
 @dataclass
-class Job:
-    """What every line of a job is made with.
+class Speaker:
+    """Speaks the lines of a job; on Ray there are several, in processes of their own.
 
     Attributes:
-        engine: speaks; nobody else closes it while the job runs.
-        manifest: of the folder that the files go to.
+        engine: nobody else closes it while the job runs.
+        folder: that the files go to.
         suffix: of the files, such as ".wav".
         prompts: folder that relative paths of audio prompts begin in.
         defaults: sampling parameters of lines that lack them.
@@ -64,7 +64,7 @@ class Job:
     """
 
     engine: "Engine"
-    manifest: Manifest
+    folder: Path
     suffix: str
     prompts: Path
     defaults: Mapping[str, Any]
@@ -72,11 +72,11 @@ class Job:
     speech: SpeechOptions = field(default_factory=SpeechOptions)
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def make(self, line: Line) -> Record:
-        """Make a line's file -> its record. What is wrong with the line alone is in the record.
+    def speak(self, line: Line) -> tuple[Record, bytes | memoryview]:
+        """A line's record and the content of its file. What is wrong with the line alone is in the record.
 
         Raises:
-            OSError: the file cannot be written.
+            ValueError: the format cannot hold the audio.
             MemoryError, RuntimeError: there is no memory left, or the engine cannot work any more.
         """
         seed: int | None = None
@@ -89,13 +89,13 @@ class Job:
         except LINE_ERRORS as error:
             if not self.engine.usable or isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
                 raise
-            return Record(line.id, seed=seed, error=described(error), request=line.digest(self.options))
+            return Record(line.id, seed=seed, error=described(error), request=line.digest(self.options)), b""
         name = f"{line.id}{self.suffix}"
-        write_audio(self.manifest.folder / name, generation.audio, self.engine.sample_rate)
+        content = encode_audio(self.folder / name, generation.audio, self.engine.sample_rate)
         return Record(
             line.id, name, round(generation.duration, 3), seed, generation.finish_reason,
             request=line.digest(self.options),
-        )  # fmt: skip
+        ), content  # fmt: skip
 
     def _request(self, line: Line) -> Request | Script:
         arguments = script_arguments(line, self.prompts, self.defaults, self.speech)
@@ -110,32 +110,39 @@ class Job:
         return request
 
 
-def run_job(job: Job, lines: Iterator[Line], on_record: Callable[[Record], Any], left: int | None = None) -> None:
+def run_job(
+    speaker: Speaker,
+    manifest: Manifest,
+    lines: Iterator[Line],
+    on_record: Callable[[Record], Any],
+    left: int | None = None,
+) -> None:
     """Make the files of the lines that the manifest does not have, and close the engine.
 
     Args:
+        speaker: of this process.
+        manifest: of the folder that the files go to.
         lines: of the script file; taken one by one, as slots become free.
         on_record: told of each end, in this thread.
         left: how many lines there are to make, if that is known.
 
     Raises:
-        MemoryError, OSError, RuntimeError: what ended the job, see `Job.make`. After that, as after KeyboardInterrupt
-            or SystemExit, the manifest has every file that is whole.
+        MemoryError, OSError, RuntimeError, ValueError: what ended the job, see `Speaker.speak`. After that, as after
+            KeyboardInterrupt or SystemExit, the manifest has every file that is whole.
     """
-    workers = job.engine.max_slots + AHEAD
-    with _workers(job, _undone(job, lines), workers if left is None else min(workers, left)) as ends:
+    workers = speaker.engine.max_slots + AHEAD
+    undone = (line for line in lines if line.id not in manifest.done)
+    with _workers(speaker, manifest, undone, workers if left is None else min(workers, left)) as ends:
         for end in ends:
             if isinstance(end, BaseException):
                 raise end
             on_record(end)
 
 
-def _undone(job: Job, lines: Iterator[Line]) -> Iterator[Line]:
-    return (line for line in lines if line.id not in job.manifest.done)
-
-
 @contextmanager
-def _workers(job: Job, lines: Iterator[Line], count: int) -> Iterator[Iterator[Record | BaseException]]:
+def _workers(
+    speaker: Speaker, manifest: Manifest, lines: Iterator[Line], count: int
+) -> Iterator[Iterator[Record | BaseException]]:
     """Threads that make the lines and record them, where Ctrl-C does not reach them -> the ends, as they happen."""
     ends: queue.SimpleQueue[Record | BaseException | None] = queue.SimpleQueue()
     taking, stopped = threading.Lock(), threading.Event()
@@ -147,8 +154,8 @@ def _workers(job: Job, lines: Iterator[Line], count: int) -> Iterator[Iterator[R
     def work() -> None:
         try:
             while (line := take()) is not None:
-                record = job.make(line)
-                job.manifest.append(record)
+                record, content = speaker.speak(line)
+                manifest.keep(record, content)
                 ends.put(record)
         except BaseException as error:
             stopped.set()
@@ -173,7 +180,7 @@ def _workers(job: Job, lines: Iterator[Line], count: int) -> Iterator[Iterator[R
         yield until_all_have_ended()
     finally:
         stopped.set()
-        job.engine.close()  # those that wait for audio end with an error
+        speaker.engine.close()  # those that wait for audio end with an error
         for thread in threads:
             if thread.ident is not None:
                 thread.join()

@@ -58,6 +58,18 @@ class Manifest:
         self.done: set[str] = set()
         self._appending = threading.Lock()
 
+    def keep(self, record: Record, content: bytes | memoryview) -> None:
+        """Write the file of a record, if it has one, and add the record. Any thread may.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if record.file is not None:
+            path = self.folder / record.file
+            check_replaceable(path)
+            write_whole(path, content)
+        self.append(record)
+
     def append(self, record: Record) -> None:
         """Add a record, on the disk when this returns. Any thread may."""
         with self._appending, open(self.folder / NAME, "ab", buffering=0) as file:

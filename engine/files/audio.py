@@ -196,6 +196,15 @@ def write_audio(path: str | Path, waveform: np.ndarray | torch.Tensor, sample_ra
         OSError: the disk is full or fails; the message names the path.
     """
     path = check_writable(path)
+    write_whole(path, encode_audio(path, waveform, sample_rate))
+
+
+def encode_audio(path: Path, waveform: np.ndarray | torch.Tensor, sample_rate: int) -> memoryview:
+    """The content of the file that `write_audio` would write, for another process to write.
+
+    Raises:
+        TypeError, ValueError: not a waveform, or the format cannot hold it; the message names the path.
+    """
     check_sample_rate(sample_rate, "sample_rate")
     waveform = as_waveform(waveform)
     peak = float(np.abs(waveform).max())
@@ -204,11 +213,10 @@ def write_audio(path: str | Path, waveform: np.ndarray | torch.Tensor, sample_ra
         waveform = waveform.clip(-1.0, 1.0)
     try:
         # In memory first, because libsndfile reports a full disk late or not at all.
-        encoded = _encode(waveform, sample_rate, *FORMATS[path.suffix.lower()])
+        return _encode(waveform, sample_rate, *FORMATS[path.suffix.lower()])
     except soundfile.SoundFileError as error:
         reason = _reason(error)
         raise ValueError(f"{path}: cannot write {len(waveform)} samples at {sample_rate} Hz: {reason}") from None
-    write_whole(path, encoded)
 
 
 def check_writable(path: str | Path) -> Path:

@@ -38,6 +38,17 @@ class Startup:
         """Start; needs a running event loop."""
         self._task = asyncio.create_task(self._run())
 
+    async def finished(self) -> None:
+        """Wait until requests are taken.
+
+        Raises:
+            BaseException: `error`.
+        """
+        if self._task is not None:
+            await asyncio.shield(self._task)
+        if self.error is not None:
+            raise self.error
+
     async def end(self) -> None:
         """Release all of it."""
         if self._task is not None:

@@ -14,7 +14,7 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 PREFIX = "DIA_SERVE_"
 
 
-def _option(default: Any, meaning: str, **more: Any) -> Any:
+def option(default: Any, meaning: str, **more: Any) -> Any:
     """A field that is an option. `more`: kind (of its values), many (repeatable), most and least (of a number)."""
     made = {"default_factory": lambda: default} if isinstance(default, tuple) else {"default": default}
     return field(**made, metadata={"meaning": meaning, "kind": type(default), **more})
@@ -28,40 +28,38 @@ class Settings:
         ValueError: a number out of range, an empty key.
     """
 
-    model: str = _option(DEFAULT_MODEL, "hub id, folder, talker or synthetic:...")
-    codec: str | None = _option(None, "codec's hub id, folder or file", kind=str)
-    codec_dtype: str | None = _option(None, "float32, bfloat16 or float16", kind=str)
-    revision: str | None = _option(None, "revision of the hub repository", kind=str)
-    quant: str | None = _option(None, "int8 or nf4: quantize the weights while loading", kind=str)
-    dtype: str | None = _option(None, "float32, bfloat16 or float16", kind=str)
-    device: str | None = _option(None, "such as cuda, cuda:1 or cpu", kind=str)
-    max_rows: int | None = _option(None, "decoder rows per slot, the most that max_tokens can be", kind=int, least=1)
-    host: str = _option("127.0.0.1", "address to listen on")
-    port: int = _option(8000, "port to listen on", least=0, most=65535)
-    root_path: str = _option("", "path under which a proxy publishes the server")
-    slots: int | None = _option(None, "requests that run at the same time (default: the engine's)", kind=int, least=1)
-    max_waiting: int | None = _option(
-        None, "requests that may wait for a slot (default: 4 per slot)", kind=int, least=0
-    )
-    max_wait: float = _option(20.0, "seconds that a request waits for a slot before it gets 503", least=0.001)
-    max_per_key: int | None = _option(None, "requests of one API key at the same time", kind=int, least=1)
-    max_buffered_mb: float = _option(512.0, "megabytes of audio, over all, that slow readers may leave unread", least=1)
-    drain_seconds: float = _option(30.0, "seconds after SIGTERM in which running requests may finish", least=0)
-    header_timeout: float = _option(10.0, "seconds in which a request's headers must arrive", least=0.001)
-    body_timeout: float = _option(30.0, "seconds in which a request's body must arrive", least=0.001)
-    idle_timeout: float = _option(30.0, "seconds that a connection stays open between requests", least=0.001)
-    max_body_mb: float = _option(1.0, "megabytes of a request", least=0.001)
-    max_upload_mb: float = _option(12.0, "megabytes of an uploaded voice, or of a request with ref_audio", least=0.001)
-    api_key: tuple[str, ...] = _option((), "key that requests must carry; repeatable, also DIA_API_KEYS=a,b", many=True)
-    cors_origin: tuple[str, ...] = _option((), "origin whose pages may call; repeatable, * for all", many=True)
-    voices: str = _option("~/.local/share/dia-engine/voices", "folder of the voices")
-    mint: bool = _option(False, "make all of OpenAI's voices at the start, not on first use")
-    log_format: str = _option("text", "text or json", choices=("text", "json"))
-    log_text: bool = _option(False, "log the scripts that are spoken")
+    model: str = option(DEFAULT_MODEL, "hub id, folder, talker or synthetic:...")
+    codec: str | None = option(None, "codec's hub id, folder or file", kind=str)
+    codec_dtype: str | None = option(None, "float32, bfloat16 or float16", kind=str)
+    revision: str | None = option(None, "revision of the hub repository", kind=str)
+    quant: str | None = option(None, "int8 or nf4: quantize the weights while loading", kind=str)
+    dtype: str | None = option(None, "float32, bfloat16 or float16", kind=str)
+    device: str | None = option(None, "such as cuda, cuda:1 or cpu", kind=str)
+    max_rows: int | None = option(None, "decoder rows per slot, the most that max_tokens can be", kind=int, least=1)
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(8000, "port to listen on", least=0, most=65535)
+    root_path: str = option("", "path under which a proxy publishes the server")
+    slots: int | None = option(None, "requests that run at the same time (default: the engine's)", kind=int, least=1)
+    max_waiting: int | None = option(None, "requests that may wait for a slot (default: 4 per slot)", kind=int, least=0)
+    max_wait: float = option(20.0, "seconds that a request waits for a slot before it gets 503", least=0.001)
+    max_per_key: int | None = option(None, "requests of one API key at the same time", kind=int, least=1)
+    max_buffered_mb: float = option(512.0, "megabytes of audio, over all, that slow readers may leave unread", least=1)
+    drain_seconds: float = option(30.0, "seconds after SIGTERM in which running requests may finish", least=0)
+    header_timeout: float = option(10.0, "seconds in which a request's headers must arrive", least=0.001)
+    body_timeout: float = option(30.0, "seconds in which a request's body must arrive", least=0.001)
+    idle_timeout: float = option(30.0, "seconds that a connection stays open between requests", least=0.001)
+    max_body_mb: float = option(1.0, "megabytes of a request", least=0.001)
+    max_upload_mb: float = option(12.0, "megabytes of an uploaded voice, or of a request with ref_audio", least=0.001)
+    api_key: tuple[str, ...] = option((), "key that requests must carry; repeatable, also DIA_API_KEYS=a,b", many=True)
+    cors_origin: tuple[str, ...] = option((), "origin whose pages may call; repeatable, * for all", many=True)
+    voices: str = option("~/.local/share/dia-engine/voices", "folder of the voices")
+    mint: bool = option(False, "make all of OpenAI's voices at the start, not on first use")
+    log_format: str = option("text", "text or json", choices=("text", "json"))
+    log_text: bool = option(False, "log the scripts that are spoken")
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            _check(each.name, getattr(self, each.name), each.metadata)
+            check(each.name, getattr(self, each.name), each.metadata)
         if any(not key or not key.isascii() or not key.isprintable() for key in self.api_key):
             raise ValueError("api_key must be printable ASCII and not empty")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
@@ -111,13 +109,18 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str] = o
             given = options[each.name]
             values[each.name] = tuple(given) if each.metadata.get("many") else given
         elif environment.get(variable):
-            values[each.name] = _parsed(variable, environment[variable], each.metadata)
+            values[each.name] = parsed(variable, environment[variable], each.metadata)
     if "api_key" not in values and environment.get("DIA_API_KEYS"):
-        values["api_key"] = _parsed("DIA_API_KEYS", environment["DIA_API_KEYS"], {"many": True, "kind": str})
+        values["api_key"] = parsed("DIA_API_KEYS", environment["DIA_API_KEYS"], {"many": True, "kind": str})
     return Settings(**values)
 
 
-def _parsed(variable: str, text: str, metadata: Mapping[str, Any]) -> Any:
+def parsed(variable: str, text: str, metadata: Mapping[str, Any]) -> Any:
+    """The value of an option that is written as text; `variable` is what an error calls it.
+
+    Raises:
+        ValueError: not of the option's kind.
+    """
     kind = metadata["kind"]
     if metadata.get("many"):
         return tuple(part.strip() for part in text.split(",") if part.strip())
@@ -131,7 +134,12 @@ def _parsed(variable: str, text: str, metadata: Mapping[str, Any]) -> Any:
         raise ValueError(f"{variable} must be {'an integer' if kind is int else 'a number'}, got {text!r}") from None
 
 
-def _check(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+def check(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    """Check an option's value.
+
+    Raises:
+        ValueError: out of its range, or none of its choices.
+    """
     if value is None or isinstance(value, (bool, tuple)):
         return
     least, most, choices = (metadata.get(each) for each in ("least", "most", "choices"))
