@@ -1,7 +1,7 @@
 """Run Dia, the open text-to-dialogue model, fast: `Engine.load(...)`, then `.generate(text)`.
 
 `Dia` is the same class under the reference implementation's name, so that its examples run after changing one import.
-`SamplingParams` says how a request is sampled, `Generation` how it ended; `EngineFull` is raised where too many wait.
+`SamplingParams` says how a request is sampled, `Generation` how it ended, `Progress` how far a long script is; `EngineFull` is raised where too many wait.
 `FLUSH` in a text that arrives in parts means: speak what is there.
 The audio codec by itself is `dia_engine.codec.Codec`.
 """
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .engine import Engine as Dia
     from .longform.source import FLUSH
-    from .runtime.call import Generation
+    from .runtime.call import Generation, Progress
     from .runtime.engine_thread import EngineFull
     from .sampling_params import SamplingParams
 
-__all__ = ["FLUSH", "Dia", "Engine", "EngineFull", "Generation", "SamplingParams"]
+__all__ = ["FLUSH", "Dia", "Engine", "EngineFull", "Generation", "Progress", "SamplingParams"]
 __version__ = "0.1.0"  # setup.py reads it here, without an import
 
 _HOMES = {
@@ -26,6 +26,7 @@ _HOMES = {
     "EngineFull": ("runtime.engine_thread", "EngineFull"),
     "FLUSH": ("longform.source", "FLUSH"),
     "Generation": ("runtime.call", "Generation"),
+    "Progress": ("runtime.call", "Progress"),
     "SamplingParams": ("sampling_params", "SamplingParams"),
 }
 

@@ -34,7 +34,7 @@ from .longform_settings import LongFormSettings
 from .messages import shown
 from .model.config import DiaConfig
 from .model.dia import DiaModel
-from .runtime.call import Call, Chunk, Generation
+from .runtime.call import Call, Chunk, Generation, Progress
 from .runtime.chunking import ChunkSizes
 from .runtime.engine_thread import EngineThread
 from .runtime.limits import Limits
@@ -274,6 +274,7 @@ class Engine:
         trim_cut_end: bool | None = None,
         closing_tag: bool | None = None,
         details: bool = False,
+        on_progress: Callable[[Progress], Any] | None = None,
     ) -> "np.ndarray | Generation | list[np.ndarray] | list[Generation]":
         """Turn a script, or a list of scripts at once, into sound. Names and order are the reference's.
 
@@ -313,6 +314,8 @@ class Engine:
                 fades out. Default: if it was planned. The codes stay whole.
             closing_tag: end the text with the tag of who speaks next, which keeps Dia from cutting ends. Default: in
                 the pieces of planned scripts, if the model is Dia.
+            on_progress: called in this thread with a `Progress` after each piece of a planned script: pieces, seconds
+                of audio, x real time, time left.
             details: return `Generation` instead of arrays: audio, codes, why it ended, seed, duration.
 
         For a list of texts, each of max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens, seed
@@ -333,7 +336,7 @@ class Engine:
             audio_prompt, audio_prompt_path, audio_prompt_text, seed,
             SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
         )  # fmt: skip
-        generations = self.run_requests(requests, verbose)
+        generations = self.run_requests(requests, verbose, on_progress=on_progress)
         results = generations if details else [each.codes if each.audio is None else each.audio for each in generations]
         return results if isinstance(text, (list, tuple)) else results[0]
 
@@ -363,6 +366,7 @@ class Engine:
         closing_tag: bool | None = None,
         chunk_frames: int | None = None,
         first_chunk_frames: int | None = None,
+        on_progress: Callable[[Progress], Any] | None = None,
     ) -> AudioStream[np.ndarray] | AudioStream[tuple[int, np.ndarray]]:
         """`generate`, with the sound given out as it is made: the chunks joined are the same sound.
 
@@ -381,6 +385,7 @@ class Engine:
                 more where a codec depends on so many that this would cost half as much again.
             first_chunk_frames: of the first chunk; from then on chunks double up to chunk_frames, and the last may be
                 smaller. Default: 8, or chunk_frames where that is less.
+            on_progress: as in `generate`, called in the thread that reads.
 
         Returns:
             an iterator, and asynchronous iterator, over what `generate` would give in pieces: sound [samples] float32,
@@ -399,7 +404,9 @@ class Engine:
             audio_prompt, audio_prompt_path, audio_prompt_text, seed,
             SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
         )  # fmt: skip
-        return self.stream_requests(requests, sizes, verbose, batch=isinstance(text, (list, tuple)))
+        return self.stream_requests(
+            requests, sizes, verbose, batch=isinstance(text, (list, tuple)), on_progress=on_progress
+        )
 
     astream = stream  # for `async for`: a stream is both kinds of iterator
 
@@ -428,12 +435,18 @@ class Engine:
         )  # fmt: skip
 
     def run_requests(
-        self, requests: list[Request | PlannedScript], verbose: bool = False, *, warn_of_cuts: bool = True
+        self,
+        requests: list[Request | PlannedScript],
+        verbose: bool = False,
+        *,
+        warn_of_cuts: bool = True,
+        on_progress: Callable[[Progress], Any] | None = None,
     ) -> list[Generation]:
         """What `generate` returns with details for each of some requests; see `longform.scripts.parse_scripts`."""
         chunks: list[list[np.ndarray]] = [[] for _ in requests]
-        with _progress(verbose, self._frames_per_second / len(requests)) as on_steps:
-            call = _call_for(requests, streaming=False, on_steps=on_steps, warn_of_cuts=warn_of_cuts)
+        with _progress(verbose, self._frames_per_second / len(requests)) as bar:
+            told = bar.following(on_progress)
+            call = _call_for(requests, streaming=False, warn_of_cuts=warn_of_cuts, **told)
             try:
                 self._submit(self._with_codes(requests), call, WHOLE)
                 for chunk in call:
@@ -448,7 +461,13 @@ class Engine:
         return [replace(each, audio=_joined(pieces)) for each, pieces in zip(generations, chunks, strict=True)]
 
     def stream_requests(
-        self, requests: list[Request | PlannedScript], sizes: ChunkSizes, verbose: bool = False, *, batch: bool = True
+        self,
+        requests: list[Request | PlannedScript],
+        sizes: ChunkSizes,
+        verbose: bool = False,
+        *,
+        batch: bool = True,
+        on_progress: Callable[[Progress], Any] | None = None,
     ) -> AudioStream[Any]:
         """What `stream` returns, for a list of texts if `batch`; see `longform.scripts.parse_scripts`."""
         check_not_forked(self.device)
@@ -461,8 +480,8 @@ class Engine:
                     return None
                 encoded += self._with_codes([request])
             progress = ExitStack()
-            on_steps = progress.enter_context(_progress(verbose, self._frames_per_second / len(requests)))
-            call = _call_for(requests, streaming=True, on_steps=on_steps, on_end=progress.close)
+            bar = progress.enter_context(_progress(verbose, self._frames_per_second / len(requests)))
+            call = _call_for(requests, streaming=True, on_end=progress.close, **bar.following(on_progress))
             self._submit(encoded, call, sizes)
             return call
 
@@ -678,17 +697,42 @@ def _note_ignored(use_torch_compile: bool, use_cfg_filter: bool | None) -> None:
         logger.warning("use_cfg_filter has no effect; cfg_filter_top_k sets the filter")
 
 
+class _Bar:
+    """Progress on standard error, if it is wanted: steps/s and x real time; of planned scripts pieces and time left."""
+
+    def __init__(self, bar: "tqdm | None", real_time: float):
+        """`real_time` is steps/s at 1x."""
+        self._bar, self._real_time, self._planned = bar, real_time, False
+
+    def following(self, on_progress: Callable[[Progress], Any] | None) -> dict[str, Any]:
+        """Arguments of a `Call` that keep the bar, and tell a caller."""
+        if self._bar is None:
+            return {"on_progress": on_progress}
+
+        def tell(progress: Progress) -> None:
+            self._show(progress)
+            if on_progress is not None:
+                on_progress(progress)
+
+        return {"on_steps": self._count, "on_progress": tell}
+
+    def _count(self, steps: int) -> None:
+        bar: Any = self._bar
+        bar.update(steps)
+        if not self._planned:
+            rate = bar.format_dict["rate"] or bar.n / max(bar.format_dict["elapsed"], 1e-9)
+            bar.set_postfix_str(f"{rate / self._real_time:.2f}x real time", refresh=False)
+
+    def _show(self, progress: Progress) -> None:
+        self._planned = True
+        bar: Any = self._bar
+        bar.set_postfix_str(str(progress))
+
+
 @contextmanager
-def _progress(verbose: bool, real_time: float) -> Iterator[Callable[[int], None] | None]:
-    """A callback that counts steps on a bar with steps/s and x real time, or None; `real_time` is steps/s at 1x."""
+def _progress(verbose: bool, real_time: float) -> Iterator[_Bar]:
     if not verbose:
-        yield None
+        yield _Bar(None, real_time)
         return
     with tqdm(unit=" steps", desc="generate") as bar:
-
-        def count(steps: int) -> None:
-            bar.update(steps)
-            rate = bar.format_dict["rate"] or bar.n / max(bar.format_dict["elapsed"], 1e-9)
-            bar.set_postfix_str(f"{rate / real_time:.2f}x real time", refresh=False)
-
-        yield count
+        yield _Bar(bar, real_time)
