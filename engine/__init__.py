@@ -3,7 +3,8 @@
 `Dia` is the same class under the reference implementation's name, so that its examples run after changing one import.
 `SamplingParams` says how a request is sampled, `Generation` how it ended; `EngineFull` is raised where too many wait.
 `AudioStream` is what `Engine.stream` returns, `Plan` and its `Piece`s are what `Engine.plan` does, and the `Generation`
-of a planned script has a `PieceResult` per piece. `FLUSH` in a text that arrives in parts means: speak what is there.
+of a planned script has a `PieceResult` per piece; `Progress` says how far it is. `FLUSH` in a
+text that arrives in parts means: speak what is there.
 
 Public too are `dia_engine.codec` (the audio codec by itself), `dia_engine.weights.save` (write and quantize
 checkpoints), `dia_engine.server.app` and `dia_engine.server.settings` (the ASGI application). Everything else may
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .engine import Engine as Dia
     from .longform.plan import Piece, Plan
     from .longform.source import FLUSH
-    from .runtime.call import Generation, PieceResult
+    from .runtime.call import Generation, PieceResult, Progress
     from .runtime.engine_thread import EngineFull
     from .runtime.stream import AudioStream
     from .sampling_params import SamplingParams
@@ -33,6 +34,7 @@ __all__ = [
     "Piece",
     "PieceResult",
     "Plan",
+    "Progress",
     "SamplingParams",
 ]
 __version__ = "0.2.0"  # setup.py reads it here, without an import
@@ -47,6 +49,7 @@ _HOMES = {
     "Piece": ("longform.plan", "Piece"),
     "PieceResult": ("runtime.call", "PieceResult"),
     "Plan": ("longform.plan", "Plan"),
+    "Progress": ("runtime.call", "Progress"),
     "SamplingParams": ("sampling_params", "SamplingParams"),
 }
 

@@ -37,8 +37,8 @@ from .model.config import DiaConfig
 from .model.dia import DiaModel
 from .model.teacher_forcing import teacher_forced_logits
 from .model.tokenizer import encode_text
-from .progress import progress_bar
-from .runtime.call import Call, Chunk, Generation
+from .progress import steps_bar
+from .runtime.call import Call, Chunk, Generation, Progress
 from .runtime.chunking import ChunkSizes
 from .runtime.engine_thread import EngineThread
 from .runtime.limits import Limits
@@ -305,6 +305,7 @@ class Engine:
         trim_cut_end: bool | None = None,
         closing_tag: bool | None = None,
         details: bool = False,
+        on_progress: Callable[[Progress], Any] | None = None,
     ) -> "np.ndarray | Generation | list[np.ndarray] | list[Generation]":
         """Turn a script, or a list of scripts at once, into sound. Names and order are the reference's.
 
@@ -344,6 +345,8 @@ class Engine:
                 fades out. Default: if it was planned. The codes stay whole.
             closing_tag: end the text with the tag of who speaks next, which keeps Dia from cutting ends. Default: in
                 the pieces of planned scripts, if the model is Dia.
+            on_progress: called in this thread with a `Progress` after each piece of a planned script: pieces, seconds
+                of audio, x real time, time left.
             details: return `Generation` instead of arrays: audio, codes, why it ended, seed, duration.
 
         For a list of texts, each of max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens, seed
@@ -366,7 +369,7 @@ class Engine:
             max_tokens=max_tokens, cfg_scale=cfg_scale, temperature=temperature, top_p=top_p,
             cfg_filter_top_k=cfg_filter_top_k, min_tokens=min_tokens,
         )  # fmt: skip
-        generations = self.run_requests(requests, verbose)
+        generations = self.run_requests(requests, verbose, on_progress=on_progress)
         results = generations if details else [each.codes if each.audio is None else each.audio for each in generations]
         return results if isinstance(text, (list, tuple)) else results[0]
 
@@ -396,6 +399,7 @@ class Engine:
         closing_tag: bool | None = None,
         chunk_frames: int | None = None,
         first_chunk_frames: int | None = None,
+        on_progress: Callable[[Progress], Any] | None = None,
     ) -> AudioStream[np.ndarray] | AudioStream[tuple[int, np.ndarray]]:
         """`generate`, with the sound given out as it is made: the chunks joined are the same sound.
 
@@ -414,6 +418,7 @@ class Engine:
                 more where a codec depends on so many that this would cost half as much again.
             first_chunk_frames: of the first chunk; from then on chunks double up to chunk_frames, and the last may be
                 smaller. Default: 8, or chunk_frames where that is less.
+            on_progress: as in `generate`, called in the thread that reads.
 
         Returns:
             an iterator, and asynchronous iterator, over what `generate` would give in pieces: sound [samples] float32,
@@ -434,7 +439,9 @@ class Engine:
             max_tokens=max_tokens, cfg_scale=cfg_scale, temperature=temperature, top_p=top_p,
             cfg_filter_top_k=cfg_filter_top_k, min_tokens=min_tokens,
         )  # fmt: skip
-        return self.stream_requests(requests, sizes, verbose, batch=isinstance(text, (list, tuple)))
+        return self.stream_requests(
+            requests, sizes, verbose, batch=isinstance(text, (list, tuple)), on_progress=on_progress
+        )
 
     astream = stream  # for `async for`: a stream is both kinds of iterator
 
@@ -470,7 +477,12 @@ class Engine:
         )  # fmt: skip
 
     def run_requests(
-        self, requests: list[Request | PlannedScript], verbose: bool = False, *, warn_of_cuts: bool = True
+        self,
+        requests: list[Request | PlannedScript],
+        verbose: bool = False,
+        *,
+        warn_of_cuts: bool = True,
+        on_progress: Callable[[Progress], Any] | None = None,
     ) -> list[Generation]:
         """What `generate` does behind its checks.
 
@@ -478,6 +490,7 @@ class Engine:
             requests: checked and parsed, see `longform.scripts.parse_scripts`.
             verbose: as in `generate`.
             warn_of_cuts: whether audio that `max_tokens` cut is a warning.
+            on_progress: as in `generate`.
 
         Returns:
             a `Generation` per request, with `audio` unless the engine has no codec.
@@ -487,8 +500,9 @@ class Engine:
         """
         chunks: list[list[np.ndarray]] = [[] for _ in requests]
         self._thread.check_fits(len(requests))
-        with _progress(verbose, self._frames_per_second / len(requests)) as on_steps:
-            call = _call_for(requests, streaming=False, on_steps=on_steps, warn_of_cuts=warn_of_cuts)
+        with steps_bar(verbose, self._frames_per_second / len(requests)) as bar:
+            told = bar.following(on_progress)
+            call = _call_for(requests, streaming=False, warn_of_cuts=warn_of_cuts, **told)
             try:
                 self._submit(self._with_codes(requests), call, WHOLE)
                 for chunk in call:
@@ -503,7 +517,13 @@ class Engine:
         return [replace(each, audio=_joined(pieces)) for each, pieces in zip(generations, chunks, strict=True)]
 
     def stream_requests(
-        self, requests: list[Request | PlannedScript], sizes: ChunkSizes, verbose: bool = False, *, batch: bool = True
+        self,
+        requests: list[Request | PlannedScript],
+        sizes: ChunkSizes,
+        verbose: bool = False,
+        *,
+        batch: bool = True,
+        on_progress: Callable[[Progress], Any] | None = None,
     ) -> AudioStream[Any]:
         """What `stream` does behind its checks.
 
@@ -512,6 +532,7 @@ class Engine:
             sizes: of the chunks.
             verbose: as in `generate`.
             batch: whether the stream gives pairs (index, piece), as for a list of texts.
+            on_progress: as in `stream`.
 
         Raises:
             RuntimeError: as `stream`.
@@ -527,8 +548,8 @@ class Engine:
                     return None
                 encoded += self._with_codes([request])
             progress = ExitStack()
-            on_steps = progress.enter_context(_progress(verbose, self._frames_per_second / len(requests)))
-            call = _call_for(requests, streaming=True, on_steps=on_steps, on_end=progress.close)
+            bar = progress.enter_context(steps_bar(verbose, self._frames_per_second / len(requests)))
+            call = _call_for(requests, streaming=True, on_end=progress.close, **bar.following(on_progress))
             self._submit(encoded, call, sizes)
             return call
 
@@ -788,19 +809,3 @@ def _note_ignored(use_torch_compile: bool, use_cfg_filter: bool | None) -> None:
         logger.info("use_torch_compile has no effect: the engine's own step is used")
     if use_cfg_filter is not None:
         logger.warning("use_cfg_filter has no effect; cfg_filter_top_k sets the filter")
-
-
-@contextmanager
-def _progress(verbose: bool, real_time: float) -> Iterator[Callable[[int], None] | None]:
-    """A callback that counts steps on a bar with steps/s and x real time, or None; `real_time` is steps/s at 1x."""
-    if not verbose:
-        yield None
-        return
-    with progress_bar(unit=" steps", desc="generate") as bar:
-
-        def count(steps: int) -> None:
-            bar.update(steps)
-            rate = bar.format_dict["rate"] or bar.n / max(bar.format_dict["elapsed"], 1e-9)
-            bar.set_postfix_str(f"{rate / real_time:.2f}x real time", refresh=False)
-
-        yield count

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 
-from dia_engine import __version__
+from dia_engine import Engine, __version__
 from dia_engine.cli import _script_text, limit_threads, main
 from dia_engine.weights.save import save_weights
 from dia_engine.weights.synthetic import random_weights, synthetic_config
@@ -134,6 +134,22 @@ def test_every_parameter_arrives(tmp_path):
     assert "float32 on cpu" in done.stdout.decode()
 
 
+def test_a_prompt_of_each_speaker(tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", 0.3 * np.sin(np.arange(4000) * 0.05), 44100)
+    sample = str(tmp_path / "a.wav")
+    samples = ["--prompt", f"S1={sample}", "--prompt", f"S2={sample}"]
+    said = ["--prompt-text", "S1=Before.", "--prompt-text", "S2=[S2] After."]
+    assert main(["say", TEXT, *QUICK, "--seed", "1", *samples, *said, "-o", str(tmp_path / "out.wav")]) == 0
+    made = soundfile.read(tmp_path / "out.wav", dtype="float32")[0]
+    engine = Engine.load("synthetic:tiny", device="cpu")
+    wanted = engine.generate(
+        TEXT, max_tokens=int(QUICK[-1]), seed=1, audio_prompt={"S1": sample, "S2": sample},
+        audio_prompt_text={"S1": "Before.", "S2": "After."},
+    )  # fmt: skip
+    engine.close()
+    np.testing.assert_allclose(made, wanted, atol=1e-4)
+
+
 def test_info(tmp_path):
     shown = run("info", "synthetic:full").stdout.decode()
     assert "1,611,160,576" in shown and "decoder MLP" in shown and "3072 rows" in shown
@@ -206,6 +222,13 @@ def broken(tmp_path_factory) -> Path:
         ([TEXT, "--max-tokens", "5000"], "max_tokens must be at most 3072"),
         ([TEXT, "--seed", "-1"], "seed must be in [0, 2^63), got -1"),
         ([TEXT, "--prompt", "absent.wav"], "no sound file at absent.wav"),
+        ([TEXT, "--prompt", "S1=absent.wav", "--prompt-text", "S1=x"], "no sound file at absent.wav"),
+        ([TEXT, "--prompt", "S1=a.wav"], "must both be given by speaker"),
+        (
+            [TEXT, "--prompt", "S1=a.wav", "--prompt", "b.wav"],
+            "--prompt is given once, or for each speaker as S1=... and",
+        ),
+        ([TEXT, "--prompt", "S1=a.wav", "--prompt", "S1=b.wav"], "--prompt of S1 is given twice"),
         ([TEXT, "--prompt", "text.wav"], "text.wav cannot be read as sound"),
         ([TEXT, "--prompt", "empty.wav"], "empty.wav: waveform is empty"),
         ([TEXT, "--prompt", ""], "the name of the sound file is empty"),

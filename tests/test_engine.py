@@ -47,7 +47,7 @@ def test_signature_is_the_references():
     assert asdict(SamplingParams().resolve({})) == wanted | ours, "what is left out is the reference's default"
     assert Dia is Engine and set(package.__all__) == {
         "AudioStream", "Dia", "Engine", "EngineFull", "FLUSH", "Generation", "Piece", "PieceResult", "Plan",
-        "SamplingParams",
+        "Progress", "SamplingParams",
     }  # fmt: skip
     assert all(hasattr(package, name) for name in package.__all__)
     assert package.SamplingParams is SamplingParams

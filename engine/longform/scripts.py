@@ -17,7 +17,6 @@ from ..longform_settings import LongFormSettings
 from ..messages import shown
 from ..model.config import DiaConfig
 from ..model.tokenizer import encode_text, has_visible_text
-from ..runtime.call import PieceResult
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineThread
 from ..runtime.request import Request, item_named, parse_requests
@@ -178,7 +177,6 @@ class ScriptRunner:
         items: Collection[Request | Script],
         call: ScriptCall,
         sizes: ChunkSizes,
-        on_piece: Callable[[int, PieceResult], Any] = lambda index, piece: None,
     ) -> None:
         """Begin requests and scripts, all prompts of which are codes; the results go to the call.
 
@@ -198,8 +196,7 @@ class ScriptRunner:
                 continue
             source = item.source()
             speaker = ScriptSpeaker(
-                item.request, index, call, source, item.options, sizes, around, is_split=item.is_split,
-                on_piece=lambda piece, index=index: on_piece(index, piece),  # type: ignore[misc]
+                item.request, index, call, source, item.options, sizes, around, is_split=item.is_split
             )  # fmt: skip
             speaker.start()
             if item.parts is not None and isinstance(source, Arriving):

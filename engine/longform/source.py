@@ -28,6 +28,14 @@ class PieceSource(Protocol):
     def is_complete(self) -> bool:
         """Whether `take` has given the last one."""
 
+    @property
+    def total(self) -> int | None:
+        """How many there are; None while that is not known."""
+
+    @property
+    def expected_seconds(self) -> float | None:
+        """Of all of them; None while that is not known."""
+
     def take(self, idle: bool) -> Piece | None:
         """The next piece, None if there is none (yet). `idle`: nothing is being made, so a short one is welcome."""
 
@@ -40,6 +48,7 @@ class Planned:
 
     def __init__(self, plan: Plan):
         self._pieces = deque(plan.pieces)
+        self.total, self.expected_seconds = len(plan.pieces), plan.expected_seconds
         self._anchors = {index for piece in plan.pieces for index in piece.anchor_pieces}
 
     @property
@@ -70,6 +79,8 @@ class Arriving:
     one_turn: bool
     closing_tag: bool
     check: Callable[[Piece], object]
+    total: None = None
+    expected_seconds: None = None
     _text: str = ""
     _speaker: str = ""
     _ended: bool = False

@@ -7,6 +7,7 @@ is judged by the pieces before it.
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from ..longform_settings import LongFormSettings
-from ..runtime.call import Call, Chunk, Generation, PieceResult
+from ..runtime.call import Call, Chunk, Generation, PieceResult, Progress
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineFull
 from ..runtime.request import Request
@@ -126,18 +127,15 @@ class ScriptSpeaker:
         around: Surroundings,
         *,
         is_split: bool,
-        on_piece: Callable[[PieceResult], Any] = lambda _: None,
     ):
         """
         Args:
             base: the caller's prompt and parameters.
             index: of the script in the call.
             is_split: whether the script is planned, and not one piece as it is.
-            on_piece: told of each piece when it is given out.
         """
         self._base, self._index, self._call, self._source = base, index, call, source
         self._options, self._sizes, self._around, self._is_split = options, sizes, around, is_split
-        self._on_piece = on_piece
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._assembler = around.make_assembler(sizes, options)
         self._pace = Pace(around.settings.frames_per_byte)
@@ -148,6 +146,7 @@ class ScriptSpeaker:
         self._anchors: dict[int, np.ndarray] = {}
         self._codes: list[np.ndarray] = []
         self._results: list[PieceResult] = []
+        self._expected = 0.0  # seconds of those, as the plan had them
         self._taken = 0
         self._live = 0  # frames of the first piece that have been added while it is made
         self._next_chunk = 0  # frames of it before its next chunk
@@ -330,8 +329,17 @@ class ScriptSpeaker:
         self._codes.append(codes.astype(np.int16))
         result = PieceResult(piece.text, kept.seed, tries, kept.finish_reason, start, end)
         self._results.append(result)
-        self._on_piece(result)
+        self._expected += piece.expected_seconds
         self._emit(ended=False)
+        if self._is_split:
+            self._call.tell_progress(self._progress())
+
+    def _progress(self) -> Progress:
+        seconds, elapsed, left = self._assembler.seconds, time.perf_counter() - self._call.started, None
+        if self._source.expected_seconds is not None:
+            # What is left is spoken as those pieces were: in length for its bytes, and in time for its length.
+            left = elapsed * max(0.0, self._source.expected_seconds / self._expected - 1)
+        return Progress(self._index, len(self._results), self._source.total, seconds, elapsed, left)
 
     def _emit(self, ended: bool) -> None:
         for chunk in self._assembler.sound(ended):

@@ -58,6 +58,37 @@ class PieceResult:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a planned script is.
+
+    Attributes:
+        index: of the script in its call.
+        pieces: that are done.
+        total: pieces of the script; None while its text arrives.
+        seconds: of audio that are done.
+        elapsed: since its first piece got a slot, in seconds.
+        left: seconds until its end at the pace so far; None while its text arrives.
+    """
+
+    index: int
+    pieces: int
+    total: int | None
+    seconds: float
+    elapsed: float
+    left: float | None
+
+    @property
+    def times_real_time(self) -> float:
+        """Seconds of audio per second."""
+        return self.seconds / self.elapsed if self.elapsed > 0 else 0.0
+
+    def __str__(self) -> str:
+        pieces = f"{self.pieces} pieces" if self.total is None else f"piece {self.pieces} of {self.total}"
+        left = "" if self.left is None else f", {self.left:.0f} s left"
+        return f"{pieces}, {self.seconds:.1f} s, {self.times_real_time:.2f}x real time{left}"
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Audio [samples] float32 of the request `index`, or codes [n, C] int64 of an engine without a codec."""
 
@@ -107,15 +138,18 @@ class Call:
         wants_codes: bool = False,
         group: object | None = None,
         on_steps: Callable[[int], Any] | None = None,
+        on_progress: Callable[[Progress], Any] | None = None,
         on_end: Callable[[], Any] = lambda: None,
         warn_of_cuts: bool = True,
     ):
-        """`on_steps` is told, in the reader's thread, how many decode steps have been launched; `on_end` is called at
-        the end, perhaps more than once. `warn_of_cuts` logs a warning for audio that `max_tokens` cut."""
+        """`on_steps` is told, in the reader's thread, how many decode steps have been launched, `on_progress` of each
+        piece of a planned script; `on_end` is called at the end, perhaps more than once. `warn_of_cuts` logs a warning
+        for audio that `max_tokens` cut."""
         self.streaming, self.wants_codes, self.group = streaming, wants_codes, group
         self.aborted, self.started = False, 0.0
         self.results: list[Generation | None] = [None] * requests
         self._left, self._on_steps, self._on_end = requests, on_steps, on_end
+        self._on_progress = on_progress
         self._warn_of_cuts = warn_of_cuts
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._wakes: set[Callable[[], Any]] = set()  # of those who wait in an event loop
@@ -137,6 +171,11 @@ class Call:
         """Called by the scheduler: so many decode steps have been launched."""
         if self._on_steps is not None:
             self._put(_Steps(count))
+
+    def tell_progress(self, progress: Progress) -> None:
+        """Called for a planned script: another piece is done."""
+        if self._on_progress is not None:
+            self._put(progress)
 
     def abort(self) -> None:
         """End the call for its reader at once, and for its slots at the next launch."""
@@ -178,6 +217,10 @@ class Call:
         elif isinstance(item, _Steps):
             if self._on_steps is not None:
                 self._on_steps(item.count)
+            return None
+        elif isinstance(item, Progress):
+            if self._on_progress is not None:
+                self._on_progress(item)
             return None
         elif isinstance(item, _Finished):
             if self._note_result(item.index, item.generation):

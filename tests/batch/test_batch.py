@@ -57,16 +57,24 @@ def test_each_file_is_what_generate_gives_alone(tmp_path, capsys):
             "max_tokens": 40,
         },
         {"id": "voice", "text": TEXT, "seed": 7, "audio_prompt": "voice.wav", "audio_prompt_text": "[S1] Before."},
+        {
+            "id": "voices",
+            "text": TEXT,
+            "seed": 8,
+            "audio_prompt": {"S1": "voice.wav", "S2": "voice.wav"},
+            "audio_prompt_text": {"S1": "Before.", "S2": "After."},
+        },
         *({"id": f"more{seed}", "text": TEXT, "seed": seed} for seed in range(9)),
     ]
     assert run_batch(written(tmp_path / "scripts.jsonl", *asked), tmp_path / "out", "--slots", 3) == 0
-    assert "12 scripts" in capsys.readouterr().out
+    assert "13 scripts" in capsys.readouterr().out
     found, engine = records(tmp_path / "out"), Engine.load("synthetic:tiny", device="cpu")
     assert sorted(found) == sorted(line["id"] for line in asked)
     for line in asked:
         arguments = {"max_tokens": 30, **line}
         if "audio_prompt" in line:
-            arguments["audio_prompt"] = str(tmp_path / "voice.wav")
+            path = str(tmp_path / "voice.wav")
+            arguments["audio_prompt"] = {"S1": path, "S2": path} if line["id"] == "voices" else path
         del arguments["id"]
         whole, record = engine.generate(**arguments, details=True), found[line["id"]]
         engine.save_audio(tmp_path / "alone.wav", whole.audio)
@@ -138,6 +146,9 @@ BAD_LINES = {
     b'{"id": "x", "text": "a", "audio_prompt": "absent.wav"}': "no sound file",
     b'{"id": "x", "text": "a", "audio_prompt": "' + b"a" * 5000 + b'"}': "...: File name too long",
     b'{"id": "x", "text": "a", "audio_prompt_text": "b"}': "there is no audio_prompt",
+    b'{"id": "x", "text": "a", "audio_prompt": {"S1": 3}, "audio_prompt_text": {"S1": "b"}}': "must be a string, got 3",
+    b'{"id": "x", "text": "a", "audio_prompt": {"S1": "a.wav"}}': "must both be given by speaker",
+    b'{"id": "x", "text": "a", "audio_prompt": {"A": "a"}, "audio_prompt_text": {"A": "b"}}': "S1 and S2, got 'A'",
     b'{"id": "x", "split": false, "text": "' + b"a" * 2000 + b'"}': "text has 2000 bytes",
     b'{"id": "x", "text": "a", "split": 0}': "split must be True or False, got 0",
     b'{"id": "x", "text": "a", "speed": 9}': "speed must be in",

@@ -201,6 +201,22 @@ def test_codes_without_a_codec(talker, whole):
             engine.generate(SCRIPT, speed=0.5)
 
 
+def test_progress_by_piece(talker, whole, capsys):
+    told, heard = [], []
+    talker.generate([SHORT, SCRIPT], seed=[5, 3], on_progress=told.append, verbose=True)
+    assert [(each.index, each.pieces) for each in told] == [(1, count + 1) for count in range(len(whole.pieces))]
+    for each, piece in zip(told, whole.pieces, strict=True):
+        assert each.total == len(whole.pieces) and each.seconds == piece.end and each.elapsed > 0
+        assert each.times_real_time == pytest.approx(each.seconds / each.elapsed)
+    assert told[0].left > 0 and told[-1].left == pytest.approx(0, abs=1e-6)
+    assert f"piece {len(told)} of {len(told)}, {whole.duration:.1f} s" in capsys.readouterr().err
+    stream = talker.stream(iter([SCRIPT]), seed=3, on_progress=heard.append)
+    sum(map(len, stream))
+    assert [each.pieces for each in heard] == list(range(1, len(stream.result.pieces) + 1))
+    assert all(each.total is None and each.left is None for each in heard) and "1 pieces" in str(heard[0])
+    talker.generate(SHORT, seed=5, on_progress=lambda _: pytest.fail("a script that is not planned has no pieces"))
+
+
 # Checks and tries
 
 LIMITS = LongFormSettings(good_bytes=128, piece_bytes=65, anchor_bytes=65, shortest=0.7, longest=1.45)
