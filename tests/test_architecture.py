@@ -25,6 +25,7 @@ ON_TOP = {"engine", "batch", "capacity", "cli", "cluster", "info", "server", "__
 FOLDERS = [
     "",
     "batch",
+    "cli",
     "cluster",
     *(each for each in ALLOWED if each != "kernels"),
     "server",

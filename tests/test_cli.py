@@ -16,7 +16,9 @@ import soundfile
 import torch
 
 from dia_engine import Engine, __version__
-from dia_engine.cli import _script_text, limit_threads, main
+from dia_engine.cli import main
+from dia_engine.cli.process import limit_threads
+from dia_engine.cli.script import _script_text
 from dia_engine.weights.save import save_weights
 from dia_engine.weights.synthetic import random_weights, synthetic_config
 

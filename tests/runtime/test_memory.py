@@ -9,7 +9,7 @@ import pytest
 GENERATIONS = """
 import os, random
 from dia_engine import Engine
-from dia_engine.cli import limit_primitive_cache
+from dia_engine.cli.process import limit_primitive_cache
 
 limit_primitive_cache()
 chance = random.Random(0)
