@@ -72,7 +72,7 @@ class Speaker:
     speech: SpeechOptions = field(default_factory=SpeechOptions)
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def speak(self, line: Line) -> tuple[Record, bytes | memoryview]:
+    def speak(self, line: Line) -> tuple[Record, bytes]:
         """A line's record and the content of its file. What is wrong with the line alone is in the record.
 
         Raises:

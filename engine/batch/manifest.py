@@ -58,7 +58,7 @@ class Manifest:
         self.done: set[str] = set()
         self._appending = threading.Lock()
 
-    def keep(self, record: Record, content: bytes | memoryview) -> None:
+    def keep(self, record: Record, content: bytes) -> None:
         """Write the file of a record, if it has one, and add the record. Any thread may.
 
         Raises:

@@ -199,7 +199,7 @@ def write_audio(path: str | Path, waveform: np.ndarray | torch.Tensor, sample_ra
     write_whole(path, encode_audio(path, waveform, sample_rate))
 
 
-def encode_audio(path: Path, waveform: np.ndarray | torch.Tensor, sample_rate: int) -> memoryview:
+def encode_audio(path: Path, waveform: np.ndarray | torch.Tensor, sample_rate: int) -> bytes:
     """The content of the file that `write_audio` would write, for another process to write.
 
     Raises:
@@ -332,7 +332,7 @@ def check_sample_rate(sample_rate: int, name: str = "sample_rate") -> None:
         raise ValueError(f"{name} must be in 1..{MAX_SAMPLE_RATE} Hz, got {rate}")
 
 
-def _encode(waveform: np.ndarray, sample_rate: int, file_format: str, subtype: str) -> memoryview:
+def _encode(waveform: np.ndarray, sample_rate: int, file_format: str, subtype: str) -> bytes:
     buffer = io.BytesIO()
     with soundfile.SoundFile(buffer, "w", int(sample_rate), 1, subtype=subtype, format=file_format) as file:
         for start in range(0, len(waveform), BLOCK_SAMPLES):
@@ -341,4 +341,4 @@ def _encode(waveform: np.ndarray, sample_rate: int, file_format: str, subtype: s
     written = soundfile.info(buffer).frames
     if written != len(waveform):  # an exception in one of libsndfile's callbacks is lost, and the samples with it
         raise soundfile.SoundFileError(f"the encoder wrote {written} samples only")
-    return buffer.getbuffer()
+    return buffer.getvalue()

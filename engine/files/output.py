@@ -40,7 +40,7 @@ def check_replaceable(path: Path) -> None:
         raise PermissionError(f"{path}: no permission to overwrite this file")
 
 
-def write_whole(path: str | Path, content: bytes | memoryview) -> None:
+def write_whole(path: str | Path, content: bytes) -> None:
     """Put `content` at a path whole, or leave everything as it was: it is written beside it, then moved.
 
     Raises:
