@@ -434,20 +434,23 @@ def test_leaving_an_async_stream_frees_the_slot(engine, leave, monkeypatch):
 def test_an_unread_stream_does_not_keep_the_process_from_ending():
     """Most of the 3072 steps wait until the interpreter exits; it stops them instead of waiting for them."""
     code = f"""
-import atexit, os, threading
-steps, exits = [], threading.Event()
+import atexit, os, threading, time
+steps, heard, exits = [], threading.Event(), threading.Event()
 atexit.register(lambda: print(len(steps)))  # the last to run, when the engine's thread has ended
 from dia_engine import Engine
 engine = Engine.load("synthetic:tiny", device="cpu")
 make_step = engine.model.step
 def gated(state):
     steps.append(1)
-    if len(steps) > 100 and not exits.wait({HANGS}):
+    if len(steps) > 100:
+        time.sleep(0.01)  # the first chunk comes from a thread of the codec
+    if heard.is_set() and not exits.wait({HANGS}):
         os._exit(1)
     make_step(state)
 engine.model.step = gated
 stream = engine.stream("x", seed=2)
 print(len(next(stream)))
+heard.set()
 atexit.register(exits.set)  # the first to run
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=2 * HANGS)
