@@ -7,41 +7,35 @@ arrives as `player.py` says; its times count from before it connects.
 """
 
 import argparse
-import http.client
 import json
-import socket
 import statistics
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-
+from .clients import Script, listen, open_loop
 from .command import run
-from .player import Heard, heard, percentiles
+from .player import Heard, percentiles
+from .served import Served, started_server
 from .setting import cpu_setting
 
 TEXT = "[S1] Can you count? [S2] Five six seven eight nine."
-RATE = 24000  # Hz of pcm
-READY_SECONDS = 300
+AT_ONCE = [0.0]  # arrivals
 
 
 def main() -> None:
     options = _arguments()
     report = {**cpu_setting(), "benchmark": "http_clients", "model": options.model, "clients": options.clients}
-    with server(options) as port:
-        ask = partial(listen, port, options.text, options.voice)
-        crowd(ask, range(options.clients))  # first calls allocate
+    with started_server({"model": options.model}, options.options) as url:
+        target = Served(url, voice=options.voice)
+        rounds = [
+            [Script(options.text, number * options.clients + client) for client in range(options.clients)]
+            for number in range(options.rounds)
+        ]
+        open_loop(target, rounds[0], AT_ONCE * options.clients)  # first calls allocate
         alone, together = [], []
-        for number in range(options.rounds):
-            seeds = range(number * options.clients, (number + 1) * options.clients)
-            alone += map(ask, seeds)
-            together += crowd(ask, seeds)
+        for crowd in rounds:
+            alone += [listen(target, script, time.perf_counter()) for script in crowd]
+            together += open_loop(target, crowd, AT_ONCE * options.clients)
     report |= figures(alone, together)
     print(line(report))
     if options.json:
@@ -62,77 +56,6 @@ def _arguments() -> argparse.Namespace:
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     return options
-
-
-@contextmanager
-def server(options: argparse.Namespace) -> Iterator[int]:
-    """The port of a server that is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "dia_engine", "serve", "--model", options.model, "--port", str(port)]
-    process = subprocess.Popen([*command, *options.options], stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + READY_SECONDS
-        while not _is_ready(port):
-            if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"the server does not get ready: {' '.join(command)}")
-            time.sleep(0.1)
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
-
-
-def listen(port: int, text: str, voice: str, seed: int) -> Heard:
-    """A stream, read to its end."""
-    fields = {"model": "dia", "voice": voice, "input": text, "response_format": "pcm", "seed": seed}
-    chunks, started = [], time.perf_counter()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    try:
-        connection.request("POST", "/v1/audio/speech", json.dumps(fields), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        if response.status != 200:
-            return heard([], RATE, time.perf_counter() - started, f"status {response.status}")
-        odd = b""
-        while data := response.read1(1 << 16):
-            arrival, data = time.perf_counter() - started, odd + data
-            whole = len(data) // 2 * 2
-            chunks.append((arrival, np.frombuffer(data[:whole], "<i2").astype(np.float32) / 32768))
-            odd = data[whole:]
-    except (OSError, http.client.HTTPException) as error:
-        return heard(chunks, RATE, time.perf_counter() - started, f"{type(error).__name__}: {error}")
-    finally:
-        connection.close()
-    return heard(chunks, RATE, time.perf_counter() - started)
-
-
-def crowd(ask: Callable[[int], Heard], seeds: Sequence[int]) -> list[Heard]:
-    """What clients hear that begin at the same moment."""
-    found: list[Heard] = []
-    barrier = threading.Barrier(len(seeds))
-
-    def client(seed: int) -> None:
-        barrier.wait()
-        found.append(ask(seed))
-
-    threads = [threading.Thread(target=client, args=(seed,)) for seed in seeds]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
 
 
 def figures(alone: list[Heard], together: list[Heard]) -> dict:

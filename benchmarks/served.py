@@ -1,7 +1,7 @@
 """A server as what is measured: streams of OpenAI's speech route, as samples of pcm; and a server to measure.
 
-For `load`. Any server of that route that streams pcm can be measured; what the engine's own can do besides (seeds,
-limits, its slots) is asked of it as extra fields, which others ignore.
+For `load`, `http_clients` and `streams`. Any server of that route that streams pcm can be measured; what the engine's
+own can do besides (seeds, limits, its slots) is asked of it as extra fields, which others ignore.
 """
 
 import http.client
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -91,11 +91,12 @@ def _samples(answer: http.client.HTTPResponse) -> Iterator[np.ndarray]:
 
 
 @contextmanager
-def started_server(options: Mapping[str, Any]) -> Iterator[str]:
+def started_server(options: Mapping[str, Any], more: Sequence[str] = ()) -> Iterator[str]:
     """A server of this checkout on a free port -> its address, once it is ready.
 
     Args:
         options: of `dia-engine serve`, by name; None for what is left out.
+        more: options as words of its command line.
 
     Raises:
         RuntimeError: it has ended, or is not ready in time.
@@ -103,6 +104,7 @@ def started_server(options: Mapping[str, Any]) -> Iterator[str]:
     command = [sys.executable, "-m", "dia_engine", "serve", "--port", "0", "--log-format", "json"]
     for name, value in options.items():
         command += [] if value is None else [f"--{name}", str(value)]
+    command += more
     with tempfile.TemporaryDirectory() as voices, tempfile.TemporaryFile("w+") as log:
         command += ["--voices", voices]
         process = subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stderr=log, text=True)

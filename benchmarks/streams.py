@@ -7,49 +7,31 @@ means without a stall of a player that starts with the first chunk (`player.py`)
 """
 
 import argparse
-import asyncio
+import itertools
+import threading
 import time
 
-import httpx
-import numpy as np
-
-from .player import Heard, heard, percentiles
+from .clients import Script, Target, listen
+from .command import run
+from .player import Heard, percentiles
+from .served import Served
 
 SCRIPT = "[S1] Can you count? [S2] Five six seven eight nine. [S1] Hello, my little robot. Can you sing?"
-RATE = 24_000
 
 
-async def listen(client: httpx.AsyncClient, seed: int) -> Heard:
-    """One stream of raw samples."""
-    began, chunks, error, odd = time.perf_counter(), [], "", b""
-    body = {"input": SCRIPT, "voice": "default", "response_format": "pcm", "sample_rate": RATE, "seed": seed}
-    try:
-        async with client.stream("POST", "/v1/audio/speech", json=body) as response:
-            if response.status_code != 200:
-                return heard([], RATE, time.perf_counter() - began, f"status {response.status_code}")
-            async for data in response.aiter_raw():
-                data, arrived = odd + data, time.perf_counter() - began
-                odd = data[len(data) // 2 * 2 :]
-                samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float32) / 32768
-                chunks.append((arrived, samples))
-    except httpx.HTTPError as failure:
-        error = repr(failure)
-    return heard(chunks, RATE, time.perf_counter() - began, error)
-
-
-async def crowd(url: str, clients: int, seconds: float) -> tuple[list[Heard], float]:
+def crowd(target: Target, clients: int, seconds: float) -> tuple[list[Heard], float]:
     """What clients heard who began within `seconds`, and how long it took until all had ended."""
-    began, results = time.perf_counter(), []
+    began, results, seeds = time.perf_counter(), [], itertools.count()
 
-    async def ask(client: httpx.AsyncClient, first: int) -> None:
-        seed = first
-        while time.perf_counter() < began + seconds:
-            results.append(await listen(client, seed))
-            seed += clients
+    def ask() -> None:
+        while (now := time.perf_counter()) < began + seconds:
+            results.append(listen(target, Script(SCRIPT, next(seeds)), now))
 
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
-        await asyncio.gather(*(ask(client, number) for number in range(clients)))
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return results, time.perf_counter() - began
 
 
@@ -59,14 +41,18 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16], help="at the same time")
     parser.add_argument("--seconds", type=float, default=10, help="per number of clients")
     options = parser.parse_args()
+    target = Served(options.url)
     print("clients  sound/s  first audio p50/p95 (s)  kept")
     for clients in options.clients:
-        results, took = asyncio.run(crowd(options.url, clients, options.seconds))
-        first = percentiles([each.first_audio for each in results if each.first_audio is not None])
+        results, took = crowd(target, clients, options.seconds)
+        times = [each.first_audio for each in results if each.first_audio is not None]
+        if not times:
+            raise RuntimeError(f"no sound: {results[0].error}")
+        first = percentiles(times)
         kept = sum(each.kept for each in results)
         sound = sum(each.duration for each in results) / took
         print(f"{clients:7d}  {sound:7.2f}  {first['p50']:10.3f} {first['p95']:12.3f}  {kept:5d} of {len(results)}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from benchmarks import against_commit, codec_batch, http_clients, load, player, together
+from benchmarks import against_commit, codec_batch, http_clients, load, player, streams, together
 from benchmarks.clients import InProcess, OneAtATime, Script, listen, open_loop, poisson_arrivals
 from benchmarks.player import Heard, heard, percentiles, summary
 from benchmarks.served import Served
@@ -281,6 +281,17 @@ def test_clients_over_http(monkeypatch, tmp_path, capsys):
     report = run(http_clients, monkeypatch, tmp_path, "--clients", "2", "--rounds", "1")
     assert report["failed"] == 0 and report["alone_seconds"]["p50"] > 0 and report["together_seconds"]["p95"] > 0
     assert "2 clients at once" in capsys.readouterr().out
+
+
+def test_clients_that_ask_again_and_again(engine):
+    results, took = streams.crowd(InProcess(engine), clients=2, seconds=0.3)
+    assert len(results) >= 2 and took > 0 and not any(each.error for each in results)
+
+
+def test_a_server_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["streams", "http://127.0.0.1:9", "--clients", "1", "--seconds", "0.01"])
+    with pytest.raises(RuntimeError, match="no sound: ConnectionRefusedError"):
+        streams.main()
 
 
 def test_against_another_commit(monkeypatch, tmp_path, capsys):
