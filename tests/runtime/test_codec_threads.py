@@ -3,7 +3,6 @@
 import gc
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -15,10 +14,10 @@ from dia_engine import Engine
 from dia_engine import engine as engine_module
 from dia_engine.codec import Codec
 from dia_engine.codec.workers import DecodeWorkers
+from tests.runtime.helpers import HANGS, wait_until
 from tests.sound import small_codec
 
 TEXTS = ["[S1] Hello there. [S2] Hi! (laughs)", "[S2] Two.", "[S1] Three."]
-HANGS = 120  # seconds after which a test that waits gives up
 
 
 @pytest.fixture
@@ -35,14 +34,6 @@ def load(monkeypatch):
     yield load
     for each in made:
         each.close()
-
-
-def wait_for(condition) -> None:
-    for _ in range(HANGS * 100):
-        if condition():
-            return
-        time.sleep(0.01)
-    pytest.fail("it does not happen")
 
 
 def sounds_at_once(engine: Engine) -> list[np.ndarray]:
@@ -98,7 +89,7 @@ def test_an_engine_that_nobody_holds_ends_the_threads(load, monkeypatch):
     assert codec_threads() >= 1
     del engine
     gc.collect()
-    wait_for(lambda: codec_threads() == 0)
+    wait_until(lambda: codec_threads() == 0)
 
 
 def test_an_engine_that_is_collected_in_a_codec_thread_does_not_wait_for_itself(load):
@@ -114,7 +105,7 @@ def test_an_engine_that_is_collected_in_a_codec_thread_does_not_wait_for_itself(
 
     engine._thread.run(lambda: scheduler.workers.submit(pieces(), 0.0))
     assert ended.wait(HANGS)
-    wait_for(lambda: codec_threads() == 0)
+    wait_until(lambda: codec_threads() == 0)
 
 
 def test_an_error_of_the_codec_reaches_its_caller_alone(load, monkeypatch):
@@ -140,8 +131,8 @@ def test_streams_that_are_left_leave_no_window_behind(load):
     for seed in range(20):
         with engine.stream(TEXTS[seed % 3], seed=seed, max_tokens=80, chunk_frames=4) as stream:
             next(stream)
-    wait_for(lambda: engine.active_requests == 0)
-    wait_for(lambda: not engine._thread.scheduler.workers._jobs)
+    wait_until(lambda: engine.active_requests == 0)
+    wait_until(lambda: not engine._thread.scheduler.workers._jobs)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

@@ -18,10 +18,10 @@ import pytest
 
 from dia_engine import Engine, EngineFull
 from tests.helpers import ROOT
+from tests.runtime.helpers import HANGS, wait_until
 
 TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
 LONG = {"max_tokens": 3072, "seed": 2}  # this seed does not end by itself
-HANGS = 120  # seconds after which a test that waits gives up
 
 
 def load(**limits) -> Engine:
@@ -40,21 +40,13 @@ def slowed(engine: Engine) -> Engine:
     return engine
 
 
-def wait_for(condition) -> None:
-    for _ in range(HANGS * 100):
-        if condition():
-            return
-        time.sleep(0.01)
-    pytest.fail("it does not happen")
-
-
 def test_more_than_may_wait_is_refused_at_once():
     with slowed(load(max_slots=1, max_waiting=2)) as engine:
         running, waiting = engine.stream(TEXT, **LONG), engine.stream([TEXT, TEXT], **LONG)
         next(running)
         with ThreadPoolExecutor(1) as pool:
             first_of_waiting = pool.submit(next, waiting)
-            wait_for(lambda: engine.active_requests == 3)
+            wait_until(lambda: engine.active_requests == 3)
             with pytest.raises(EngineFull, match=r"3 requests are running or waiting.*max_slots \+ max_waiting = 3"):
                 engine.generate(TEXT, seed=1, max_tokens=30)
             with pytest.raises(EngineFull):
@@ -63,7 +55,7 @@ def test_more_than_may_wait_is_refused_at_once():
             running.close()
             assert first_of_waiting.result(HANGS)[0] == 0
         waiting.close()
-        wait_for(lambda: engine.active_requests == 0)
+        wait_until(lambda: engine.active_requests == 0)
         assert len(engine.generate(TEXT, seed=1, max_tokens=30))
 
 
@@ -149,7 +141,7 @@ def test_an_engine_that_nobody_holds_ends_its_thread():
     assert threading.active_count() == before + 1
     del stream, engine
     gc.collect()
-    wait_for(lambda: threading.active_count() == before)
+    wait_until(lambda: threading.active_count() == before)
 
 
 def open_files() -> int:
@@ -181,7 +173,7 @@ def assert_nothing_is_lost(requests: int) -> list[int]:
         engine.generate(TEXT, max_tokens=20)
         threads, files = threading.active_count(), open_files()
         peaks = leave_at_random(engine, requests, seed=requests)
-        wait_for(lambda: engine.active_requests == 0)
+        wait_until(lambda: engine.active_requests == 0)
         scheduler = engine._thread.scheduler
         assert threading.active_count() == threads and open_files() == files
         assert not scheduler.unfinished and sorted(scheduler._free) == [0, 1, 2, 3]

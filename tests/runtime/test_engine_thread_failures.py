@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,24 +12,16 @@ import numpy as np
 import pytest
 
 from dia_engine import Engine
+from tests.runtime.helpers import HANGS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
 LONG = {"max_tokens": 3072, "seed": 2}  # this seed does not end by itself
 SHORT = {"max_tokens": 30, "seed": 5}
-HANGS = 120  # seconds after which a test that waits for an event gives up
 
 
 def load(**limits) -> Engine:
     return Engine.load("synthetic:tiny", device="cpu", load_dac=False, **limits)
-
-
-def wait_until(condition) -> None:
-    for _ in range(HANGS * 200):
-        if condition():
-            return
-        time.sleep(0.005)
-    pytest.fail("it does not happen")
 
 
 def in_thread(function, *arguments, **keywords):

@@ -379,14 +379,19 @@ def scheduler_by_hand(runner, workers: int = 9) -> Scheduler:
     )  # fmt: skip
 
 
+def finish_steps(scheduler: Scheduler) -> None:
+    """Step until only windows are left. None of them is decoded before `help` is the workers' own again."""
+    scheduler.workers.help = lambda **_: False
+    while scheduler.running or not scheduler.finishing:
+        scheduler.step()
+
+
 def test_steps_go_on_while_windows_are_decoded_and_chunks_come_in_order():
     scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
     calls = [Call(1, streaming=True) for _ in range(2)]
     for seed, call in enumerate(calls):
         scheduler.add(request(30, seed), 0, call, SIZES)
-    while scheduler.running or not scheduler.finishing:
-        scheduler.workers.help = lambda **_: False
-        scheduler.step()
+    finish_steps(scheduler)
     assert len(scheduler.finishing) == 2 and scheduler._free == [0, 1], "all steps are done, the slots are free"
     assert all(call._items.empty() for call in calls), "and no window"
     del scheduler.workers.help
@@ -417,9 +422,7 @@ def test_a_new_streams_first_window_goes_before_all_others(streaming):
     scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
     others, new = Call(1, streaming=streaming), Call(1, streaming=True)
     scheduler.add(request(60, seed=1), 0, others, ChunkSizes(4, 4))
-    while scheduler.running or not scheduler.finishing:
-        scheduler.workers.help = lambda **_: False
-        scheduler.step()
+    finish_steps(scheduler)
     scheduler.add(request(60, seed=2), 0, new, ChunkSizes(4, 4))
     while not scheduler.running or not next(iter(scheduler.running.values())).pending:
         scheduler.step()
@@ -453,9 +456,7 @@ def test_an_aborted_call_takes_its_windows_along():
     calls = [Call(1, streaming=True) for _ in range(2)]
     for seed, call in enumerate(calls):
         scheduler.add(request(30, seed), 0, call, SIZES)
-    while scheduler.running or not scheduler.finishing:
-        scheduler.workers.help = lambda **_: False
-        scheduler.step()
+    finish_steps(scheduler)
     jobs = [job for job, _ in scheduler.finishing[0].pending]
     calls[0].abort()
     scheduler.step()

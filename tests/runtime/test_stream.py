@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -21,19 +20,15 @@ from benchmarks.memory import WorkingMemory
 from dia_engine import Engine
 from dia_engine.kernels.advance import advance
 from dia_engine.weights.synthetic import random_weights, synthetic_config
+from tests.runtime.helpers import HANGS, wait_until
 from tests.sound import TOLERANCE, difference, random_codec, small_codec
 
 TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
 LONG = {"max_tokens": 3072, "seed": 2}  # this seed does not end by itself
-HANGS = 120  # seconds after which a test that waits for an event gives up
 
 
 def wait_until_idle(engine: Engine) -> None:
-    for _ in range(HANGS * 100):
-        if not engine.active_requests:
-            return
-        time.sleep(0.01)
-    pytest.fail("a slot is not free")
+    wait_until(lambda: not engine.active_requests)
 
 
 @pytest.mark.parametrize("seed", range(6))
