@@ -1,10 +1,14 @@
-"""What Ray's side needs and a plain installation lacks."""
+"""Packages that a plain installation lacks."""
 
 import importlib
 
 
-def require(*modules: str) -> None:
-    """Check that modules can be imported.
+def require(what: str, extra: str, *modules: str) -> None:
+    """Check that the modules that something needs can be imported.
+
+    Args:
+        what: needs them, such as "the server".
+        extra: of this package, which brings them.
 
     Raises:
         RuntimeError: one cannot; the message says what to install.
@@ -13,4 +17,4 @@ def require(*modules: str) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise RuntimeError(f"{error}; Ray needs more packages: pip install 'dia-engine[ray]'") from None
+            raise RuntimeError(f"{error}; {what} needs more packages: pip install 'dia-engine[{extra}]'") from None

@@ -78,7 +78,7 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any], speech: 
                 speech,
                 affecting,
             )
-            lines = unchanged(read_lines(file), asked, affecting)
+            lines = (line for line in unchanged(read_lines(file), asked, affecting) if line.id not in manifest.done)
             with _telling_what_is_done(manifest, total, options.output):
                 try:
                     speaker = load() if options.ray is None else None
@@ -128,9 +128,9 @@ def _changed(speech: SpeechOptions) -> dict[str, Any]:
 
 def _check_ray(options: argparse.Namespace) -> None:
     if options.ray is not None:
-        from ..cluster.packages import require
+        from ..packages import require
 
-        require("ray.data")
+        require("Ray", "ray", "ray.data")
         from ..cluster.batch import check_address
 
         check_address(options.ray)
@@ -208,8 +208,7 @@ def _run_on_ray(
 ) -> None:  # fmt: skip
     from ..cluster.batch import run_on_ray
 
-    left = [line for line in lines if line.id not in manifest.done]
-    with closing(run_on_ray(load, left, options.ray, options.actors, options.slots, options.device)) as made:
+    with closing(run_on_ray(load, list(lines), options.ray, options.actors, options.slots, options.device)) as made:
         for record, content in made:
             manifest.keep(record, content)
             on_record(record)

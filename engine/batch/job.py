@@ -117,22 +117,21 @@ def run_job(
     on_record: Callable[[Record], Any],
     left: int | None = None,
 ) -> None:
-    """Make the files of the lines that the manifest does not have, and close the engine.
+    """Make the files of some lines, and close the engine.
 
     Args:
         speaker: of this process.
         manifest: of the folder that the files go to.
-        lines: of the script file; taken one by one, as slots become free.
+        lines: that the manifest does not have; taken one by one, as slots become free.
         on_record: told of each end, in this thread.
-        left: how many lines there are to make, if that is known.
+        left: how many lines there are, if that is known.
 
     Raises:
         MemoryError, OSError, RuntimeError, ValueError: what ended the job, see `Speaker.speak`. After that, as after
             KeyboardInterrupt or SystemExit, the manifest has every file that is whole.
     """
     workers = speaker.engine.max_slots + AHEAD
-    undone = (line for line in lines if line.id not in manifest.done)
-    with _workers(speaker, manifest, undone, workers if left is None else min(workers, left)) as ends:
+    with _workers(speaker, manifest, lines, workers if left is None else min(workers, left)) as ends:
         for end in ends:
             if isinstance(end, BaseException):
                 raise end

@@ -22,9 +22,9 @@ def app(arguments: dict[str, Any]) -> "Application":
         ArgumentError: an argument that is unknown, or a value that cannot be; one line, which names it.
         RuntimeError: Ray Serve or the server's packages are not installed.
     """
-    from .packages import require
+    from ..packages import require
 
-    require("ray.serve", "av", "fastapi", "prometheus_client")
+    require("Ray", "ray", "ray.serve", "av", "fastapi", "prometheus_client")
     from .serving import application
 
     return application(arguments)

@@ -75,7 +75,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[Settings, Scaling]:
 def most_ongoing(settings: Settings) -> int:
     """Requests that Serve gives to one replica at the same time."""
     slots = settings.slots or DEFAULT_SLOTS
-    return slots + (4 * slots if settings.max_waiting is None else settings.max_waiting) + SPARE_REQUESTS
+    return slots + settings.waiting_room(slots) + SPARE_REQUESTS
 
 
 def _value(name: str, given: Any, metadata: Mapping[str, Any]) -> Any:

@@ -130,4 +130,4 @@ class _Actor:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         record, content = self._speaker.speak(pickle.loads(row["line"]))
-        return {"made": pickle.dumps((record, bytes(content)))}
+        return {"made": pickle.dumps((record, content))}

@@ -17,6 +17,9 @@ from torch import nn
 
 from .receptive_field import input_range
 
+# A sound in the making: computes a piece of it between two yields, and returns it.
+Pieces = Generator[None, None, torch.Tensor]
+
 TILE_SAMPLES = 8192  # of a section's output; the context of a tile, under 100 samples, is little beside it
 
 
@@ -26,7 +29,7 @@ class TiledDecoder:
     def __init__(self, decoder: Iterable[nn.Module]):
         self._sections = [_Section(layers) for layers in _split(decoder)]
 
-    def pieces(self, latent: torch.Tensor, first: int, last: int | None = None) -> Generator[None, None, torch.Tensor]:
+    def pieces(self, latent: torch.Tensor, first: int, last: int | None = None) -> Pieces:
         """Compute a part of what the decoder makes of a window, a piece of a few milliseconds between two yields.
 
         Args:
@@ -79,7 +82,7 @@ class _Section:
         begin, end = input_range(self._layers, first, last - 1)
         return max(0, begin), min(length, end + 1)
 
-    def pieces(self, signal: _Signal, first: int, last: int) -> Generator[None, None, torch.Tensor]:
+    def pieces(self, signal: _Signal, first: int, last: int) -> Pieces:
         """The outputs [first, last), a tile between two yields."""
         tiles = []
         for start in range(first, max(last, first + 1), TILE_SAMPLES):

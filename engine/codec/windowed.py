@@ -5,7 +5,7 @@ announced are captured in CUDA graphs: the codec has 150 small kernels, whose la
 On a CPU a window is computed in tiles, without the samples that nobody wants.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..devices.cuda_graph import GraphPool, captured
 from ..devices.precision import full_float32
 from .dac import Codec
 from .receptive_field import ReceptiveField, receptive_field
-from .tiles import TiledDecoder
+from .tiles import Pieces, TiledDecoder
 
 MAX_CACHED_GRAPHS = 64  # a caller may ask for any number of chunk sizes
 
@@ -80,7 +80,7 @@ class CodeWindows:
         """
         return HostCopy(codes[first:last])
 
-    def pieces(self, codes: torch.Tensor, first: int, last: int | None) -> Generator[None, None, torch.Tensor]:
+    def pieces(self, codes: torch.Tensor, first: int, last: int | None) -> Pieces:
         """`decode` on a CPU, a piece of the work between two yields, in any threads one after the other. The result is
         the same, and is returned."""
         yield
@@ -151,7 +151,7 @@ class SoundWindows(CodeWindows):
         # Not a multiple of the length from the end: a codec of odd strides drops samples there.
         return HostCopy(waveform[first * hop : None if last is None else last * hop])
 
-    def pieces(self, codes: torch.Tensor, first: int, last: int | None) -> Generator[None, None, torch.Tensor]:
+    def pieces(self, codes: torch.Tensor, first: int, last: int | None) -> Pieces:
         codec, hop = self.codec, self.codec.hop_length
         latent = codec.quantizer.decode(codes.to(codec.device)).to(codec.dtype)
         waveform = yield from self._tiled.pieces(latent, first * hop, None if last is None else last * hop)
@@ -161,7 +161,7 @@ class SoundWindows(CodeWindows):
         self.codec.check_samples(piece)
 
 
-def _result(pieces: Generator[None, None, torch.Tensor]) -> torch.Tensor:
+def _result(pieces: Pieces) -> torch.Tensor:
     """What pieces return when all of them are done."""
     while True:
         try:

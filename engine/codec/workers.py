@@ -8,7 +8,7 @@ others. Which thread runs a piece, and when, changes nothing about its numbers.
 
 import math
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from heapq import heappop, heappush
 from itertools import count
@@ -16,8 +16,7 @@ from itertools import count
 import torch
 
 from ..devices.precision import full_float32
-
-Pieces = Generator[None, None, torch.Tensor]
+from .tiles import Pieces
 
 
 class WindowJob:

@@ -26,10 +26,7 @@ def parse_speakers(text: str) -> dict[str, str]:
         if not (name and equals) or ":" in name:
             raise ValueError(f"speakers are given as Ann=S1,Bob=S2, got {shown(entry)}")
         if tag not in TAGS:
-            raise ValueError(
-                f"speaker {name} must be one of {', '.join(each.strip('[]') for each in TAGS)}, got "
-                f"{speaker or 'nothing'}"
-            )
+            raise ValueError(f"speaker {name} must be one of {', '.join(SPEAKERS)}, got {speaker or 'nothing'}")
         if name in found:
             raise ValueError(f"speaker {name} is given twice")
         found[name] = tag

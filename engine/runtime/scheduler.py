@@ -106,6 +106,11 @@ class Sequence:
         """Whether the first chunk has been emitted or is on its way."""
         return bool(self.first_emitted or self.pending)
 
+    def cancel_windows(self) -> None:
+        """Nobody waits for what is being decoded."""
+        for chunk, _ in self.pending:
+            chunk.cancel()
+
 
 def _urgency(sequence: Sequence) -> tuple[bool, bool, float]:
     """Sorts sequences with windows: new streams, then streams by when their players run dry, then other requests."""
@@ -208,8 +213,7 @@ class Scheduler:
         self.ended += len(sequences)
         self.waiting, self.prefilling, self.running, self.finishing = deque(), deque(), {}, []
         for sequence in sequences:
-            for chunk, _ in sequence.pending:
-                chunk.cancel()
+            sequence.cancel_windows()
             sequence.call.fail(error)
 
     def _all(self) -> list[Sequence]:
@@ -224,8 +228,7 @@ class Scheduler:
         """Forget a sequence, wherever it is, and free its slot."""
         self._free_slot(sequence)
         self.ended += 1
-        for chunk, _ in sequence.pending:
-            chunk.cancel()
+        sequence.cancel_windows()
         for queue in (self.waiting, self.prefilling, self.finishing):
             if sequence in queue:
                 queue.remove(sequence)

@@ -4,6 +4,7 @@ import logging
 import sys
 from typing import Any
 
+from ..packages import require
 from .settings import Settings, read_settings
 
 logger = logging.getLogger(__name__)
@@ -23,13 +24,7 @@ def run(options: dict[str, Any]) -> None:
         ImportError, OSError, ValueError, RuntimeError: it cannot be served; the message is for the user.
     """
     settings = read_settings(options)
-    try:
-        import av  # noqa: F401
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise RuntimeError(f"{error}; the server needs more packages: pip install 'dia-engine[serve]'") from None
+    require("the server", "serve", "av", "fastapi", "prometheus_client", "uvicorn")
     serve(settings)
 
 

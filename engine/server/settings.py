@@ -70,6 +70,10 @@ class Settings:
         """Whether other machines can reach the server, and nothing keeps them from using it."""
         return self.host not in LOCAL and not self.api_key
 
+    def waiting_room(self, slots: int) -> int:
+        """Requests that may wait for one of so many slots."""
+        return 4 * slots if self.max_waiting is None else self.max_waiting
+
     @property
     def voices_folder(self) -> Path:
         """Where the voices of this model lie: a voice is made of one model's codes."""

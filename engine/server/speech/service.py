@@ -93,7 +93,7 @@ class SpeechService:
     @property
     def max_waiting(self) -> int:
         """Requests that may wait for a slot."""
-        return 4 * self.slots if self.settings.max_waiting is None else self.settings.max_waiting
+        return self.settings.waiting_room(self.slots)
 
     @property
     def running(self) -> int:
