@@ -202,8 +202,10 @@ def launch(
     device: torch.device,
     fuses_multiply_add: bool = True,
     early: tuple[str, ...] = (),
+    dependent: bool = True,
 ) -> None:
-    dependent = launches_are_dependent(device)
+    """Launch a kernel; a `dependent` one may start while its predecessor still runs, where that is done."""
+    dependent = dependent and launches_are_dependent(device)
     described = Launch(kernel, grid, arguments, constants, warps, stages, fuses_multiply_add, dependent, early)
     detour = _detour.get()
     if detour:

@@ -15,7 +15,7 @@ ALLOWED = {
     "devices": {"kernels", ""},
     "files": {"devices", ""},
     "model": {"kernels", "devices", "files", ""},
-    "codec": {"devices", "files", ""},
+    "codec": {"kernels", "devices", "files", ""},
     "weights": {"kernels", "devices", "files", "model", "codec", ""},
     "runtime": {"kernels", "devices", "files", "model", "codec", ""},
     "audio": {"devices", "files", ""},

@@ -14,6 +14,7 @@ from ..files.hub import DEFAULT_CODEC
 from ..files.tensors import is_finite
 from .checkpoint import open_checkpoint
 from .config import CodecConfig
+from .layers import pack
 from .network import Network
 
 
@@ -228,6 +229,7 @@ def _fill(network: Network, state: Mapping[str, torch.Tensor], device: torch.dev
     network.encoder.to(device, dtype)
     network.quantizer.to(device)
     network.decoder.to(device, dtype)
+    pack(network.decoder)  # the encoder is used once per prompt, if at all
     return network
 
 

@@ -89,7 +89,7 @@ class _Section:
             stop = min(start + TILE_SAMPLES, last)
             tiles.append(self._tile(signal, start, stop))
             yield
-        return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=-1)
+        return tiles[0] if len(tiles) == 1 else _joined(tiles)
 
     def _tile(self, signal: _Signal, first: int, last: int) -> torch.Tensor:
         begin, end = self.inputs(first, last, signal.length)
@@ -100,6 +100,14 @@ class _Section:
         for layer in self._resampling:
             begin *= layer.stride[0]
         return samples[..., first - begin : last - begin]
+
+
+def _joined(tiles: list[torch.Tensor]) -> torch.Tensor:
+    """Tiles [1, channels, n] one after the other, in memory as they are: `cat` alone would bring a channel's samples
+    together."""
+    if tiles[0].stride(1) != 1:
+        return torch.cat(tiles, dim=-1)
+    return torch.cat([tile.transpose(1, 2) for tile in tiles], dim=1).transpose(1, 2)
 
 
 def _split(decoder: Iterable[nn.Module]) -> list[list[nn.Module]]:

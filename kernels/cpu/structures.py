@@ -102,5 +102,6 @@ SIGNATURES: dict[str, tuple[list, type | None]] = {
     "multiply_bytes": ([POINTER(Matrix), c_long], c_long),
     "multiply_matrix": ([POINTER(Matrix), pointer, c_int, c_long, pointer, pointer, c_int], None),
     "read_matrix": ([POINTER(Matrix), pointer, c_int, c_int], None),
+    "snake": ([pointer, pointer, pointer, pointer, c_long, c_long, c_int], None),
     "read_memory": ([pointer, c_long, c_int], c_uint),
 }  # fmt: skip

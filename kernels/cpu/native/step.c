@@ -1,4 +1,4 @@
-/* A decode step of a CPU in one call: what library.py loads, compiled once for each variant of a CPU's instructions. */
+/* A decode step of a CPU in one call, and what else of the engine is compiled: what build.py loads, compiled once for each variant of a CPU's instructions. */
 #define _GNU_SOURCE
 #if defined(__AVX512F__)
 #include "avx512.h"
@@ -13,6 +13,7 @@
 #include "layer.h"
 #include "next_row.h"
 #include "read.h"
+#include "snake.h"
 #include "stream.h"
 
 /* Subnormal numbers count as zero, as they do for the instructions that multiply bfloat16. */
@@ -119,6 +120,14 @@ void multiply_matrix(const Matrix *matrix, const void *x, int kind, long rows, f
 void read_matrix(const Matrix *matrix, void *to, int kind, int threads) {
     Reading reading = {matrix, to, kind};
     run_chunks(read_row, &reading, matrix->outputs, matrix->outputs * matrix->columns < SHARED_NUMBERS ? 1 : threads);
+}
+
+/* See snake.h. */
+void snake(const float *x, const float *alpha, const float *inverse_alpha, float *y, long rows, long channels, int threads) {
+    unsigned long mode = float_mode();
+    flush_subnormals();
+    activate(x, alpha, inverse_alpha, y, rows, channels, threads);
+    set_float_mode(mode);
 }
 
 /* Read memory from end to end, as fast as it goes: what a step's speed is compared with. */

@@ -1,0 +1,85 @@
+"""The codec's activation, compiled and as a kernel, against its reference."""
+
+import pytest
+import torch
+
+from dia_engine.kernels.cpu.build import library, library_of
+from dia_engine.kernels.cpu.variants import VARIANTS
+from dia_engine.kernels.snake import snake, snake_ref
+from tests.kernels.helpers import DEVICE, kernels
+
+SHAPES = [(1, 1), (1, 700), (3, 5), (16, 4144), (96, 513), (700, 3), (1536, 40)]  # channels, samples
+
+
+def signal(channels, samples, scale=1.0):
+    generator = torch.Generator().manual_seed(channels + samples)
+    x = scale * torch.randn(1, channels, samples, generator=generator)
+    alpha = 0.05 + 3 * torch.rand(1, channels, 1, generator=generator)
+    return x, alpha, (alpha + 1e-9).reciprocal()
+
+
+def by_sample(x):
+    """The same signal, the channels of a sample side by side in memory."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def exact(x, alpha, inverse_alpha):
+    """In float64, of the angles as float32 has them."""
+    return torch.sin((alpha * x).double()).square() * inverse_alpha.double() + x.double()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0, 1e4, 1e6])
+@pytest.mark.parametrize("channels, samples", SHAPES)
+def test_compiled_it_is_as_close_as_the_reference(channels, samples, scale):
+    if library() is None:
+        pytest.skip("no compiled code")
+    x, *alphas = signal(channels, samples, scale)
+    found = snake(by_sample(x), *alphas)
+    assert found.shape == x.shape and found.stride() == by_sample(x).stride()
+    expected, bound = exact(x, *alphas), 2e-7 * (1 + x.abs() + alphas[1])
+    assert ((found - expected).abs() <= bound).all()
+
+
+def test_all_variants_and_any_threads_give_the_same_bits(monkeypatch):
+    x, *alphas = signal(24, 5000)
+    x, found = by_sample(x), []
+    for variant in filter(lambda each: each.runs_here(), VARIANTS):
+        if (functions := library_of(variant)) is None:
+            pytest.skip("no compiler")
+        monkeypatch.setattr("dia_engine.kernels.snake.library", lambda functions=functions: functions)
+        for threads in (1, 3):
+            monkeypatch.setattr("dia_engine.kernels.snake.thread_count", lambda threads=threads: threads)
+            found.append(snake(x, *alphas))
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+def test_a_part_of_a_signal_has_the_bits_that_it_has_in_the_whole():
+    x, *alphas = signal(6, 900)
+    x = by_sample(x)
+    whole = snake(x, *alphas)
+    for first, last in ((0, 1), (3, 500), (899, 900)):
+        assert torch.equal(snake(x[..., first:last], *alphas), whole[..., first:last])
+
+
+@pytest.mark.parametrize("lay", [by_sample, torch.Tensor.contiguous])
+def test_what_is_no_number_stays_in_its_place(lay):
+    x, *alphas = signal(5, 60)
+    x[0, 1, 7], x[0, 2, 9] = float("nan"), float("inf")
+    found = snake(lay(x), *alphas)
+    expected = torch.zeros_like(x, dtype=torch.bool)
+    expected[0, 1, 7] = expected[0, 2, 9] = True
+    assert torch.equal(found.isnan(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("channels, samples", SHAPES)
+def test_the_kernel_is_the_reference(channels, samples, dtype):
+    pytest.importorskip("triton")
+    x, *alphas = (tensor.to(DEVICE, dtype) for tensor in signal(channels, samples))
+    with kernels():
+        found = snake(x, *alphas)
+        apart = snake(x[..., samples // 2 :], *alphas)  # a part, whose channels are further apart
+    expected = snake_ref(*(tensor.float() for tensor in (x, *alphas)))
+    assert found.dtype == dtype and found.is_contiguous()
+    torch.testing.assert_close(found.float(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+    assert torch.equal(apart, found[..., samples // 2 :])
