@@ -77,10 +77,16 @@ class DecodeWorkers:
         """
         self.count, self._modes = threads, modes
         self._jobs: list[WindowJob] = []  # a heap
+        self._in_hand = 0  # jobs of which a thread runs a piece
         self._numbers = count()
         self._changed = threading.Condition()
         self._closed = False
         self.threads: list[threading.Thread] = []
+
+    @property
+    def idle(self) -> int:
+        """Threads that have nothing to do."""
+        return max(0, self.count - self._in_hand - len(self._jobs))
 
     def submit(self, pieces: Pieces, deadline: float) -> WindowJob:
         """Have a window decoded.
@@ -132,12 +138,17 @@ class DecodeWorkers:
             while (job := self._next()) is not None:
                 self._run_piece(job)
                 del job  # a sleeping thread holds no sound
+                with self._changed:
+                    self._in_hand -= 1
 
     def _next(self) -> WindowJob | None:
         with self._changed:
             while not self._jobs and not self._closed:
                 self._changed.wait()
-            return None if self._closed else heappop(self._jobs)
+            if self._closed:
+                return None
+            self._in_hand += 1
+            return heappop(self._jobs)
 
     def _run_piece(self, job: WindowJob) -> None:
         job.run_piece()

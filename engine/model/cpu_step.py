@@ -31,13 +31,18 @@ TIMES = (*STAGES, "project_logits", "next_row")  # what `timed_step` tells apart
 
 
 class CompiledStep:
-    """A model's step in compiled code. Whatever it points to belongs to the model, or to the state that it is given."""
+    """A model's step in compiled code. Whatever it points to belongs to the model, or to the state that it is given.
+
+    Attributes:
+        spare_threads: how many more threads than torch has `step` may use now. Its bits do not depend on that.
+    """
 
     def __init__(self, model: "DiaModel", functions: ctypes.CDLL):
         self._functions = functions
         self._layers = (structures.Layer * len(model.layers))(*map(_layer, model.layers))
         self._model = _model(model, self._layers)
         self._kept = _PointedTo(lambda: None, structures.State(), torch.empty(0))
+        self.spare_threads = 0
         self._spent: ctypes.Array | None = None  # nanoseconds of TIMES, while somebody wants to know
 
     @classmethod
@@ -53,10 +58,11 @@ class CompiledStep:
 
     def step(self, state: DecodeState) -> None:
         """`DiaModel.step`."""
+        threads = thread_count() + self.spare_threads
         if self._spent is None:
-            self._functions.step(self._model, self._state(state), thread_count())
+            self._functions.step(self._model, self._state(state), threads)
         else:
-            self._functions.timed_step(self._model, self._state(state), thread_count(), self._spent)
+            self._functions.timed_step(self._model, self._state(state), threads, self._spent)
 
     @contextmanager
     def timed(self) -> Iterator[dict[str, float]]:

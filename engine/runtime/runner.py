@@ -175,6 +175,11 @@ class ModelRunner:
         self._snapshots.append(snapshot)
         return steps
 
+    def lend_threads(self, count: int) -> None:
+        """Let the steps that follow use so many threads more, on a CPU with compiled code."""
+        if self.model.compiled_step is not None:
+            self.model.compiled_step.spare_threads = count
+
     @property
     def in_flight(self) -> int:
         """Launches whose status has not been read."""
