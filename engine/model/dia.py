@@ -9,14 +9,15 @@ from ..kernels.dispatch import uses_triton
 from ..kernels.norm_linear import norm_linear
 from ..kernels.rope import rope_table
 from ..kernels.sample_and_advance import embed, next_row
+from .cache import KVCache
 from .config import DecoderConfig, DiaConfig, EncoderConfig
 from .cpu_step import CompiledStep
 from .layers import DecoderLayer, EncoderLayer, Norm, Weights, plain_weight
 from .state import DecodeState
 
-# Rows of a prompt that one piece of a prefill runs: on a CPU, elsewhere. A piece must not hold up decode steps
-# for long; a larger one reads the weights less often.
-PREFILL_ROWS = (64, 512)
+# Rows of a prompt that one piece of a prefill runs, with text or without: on a CPU, elsewhere. A piece must not hold up
+# decode steps for long; a larger one reads the weights less often.
+PREFILL_ROWS = (128, 1024)
 
 
 def parameter_shapes(config: DiaConfig) -> dict[str, tuple[int, ...]]:
@@ -133,7 +134,9 @@ class DiaModel:
         for _ in self.prefill_pieces(state, slot, text, int(state.position[slot])):
             pass
 
-    def prefill_pieces(self, state: DecodeState, slot: int, text: torch.Tensor, length: int) -> Iterator[int]:
+    def prefill_pieces(
+        self, state: DecodeState, slot: int, text: torch.Tensor, length: int, prefix: KVCache | None = None
+    ) -> Iterator[int]:
         """Fill a started slot's caches, from its text and its prompt, and its residual; then let the slot run.
 
         Piece by piece: decode steps of other slots may run between two. The pieces are layers, and in the decoder
@@ -145,6 +148,8 @@ class DiaModel:
             slot: which one.
             text: ids [S] int64 on the model's device.
             length: rows of the prompt, the slot's position.
+            prefix: keys and values [L, G, length, Dh] of the prompt's rows without text, which do not depend on the
+                text: what `prompt_cache` gave after an earlier prefill of the same prompt.
 
         Yields:
             the multiplications of each piece, before it is run.
@@ -160,18 +165,36 @@ class DiaModel:
             text_caches.append(layer.cross_attn.project_text(encoded))
             for cache, new in zip(state.cross_cache.layer(index), text_caches[-1], strict=True):
                 cache[slot, :, : text.shape[0]] = new.transpose(0, 1)
-        for start in range(0, length, self.prefill_rows):
-            stop = min(start + self.prefill_rows, length)
-            x = embed(state.grid[slot, start:stop], self.embedding).expand(2, -1, -1)
-            cosines, sines = (table[start:stop] for table in self.rope)
-            for index, layer in enumerate(self.layers):
-                yield 2 * (stop - start) * _block_weights(decoder)
-                keys, values = (cache[2 * slot : 2 * slot + 2] for cache in state.self_cache.layer(index))
-                x = layer.prefill(x, (cosines, sines), (keys, values), text_caches[index], start)
+        if prefix is None:
+            yield from self._prompt_pieces(state, slot, length, None)
+        else:
+            self.prompt_cache(state, slot, length).copy_from(prefix)
+        yield from self._prompt_pieces(state, slot, length, text_caches)
         residual = state.residual.rows(slice(2 * slot, 2 * slot + 2))
         first_row = embed(state.grid[slot, length : length + 1], self.embedding)
         residual.write(first_row, self.layers[0].self_norm.weight)
         state.resume(slot)
+
+    def _prompt_pieces(
+        self, state: DecodeState, slot: int, length: int, text_caches: list[tuple[torch.Tensor, torch.Tensor]] | None
+    ) -> Iterator[int]:
+        """Run the prompt's rows, with the text or without."""
+        batch_row = 2 * slot + (text_caches is not None)
+        for start in range(0, length, self.prefill_rows):
+            stop = min(start + self.prefill_rows, length)
+            x = embed(state.grid[slot, start:stop], self.embedding)
+            cosines, sines = (table[start:stop] for table in self.rope)
+            for index, layer in enumerate(self.layers):
+                yield (stop - start) * _block_weights(self.config.decoder)
+                keys, values = (cache[batch_row] for cache in state.self_cache.layer(index))
+                text_cache = None if text_caches is None else text_caches[index]
+                x = layer.prefill(x, (cosines, sines), (keys, values), text_cache, start)
+
+    @staticmethod
+    def prompt_cache(state: DecodeState, slot: int, length: int) -> KVCache:
+        """Keys and values [L, G, length, Dh] of a prefilled slot's prompt without text: views, which last as long as
+        the request has the slot."""
+        return state.self_cache.rows_of(2 * slot, length)
 
     def embed_current_tokens(self, state: DecodeState) -> None:
         """Load the residual from the token grid, for positions that `step` did not produce."""

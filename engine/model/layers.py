@@ -136,36 +136,33 @@ class DecoderLayer:
         x: torch.Tensor,
         rope: Rope,
         self_cache: tuple[torch.Tensor, torch.Tensor],
-        cross_cache: tuple[torch.Tensor, torch.Tensor],
+        cross_cache: tuple[torch.Tensor, torch.Tensor] | None,
         start: int = 0,
     ) -> torch.Tensor:
-        """Run N rows of one slot's prompt, those from `start` on; earlier ones have been run.
+        """Run N rows of a prompt, those from `start` on; earlier ones have been run.
 
         Args:
-            x: [2, N, D] float32, without and with text.
+            x: [N, D] float32.
             rope: for these rows' positions.
-            self_cache: keys and values [2, G, T, Dh] of the slot; rows start..start+N-1 are written.
-            cross_cache: keys and values [S, G, Dh] of the slot's text.
+            self_cache: keys and values [G, T, Dh] of the batch row; rows start..start+N-1 are written.
+            cross_cache: keys and values [S, G, Dh] of the text; None without text.
 
         Returns:
-            [2, N, D] float32.
+            [N, D] float32.
         """
-        rows, length, _ = x.shape
-        normed = self.self_norm(x)
-        mixed = []
-        for row in range(rows):
-            query, key, value = self.self_attn.project(normed[row], rope)
-            for cache, new in zip(self_cache, (key, value), strict=True):
-                cache[row, :, start : start + length] = new.transpose(0, 1)
-            if start:
-                key, value = (cache[row, :, : start + length].transpose(0, 1) for cache in self_cache)
-            mixed.append(self.self_attn.over_sequence(query, key, value, causal=True))
-        x = x + torch.stack(mixed)
-
-        query = self.cross_attn.query(self.cross_norm(x[1]))
-        keys, values = cross_cache
-        with_text = sequence_linear(_sequence_attention(query, keys, values, causal=False), self.cross_attn.o)
-        x = x + torch.stack((self.without_text.expand_as(with_text), with_text.float()))
+        query, key, value = self.self_attn.project(self.self_norm(x), rope)
+        stop = start + x.shape[0]
+        for cache, new in zip(self_cache, (key, value), strict=True):
+            cache[:, start:stop] = new.transpose(0, 1)
+        if start:
+            key, value = (cache[:, :stop].transpose(0, 1) for cache in self_cache)
+        x = x + self.self_attn.over_sequence(query, key, value, causal=True)
+        if cross_cache is None:
+            x = x + self.without_text
+        else:
+            query = self.cross_attn.query(self.cross_norm(x))
+            mixed = _sequence_attention(query, *cross_cache, causal=False)
+            x = x + sequence_linear(mixed, self.cross_attn.o)
         return x + self.mlp(self.mlp_norm(x))
 
     def step(self, state: DecodeState, rope: Rope, index: int) -> None:

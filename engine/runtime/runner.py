@@ -16,6 +16,7 @@ import torch
 
 from ..devices.cuda_graph import captured
 from ..kernels.advance import RUNNING
+from ..model.cache import PrefixCache
 from ..model.delay import playable_codes
 from ..model.dia import DiaModel, decoder_weights
 from ..model.state import DecodeState, copy_to
@@ -84,6 +85,7 @@ class ModelRunner:
         self._snapshots: deque[Snapshot] = deque()  # of launches whose status has not been read, in their order
         self._spare_snapshots: list[Snapshot] = []
         self._reads: dict[int, torch.cuda.Event] = {}  # by slot: when its codes have been gathered
+        self._prefixes = PrefixCache(self.slot_bytes())
         self._fits: int | None = None  # slots, once more of them have been refused for memory
 
     @property
@@ -106,7 +108,7 @@ class ModelRunner:
     def prefill_budget(self) -> int:
         """Multiplications of a prefill that may hold up running requests between two launches: those of the rows of
         one block of a prompt."""
-        return 2 * self.model.prefill_rows * decoder_weights(self.model.config)
+        return self.model.prefill_rows * decoder_weights(self.model.config)
 
     def fits(self, slot: int) -> bool:
         """Whether a slot has memory, after an attempt to get it.
@@ -153,7 +155,11 @@ class ModelRunner:
         state.start(slot, len(request.text_ids), request.prompt_codes, request.params, request.seed)
         text = torch.empty(request.text_ids.shape, dtype=torch.int64, device=model.device)
         copy_to(text, request.text_ids)
-        yield from model.prefill_pieces(state, slot, text, len(request.prompt_codes))
+        prompt = request.prompt_codes
+        prefix = self._prefixes.find(prompt)
+        yield from model.prefill_pieces(state, slot, text, len(prompt), prefix)
+        if prefix is None:
+            self._prefixes.keep(prompt, model.prompt_cache(state, slot, len(prompt)))
 
     def decode(self, slots: int, most: int) -> int:
         """Launch decode steps of the first `slots` slots, as many as one launch holds and at most `most`.

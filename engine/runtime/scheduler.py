@@ -35,8 +35,8 @@ POLL_SECONDS = 1e-4
 # Audio that a stream has emitted beyond what its player has taken, from which on its next window can wait.
 AHEAD_SECONDS = 0.5
 MAX_HELD_SECONDS = 2.0  # the longest that a window waits for windows that are more urgent
-# Requests at a time from which on a small model's step gains by a second core: with 4 it takes 2/3 of the time (Zen 5), while
-# with one a busy neighbor on that core would cost more than there is to gain.
+# Requests at a time from which on a small model's step uses idle cores: with 4 it takes 2/3 of the time on two of them
+# (Zen 5), while with one a busy neighbor there would cost more than there is to gain.
 SHARED_SLOTS = 4
 AT_ONCE = 0.0  # the deadline of a stream's first window
 

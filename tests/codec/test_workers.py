@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dia_engine.codec.workers import DecodeWorkers
+from tests.runtime.helpers import wait_until
 
 PATIENCE = 60  # seconds after which a test that hangs fails
 
@@ -50,6 +51,18 @@ def test_what_the_pieces_return(make_workers):
     jobs = [workers.submit(pieces_of(log, "a", 3, index), deadline=index) for index in range(20)]
     assert [job.wait().tolist() for job in jobs] == [[index] * 3 for index in range(20)]
     assert all(job.ready() for job in jobs) and len(workers.threads) == 2
+
+
+def test_who_has_nothing_to_do_is_counted(make_workers):
+    workers = make_workers(3)
+    assert workers.idle == 3
+    gate = blocked(workers)
+    assert workers.idle == 2
+    gate.set()
+    wait_until(lambda: workers.idle == 3)
+    for _ in range(5):
+        workers.submit(pieces_of([], "a", 2), 1.0).wait()
+    wait_until(lambda: workers.idle == 3)
 
 
 def test_the_most_urgent_window_first_and_equal_ones_in_the_order_in_which_they_came(make_workers):

@@ -83,6 +83,9 @@ class ArithmeticRunner:
     def status_ready(self):
         return True
 
+    def lend_threads(self, count):
+        self.lent = count
+
     def read_status(self):
         return self.flight.popleft()
 
@@ -414,6 +417,23 @@ def test_while_several_listeners_wait_the_steps_thread_helps_with_first_windows_
     for _ in range(5):
         scheduler.step()
     assert runner.log.count(("chunk",)) == 2, "the worker has one in hand"
+    run(scheduler)
+
+
+def test_from_four_requests_on_steps_use_the_cores_that_have_no_window_to_decode():
+    runner = ArithmeticRunner(max_slots=4)
+    runner.prefill_budget = 1000
+    scheduler = scheduler_by_hand(runner, workers=3)
+    lent = []
+    for seed in range(4):
+        scheduler.add(request(20, seed), 0, Call(1, streaming=True), ChunkSizes(12, 12))
+        scheduler.step()
+        lent.append(runner.lent)
+    assert lent == [0, 0, 0, 3]
+    while not scheduler.running[0].pending:
+        scheduler.step()
+    scheduler.step()
+    assert runner.lent == 2, "one of them decodes the first request's window"
     run(scheduler)
 
 
