@@ -1,4 +1,4 @@
-"""Key/value caches: one pair of tensors for all layers, allocated once, filled in place; and what is kept of prompts."""
+"""Key/value caches: one pair of tensors for all layers, allocated once, filled in place; what is kept of prompts."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
