@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..codec import Codec
     from ..engine import Engine
     from ..longform.scripts import Script
-    from ..runtime.call import PieceResult
+    from ..results import PieceResult
     from ..runtime.chunking import ChunkSizes
     from ..runtime.request import Request
 
@@ -236,7 +236,7 @@ def _subtitle(options: argparse.Namespace, pieces: "tuple[PieceResult, ...]", se
     """The subtitles, if they are asked for; a script that was generated as one is one piece of them."""
     if options.subtitles is not None:
         from ..longform.subtitles import write_subtitles
-        from ..runtime.call import PieceResult
+        from ..results import PieceResult
 
         whole = PieceResult(script_of(options), 0, 1, "stop", 0.0, seconds)
         write_subtitles(options.subtitles, pieces or (whole,))

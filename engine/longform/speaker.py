@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from ..longform_settings import LongFormSettings
-from ..runtime.call import Call, Chunk, Generation, PieceResult, Progress
+from ..results import Generation, PieceResult, Progress
+from ..runtime.call import Call, Chunk
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineFull
 from ..runtime.request import Request

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..files.output import check_file_name, check_replaceable, write_whole
 from ..files.paths import user_path
-from ..runtime.call import PieceResult
+from ..results import PieceResult
 from .turns import units
 
 FORMATS = (".srt", ".vtt")

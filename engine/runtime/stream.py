@@ -7,7 +7,8 @@ import weakref
 from collections.abc import Callable
 from typing import Generic, NoReturn, TypeVar
 
-from .call import Call, Chunk, Generation
+from ..results import Generation
+from .call import Call, Chunk
 
 Item = TypeVar("Item")
 

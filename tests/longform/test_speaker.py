@@ -11,7 +11,7 @@ from dia_engine.longform import speaker
 from dia_engine.longform.checks import Pace, best, guard_frames, is_good
 from dia_engine.longform.plan import plan_script
 from dia_engine.longform_settings import LongFormSettings
-from dia_engine.runtime.call import Generation
+from dia_engine.results import Generation
 
 SCRIPT = (
     "[S1] Can you count? [S2] Yes, I can count very well. [S1] I see two black cats. [S2] Five six seven eight. "

@@ -4,7 +4,7 @@ import pytest
 
 from dia_engine.longform.subtitles import check_subtitles_path, cues, write_subtitles
 from dia_engine.longform.voices import parse_speakers, with_tags
-from dia_engine.runtime.call import PieceResult
+from dia_engine.results import PieceResult
 
 PIECES = (
     PieceResult("[S1] Yes. Go on. [S2] No.", 1, 1, "stop", 0.0, 3.0),
