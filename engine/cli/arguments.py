@@ -110,7 +110,6 @@ def speech(options: argparse.Namespace) -> "SpeechOptions":
 def check_model(options: argparse.Namespace) -> "tuple[ModelSource, Callable[[], Codec]]":
     """The model's files, and what opens its codec once, after all options of the model and of sampling are checked."""
     from ..devices.device import resolve_device, resolve_dtype
-    from ..engine import open_codec
     from ..sampling_params import SamplingParams
     from ..weights.recipes import checked_recipe
     from ..weights.source import resolve_model
@@ -126,6 +125,6 @@ def check_model(options: argparse.Namespace) -> "tuple[ModelSource, Callable[[],
 
     @functools.cache
     def codec() -> "Codec":
-        return open_codec(options.codec, source, device, codec_dtype)
+        return source.open_codec(options.codec, device, codec_dtype)
 
     return source, codec

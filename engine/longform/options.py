@@ -1,9 +1,21 @@
-"""What a caller may ask for beside the sampling of a script."""
+"""What a caller may give and ask for beside the sampling of a script."""
 
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 from ..messages import shown
+from ..runtime.prompts import AudioPrompt
 from ..sampling_params import real_number
+from .source import Flush
+
+Value = TypeVar("Value")
+PerText: TypeAlias = Value | Sequence[Value]
+Text: TypeAlias = str | Sequence[str] | Iterator[str | Flush] | AsyncIterator[str | Flush]
+OnePrompt: TypeAlias = AudioPrompt | Mapping[str, AudioPrompt]
+AudioPrompts: TypeAlias = OnePrompt | Sequence[OnePrompt | None] | None
+Transcript: TypeAlias = str | Mapping[str, str]
+Transcripts: TypeAlias = Transcript | Sequence[Transcript | None] | None
 
 FADE_SECONDS = 0.010
 SLOWEST, FASTEST = 0.25, 4.0

@@ -1,6 +1,7 @@
 """From a caller's arguments to scripts that are spoken in pieces."""
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping
@@ -17,15 +18,18 @@ from ..longform_settings import LongFormSettings
 from ..messages import shown
 from ..model.config import DiaConfig
 from ..model.tokenizer import encode_text, has_visible_text
+from ..runtime.call import Call
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineThread
 from ..runtime.request import Request, item_named, parse_requests
 from .assembly import Assembler
-from .options import SpeechOptions
+from .options import AudioPrompts, SpeechOptions
 from .plan import Piece, Plan, plan_script, size_of, whole_script
 from .source import Arriving, PieceSource, Planned
 from .speaker import POLL_SECONDS, ScriptCall, ScriptSpeaker, Surroundings
 from .voices import joined_prompt
+
+logger = logging.getLogger(__name__)
 
 MOST_PARTS, MOST_PIECES = 256, 64  # of a text that arrives, which wait to be planned and to be spoken
 
@@ -54,6 +58,10 @@ class Script:
         """Of the whole script."""
         return self.request.seed
 
+    def encode_prompt(self, codec: Codec | None) -> "Script":
+        """With the audio prompt as codes; see `Request.encode_prompt`."""
+        return replace(self, request=self.request.encode_prompt(codec))
+
 
 def parse_scripts(
     text: Any,
@@ -62,13 +70,30 @@ def parse_scripts(
     options: SpeechOptions,
     settings: LongFormSettings,
     config: DiaConfig,
+    makes_sound: bool = True,
+    audio_prompt: AudioPrompts = None,
+    audio_prompt_path: AudioPrompts = None,
+    use_torch_compile: bool = False,
+    use_cfg_filter: bool | None = None,
     **arguments: Any,
 ) -> list[Request | Script]:
-    """`parse_requests`, in which long texts, and those whose sound is edited, become scripts.
+    """Arguments of `Engine.generate` and `stream` as requests, by `parse_requests`; long texts, and those whose sound
+    is edited, become scripts.
+
+    Args:
+        makes_sound: whether there is a codec.
+        audio_prompt_path, use_torch_compile, use_cfg_filter: as in the reference: an older name, and without effect.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as `parse_requests`; or a piece that the model cannot read.
     """
+    if not makes_sound:
+        _require_no_editing(options)
+    if use_torch_compile:
+        logger.info("use_torch_compile has no effect: the engine's own step is used")
+    if use_cfg_filter is not None:
+        logger.warning("use_cfg_filter has no effect; cfg_filter_top_k sets the filter")
+    arguments["audio_prompt"] = _named_once(audio_prompt, audio_prompt_path)
     arguments = _with_joined_prompts(text, arguments)
     if _arrives(text):
         return [_arriving(text, sampling, options, settings, config, arguments)]
@@ -107,6 +132,13 @@ def _with_joined_prompts(text: Any, arguments: dict[str, Any]) -> dict[str, Any]
             joined.append(joined_prompt(*each))
     prompts, transcripts = ([pair[which] for pair in joined] for which in (0, 1))
     return {**arguments, "audio_prompt": prompts, "audio_prompt_text": transcripts}
+
+
+def call_for(items: Iterable[Request | Script], **options: Any) -> Call:
+    """A call for requests and scripts; `options` are those of `Call`."""
+    items = list(items)
+    planned = any(isinstance(item, Script) for item in items)
+    return (ScriptCall if planned else Call)(len(items), **options)
 
 
 def make_plan(
@@ -335,16 +367,18 @@ def _arriving(
     return Script(request, source, True, options, text, loop)
 
 
-def encode_prompt(item: Request | Script, codec: Codec | None) -> Request | Script:
-    """With the audio prompt as codes; see `Request.encode_prompt`."""
-    if isinstance(item, Request):
-        return item.encode_prompt(codec)
-    return replace(item, request=item.request.encode_prompt(codec))
+def _named_once(audio_prompt: AudioPrompts, audio_prompt_path: AudioPrompts) -> AudioPrompts:
+    if audio_prompt_path is None:
+        return audio_prompt
+    if audio_prompt is not None:
+        raise ValueError("audio_prompt and audio_prompt_path are two names of one argument; give only audio_prompt")
+    logger.warning("audio_prompt_path is an old name; use audio_prompt")
+    return audio_prompt_path
 
 
-def require_sound(options: SpeechOptions, codec: Codec | None) -> None:
-    """Raises ValueError: sound is to be edited, and there is no codec that makes any."""
-    if codec is None and (options.changes_sound or options.pause > 0):
+def _require_no_editing(options: SpeechOptions) -> None:
+    """Raises ValueError: sound is to be edited that no codec makes."""
+    if options.changes_sound or options.pause > 0:
         name = next(
             name for name in ("speed", "tail_silence", "pause", "trim_cut_end")
             if getattr(options, name) != getattr(SpeechOptions(), name)
