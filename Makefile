@@ -41,7 +41,7 @@ test-slow: $(READY)
 
 # Whether the pinned versions resolve, and `make demo` and kernel tests on bare Debian systems. Needs root and mmdebstrap.
 test-install:
-	$(PYTHON) -m tools.test_install $(PARTS)
+	$(PYTHON) -m tools.installation $(PARTS)
 
 # Stock clients against a running server, in an environment of their own, and a fuzzer of its schema. BARS=folder runs more.
 test-server: $(READY)
