@@ -469,9 +469,15 @@ class Engine:
         warn_of_cuts: bool = True,
         on_progress: Callable[[Progress], Any] | None = None,
     ) -> list[Generation]:
-        """What `generate` does behind `parse_scripts`: a `Generation` per request, with `audio` if there is a codec.
+        """What `generate` does behind its checks; errors as there.
 
-        `warn_of_cuts` logs a warning for audio that `max_tokens` cut; the rest is as in `generate`.
+        Args:
+            requests: checked and parsed, see `longform.scripts.parse_scripts`.
+            verbose, on_progress: as in `generate`.
+            warn_of_cuts: whether audio that `max_tokens` cut is a warning.
+
+        Returns:
+            a `Generation` per request, with `audio` unless the engine has no codec.
         """
         chunks: list[list[np.ndarray]] = [[] for _ in requests]
         self._thread.check_fits(len(requests))
@@ -501,8 +507,14 @@ class Engine:
         batch: bool = True,
         on_progress: Callable[[Progress], Any] | None = None,
     ) -> AudioStream[Any]:
-        """What `stream` does behind `parse_scripts`, in chunks of these sizes; a `batch` gives pairs (index, piece), as
-        for a list of texts."""
+        """What `stream` does behind its checks; errors as there.
+
+        Args:
+            requests: checked and parsed, see `longform.scripts.parse_scripts`.
+            sizes: of the chunks.
+            verbose, on_progress: as in `stream`.
+            batch: whether the stream gives pairs (index, piece), as for a list of texts.
+        """
         check_not_forked(self.device)
         self._thread.check_usable()
         self._thread.check_fits(len(requests))
