@@ -91,6 +91,16 @@ def engine_without_codec():
     return Engine.load("synthetic:tiny", device="cpu", load_dac=False)
 
 
+@pytest.fixture(scope="session")
+def warm_python():
+    """Runs programs in processes that have loaded torch."""
+    from tests.warm_python import WarmPython
+
+    python = WarmPython()
+    yield python
+    python.close()
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available() or EMULATED:
         return

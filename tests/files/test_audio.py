@@ -362,9 +362,9 @@ with tempfile.TemporaryDirectory() as top:
 """
 
 
-def test_check_writable_permissions():
-    result = run_python(PERMISSION_SCRIPT)
-    folder, file = result.stdout.splitlines()
+def test_check_writable_permissions(warm_python):
+    result = warm_python.run(PERMISSION_SCRIPT)
+    folder, file = result.stdout.decode().splitlines()
     assert "a.wav: no permission to write in folder" in folder and "locked" in folder
     assert "no permission to overwrite this file" in file and "taken.wav" in file
 
@@ -383,11 +383,12 @@ except OSError as error:
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
-def test_disk_that_takes_no_more(tmp_path, name):
+def test_disk_that_takes_no_more(warm_python, tmp_path, name):
     """A limit on the file's size stands in for a full disk: the same system call fails in the same place."""
     (tmp_path / name).write_bytes(b"old")
-    result = run_python(FULL_DISK_SCRIPT, tmp_path / name)
-    assert result.stdout == f"OSError 27 [Errno 27] could not write {tmp_path / name}: File too large\n", result.stderr
+    result = warm_python.run(FULL_DISK_SCRIPT, tmp_path / name)
+    message = f"OSError 27 [Errno 27] could not write {tmp_path / name}: File too large\n"
+    assert result.stdout.decode() == message, result.stderr
     assert (tmp_path / name).read_bytes() == b"old"
     assert os.listdir(tmp_path) == [name]
 
