@@ -5,6 +5,9 @@ import os
 import shutil
 
 import pytest
+
+# Before torch, whose threads else keep a core busy while they wait for one that another test's process has.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 # Commands that tests run have buffered output, as a user's have.

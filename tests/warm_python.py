@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.helpers import ROOT
@@ -19,7 +20,7 @@ from tests.helpers import ROOT
 HANGS = 300  # seconds after which a program is given up
 SERVER = """
 import atexit, gc, json, os, sys, threading, traceback
-import dia_engine.cli.command, dia_engine.codec, dia_engine.engine, dia_engine.weights.save
+import dia_engine.cli.command, dia_engine.codec, dia_engine.devices.process, dia_engine.engine, dia_engine.weights.save
 assert "huggingface_hub" not in sys.modules, "it reads the environment when it is imported"
 gc.collect()
 gc.freeze()
@@ -38,6 +39,7 @@ if line:
         os.dup2(file, number)
         os.close(file)
     sys.argv = job["arguments"]
+    dia_engine.devices.process._first_process = os.getpid()  # in which no engine has worked yet
     status = 0
     try:
         exec(compile(job["program"], "<program>", "exec"), {"__name__": "__main__"})
@@ -65,6 +67,7 @@ class WarmPython:
             [sys.executable, "-c", SERVER], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, start_new_session=True,
         )  # fmt: skip
+        self._readers = ThreadPoolExecutor(2)
 
     def run(
         self,
@@ -76,29 +79,32 @@ class WarmPython:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a program, and wait for it."""
         with tempfile.TemporaryDirectory() as own:
-            streams = [Path(own, name) for name in ("stdin", "stdout", "stderr")]
-            for path, content in zip(streams, (stdin, b"", b""), strict=True):
-                path.write_bytes(content)
+            given, *printed = (Path(own, name) for name in ("stdin", "stdout", "stderr"))
+            given.write_bytes(stdin)
+            for pipe in printed:  # not files, to which a limit on the size of files would apply
+                os.mkfifo(pipe)
             argv = ["-c", *map(str, arguments)]
             job = {
                 "program": program,
                 "arguments": argv,
                 "folder": str(folder),
                 "environment": dict(os.environ if environment is None else environment),
-                "streams": list(map(str, streams)),
+                "streams": list(map(str, (given, *printed))),
             }
             print(json.dumps(job), file=self._server.stdin, flush=True)
+            contents = [self._readers.submit(pipe.read_bytes) for pipe in printed]
             if not select.select([self._server.stdout], [], [], HANGS)[0]:
                 os.killpg(self._server.pid, 9)
                 raise subprocess.TimeoutExpired(argv, HANGS)
             status = int(self._server.stdout.readline())
-            return subprocess.CompletedProcess(argv, status, streams[1].read_bytes(), streams[2].read_bytes())
+            return subprocess.CompletedProcess(argv, status, *(content.result(HANGS) for content in contents))
 
     def command(self, *arguments: object, **keywords) -> subprocess.CompletedProcess[bytes]:
         """Run the command `dia-engine`."""
         return self.run(COMMAND, *arguments, **keywords)
 
     def close(self) -> None:
+        self._readers.shutdown()
         self._server.stdin.close()
         self._server.wait()
         self._server.stdout.close()
