@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import threading
-import time
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,13 +23,11 @@ from ..runtime.request import Request, item_named, parse_requests
 from .assembly import Assembler
 from .options import AudioPrompts, SpeechOptions
 from .plan import Piece, Plan, plan_script, size_of, whole_script
-from .source import Arriving, PieceSource, Planned
-from .speaker import POLL_SECONDS, ScriptCall, ScriptSpeaker, Surroundings
+from .source import Arriving, Feeder, PieceSource, Planned
+from .speaker import ScriptCall, ScriptSpeaker, Surroundings
 from .voices import joined_prompt
 
 logger = logging.getLogger(__name__)
-
-MOST_PARTS, MOST_PIECES = 256, 64  # of a text that arrives, which wait to be planned and to be spoken
 
 
 @dataclass(frozen=True)
@@ -232,7 +228,7 @@ class ScriptRunner:
             )  # fmt: skip
             speaker.start()
             if item.parts is not None and isinstance(source, Arriving):
-                _Feeder(item.parts, source, speaker, call, item.loop).start()
+                Feeder(item.parts, source, call, speaker.wake, speaker.fail, item.loop).start()
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
@@ -265,67 +261,6 @@ class ScriptRunner:
         audio = self._thread.run(work).wait().numpy().copy()
         self._windows.check(audio)
         return audio
-
-
-class _Feeder:
-    """Brings the parts of a text, as they come, to the thread of their script."""
-
-    def __init__(
-        self, parts: Any, source: Arriving, speaker: ScriptSpeaker, call: ScriptCall,
-        loop: asyncio.AbstractEventLoop | None,
-    ):  # fmt: skip
-        self._parts, self._source, self._speaker, self._call, self._loop = parts, source, speaker, call, loop
-        self._sent = self._taken = 0
-
-    def start(self) -> None:
-        if self._loop is None:
-            threading.Thread(target=self._read, name="dia-engine text", daemon=True).start()
-            return
-        future = asyncio.run_coroutine_threadsafe(self._read_async(), self._loop)
-        self._call.on_abort.append(future.cancel)
-
-    def _read(self) -> None:
-        try:
-            try:
-                for part in self._parts:
-                    while self._is_far_ahead and not self._call.aborted:
-                        time.sleep(POLL_SECONDS)
-                    if self._call.aborted:
-                        break
-                    self._feed(part)
-            finally:
-                close = getattr(self._parts, "close", None)
-                if close is not None:
-                    close()
-            self._speaker.wake(self._source.end)
-        except BaseException as error:
-            self._speaker.fail(error)
-
-    async def _read_async(self) -> None:
-        try:
-            async for part in self._parts:
-                while self._is_far_ahead:
-                    await asyncio.sleep(POLL_SECONDS)
-                self._feed(part)
-            self._speaker.wake(self._source.end)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            self._speaker.fail(error)
-
-    @property
-    def _is_far_ahead(self) -> bool:
-        """Whether so much waits to be spoken that a text without an end would fill the memory."""
-        return self._sent - self._taken >= MOST_PARTS or self._source.ready >= MOST_PIECES
-
-    def _feed(self, part: Any) -> None:
-        self._sent += 1
-
-        def work() -> None:
-            self._taken += 1
-            self._source.feed(part)
-
-        self._speaker.wake(work)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -1,13 +1,22 @@
 """Where pieces come from: a plan that is known, or text that still arrives."""
 
+import asyncio
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..longform_settings import LongFormSettings
 from .plan import Piece, Plan, Planner
 from .turns import units, whole_sentences
+
+if TYPE_CHECKING:
+    from .speaker import ScriptCall
+
+MOST_PARTS, MOST_PIECES = 256, 64  # of a text that arrives, which wait to be planned and to be spoken
+POLL_SECONDS = 0.05
 
 
 class Flush:
@@ -154,6 +163,81 @@ class Arriving:
         for piece in pieces:
             self.check(piece)
             self._ready.append(piece)
+
+
+class Feeder:
+    """Brings the parts of a text, as they come, to the thread of their script."""
+
+    def __init__(
+        self,
+        parts: Any,
+        source: Arriving,
+        call: "ScriptCall",
+        wake: Callable[[Callable[[], Any]], None],
+        fail: Callable[[BaseException], None],
+        loop: asyncio.AbstractEventLoop | None,
+    ):
+        """
+        Args:
+            parts: an iterator of the text's parts, or an asynchronous one of the event loop `loop`.
+            source: takes them.
+            call: while it is not aborted.
+            wake: does some work in the script's thread.
+            fail: ends the script with an error.
+        """
+        self._parts, self._source, self._call = parts, source, call
+        self._wake, self._fail, self._loop = wake, fail, loop
+        self._sent = self._taken = 0
+
+    def start(self) -> None:
+        if self._loop is None:
+            threading.Thread(target=self._read, name="dia-engine text", daemon=True).start()
+            return
+        future = asyncio.run_coroutine_threadsafe(self._read_async(), self._loop)
+        self._call.on_abort.append(future.cancel)
+
+    def _read(self) -> None:
+        try:
+            try:
+                for part in self._parts:
+                    while self._is_far_ahead and not self._call.aborted:
+                        time.sleep(POLL_SECONDS)
+                    if self._call.aborted:
+                        break
+                    self._feed(part)
+            finally:
+                close = getattr(self._parts, "close", None)
+                if close is not None:
+                    close()
+            self._wake(self._source.end)
+        except BaseException as error:
+            self._fail(error)
+
+    async def _read_async(self) -> None:
+        try:
+            async for part in self._parts:
+                while self._is_far_ahead:
+                    await asyncio.sleep(POLL_SECONDS)
+                self._feed(part)
+            self._wake(self._source.end)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fail(error)
+
+    @property
+    def _is_far_ahead(self) -> bool:
+        """Whether so much waits to be spoken that a text without an end would fill the memory."""
+        return self._sent - self._taken >= MOST_PARTS or self._source.ready >= MOST_PIECES
+
+    def _feed(self, part: Any) -> None:
+        self._sent += 1
+
+        def work() -> None:
+            self._taken += 1
+            self._source.feed(part)
+
+        self._wake(work)
 
 
 def _speakers_of(piece: Piece) -> set[str]:
