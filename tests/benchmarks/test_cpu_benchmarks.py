@@ -117,6 +117,7 @@ def test_stages_are_means_over_all_steps():
 def test_a_step_is_divided(tmp_path, monkeypatch, capsys):
     file = tmp_path / "x.json"
     monkeypatch.setattr(tokens_per_sec, "read_bandwidth", lambda: 5e9)
+    monkeypatch.setattr(tokens_per_sec, "copy_bandwidth", lambda *_: 5e9)
     arguments = ["--model", "synthetic:tiny", "--device", "cpu", "--steps", "4", "--runs", "1", "--json", str(file)]
     monkeypatch.setattr(sys, "argv", ["tokens_per_sec", *arguments])
     tokens_per_sec.main()
