@@ -7,7 +7,7 @@ OMP_NUM_THREADS.
 
 import json
 import os
-import select
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,31 +18,36 @@ from pathlib import Path
 from tests.helpers import ROOT
 
 HANGS = 300  # seconds after which a program is given up
-SERVER = """
-import atexit, gc, json, os, sys, threading, traceback
+MOST_BYTES = 150_000  # of a message on a socket
+SERVER = f"""
+import atexit, gc, json, os, socket, sys, threading, traceback
 import dia_engine.cli.command, dia_engine.codec, dia_engine.devices.process, dia_engine.engine, dia_engine.weights.save
 assert "huggingface_hub" not in sys.modules, "it reads the environment when it is imported"
 gc.collect()
 gc.freeze()
-while line := sys.stdin.readline():
-    child = os.fork()
+channel = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    message, streams, *_ = socket.recv_fds(channel, {MOST_BYTES}, 3)
+    child = os.fork() if message else None
     if not child:
         break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-if line:
-    job = json.loads(line)
+    for stream in streams:
+        os.close(stream)
+    channel.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+channel.close()
+if message:
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    job = json.loads(message)
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["folder"])
-    for number, (name, flags) in enumerate(zip(job["streams"], (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY))):
-        file = os.open(name, flags)
-        os.dup2(file, number)
-        os.close(file)
     sys.argv = job["arguments"]
     dia_engine.devices.process._first_process = os.getpid()  # in which no engine has worked yet
     status = 0
     try:
-        exec(compile(job["program"], "<program>", "exec"), {"__name__": "__main__"})
+        exec(compile(job["program"], "<program>", "exec"), {{"__name__": "__main__"}})
     except SystemExit as left:
         status = left.code or 0
     except BaseException:
@@ -62,11 +67,13 @@ class WarmPython:
     """Makes processes with torch loaded, one at a time."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self._server = subprocess.Popen(
-            [sys.executable, "-c", SERVER], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, start_new_session=True,
-        )  # fmt: skip
+        self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel.settimeout(HANGS)
+        with other:
+            self._server = subprocess.Popen(
+                [sys.executable, "-c", SERVER, str(other.fileno())], cwd=ROOT, pass_fds=[other.fileno()],
+                env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+            )  # fmt: skip
         self._readers = ThreadPoolExecutor(2)
 
     def run(
@@ -78,33 +85,40 @@ class WarmPython:
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a program, and wait for it."""
-        with tempfile.TemporaryDirectory() as own:
-            given, *printed = (Path(own, name) for name in ("stdin", "stdout", "stderr"))
-            given.write_bytes(stdin)
-            for pipe in printed:  # not files, to which a limit on the size of files would apply
-                os.mkfifo(pipe)
-            argv = ["-c", *map(str, arguments)]
-            job = {
-                "program": program,
-                "arguments": argv,
-                "folder": str(folder),
-                "environment": dict(os.environ if environment is None else environment),
-                "streams": list(map(str, (given, *printed))),
-            }
-            print(json.dumps(job), file=self._server.stdin, flush=True)
-            contents = [self._readers.submit(pipe.read_bytes) for pipe in printed]
-            if not select.select([self._server.stdout], [], [], HANGS)[0]:
-                os.killpg(self._server.pid, 9)
-                raise subprocess.TimeoutExpired(argv, HANGS)
-            status = int(self._server.stdout.readline())
-            return subprocess.CompletedProcess(argv, status, *(content.result(HANGS) for content in contents))
+        argv = ["-c", *map(str, arguments)]
+        job = {
+            "program": program,
+            "arguments": argv,
+            "folder": str(folder),
+            "environment": dict(os.environ if environment is None else environment),
+        }
+        with tempfile.TemporaryFile() as given:
+            given.write(stdin)
+            given.seek(0)
+            pipes = [os.pipe() for _ in range(2)]
+            socket.send_fds(
+                self._channel, [json.dumps(job).encode()], [given.fileno(), *(writing for _, writing in pipes)]
+            )
+        for _, writing in pipes:
+            os.close(writing)
+        printed = [self._readers.submit(_read, reading) for reading, _ in pipes]
+        try:
+            status = int(self._channel.recv(100))
+        except TimeoutError:
+            os.killpg(self._server.pid, 9)
+            raise
+        return subprocess.CompletedProcess(argv, status, *(each.result(HANGS) for each in printed))
 
     def command(self, *arguments: object, **keywords) -> subprocess.CompletedProcess[bytes]:
         """Run the command `dia-engine`."""
         return self.run(COMMAND, *arguments, **keywords)
 
     def close(self) -> None:
-        self._readers.shutdown()
-        self._server.stdin.close()
+        self._channel.close()
         self._server.wait()
-        self._server.stdout.close()
+        self._readers.shutdown()
+
+
+def _read(descriptor: int) -> bytes:
+    with open(descriptor, "rb") as file:
+        return file.read()
