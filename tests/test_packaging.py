@@ -19,14 +19,9 @@ import dia_engine
 from tests.helpers import ROOT
 
 
-@pytest.mark.parametrize("module", ["transformers.models.dia", "bitsandbytes", "dia_engine.kernels.sample"])
-def test_imports_from_the_repository_root(module):
-    done = subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, capture_output=True, timeout=120)
-    assert done.returncode == 0, done.stderr.decode()
-
-
-def test_transformers_dia_can_be_built_from_the_repository_root():
+def test_others_can_be_imported_and_used_from_the_repository_root():
     script = (
+        "import bitsandbytes, dia_engine.kernels.sample; "
         "from transformers import DiaConfig, DiaForConditionalGeneration as D; c = DiaConfig(); "
         "c.encoder_config.num_hidden_layers = c.decoder_config.num_hidden_layers = 0; D(c)"
     )
