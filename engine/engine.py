@@ -28,7 +28,15 @@ from .kernels.quantized import Weight
 from .longform.options import SpeechOptions
 from .longform.plan import Plan
 from .longform.scripts import Script as PlannedScript
-from .longform.scripts import ScriptRunner, encode_prompt, make_plan, parse_scripts, require_sound
+from .longform.scripts import (
+    ScriptRunner,
+    at_asked_loudness,
+    check_streamable,
+    encode_prompt,
+    make_plan,
+    parse_scripts,
+    require_sound,
+)
 from .longform.source import Flush
 from .longform.speaker import ScriptCall
 from .longform_settings import LongFormSettings
@@ -304,6 +312,7 @@ class Engine:
         tail_silence: float = 0.0,
         trim_cut_end: bool | None = None,
         closing_tag: bool | None = None,
+        loudness: float | None = None,
         details: bool = False,
         on_progress: Callable[[Progress], Any] | None = None,
     ) -> "np.ndarray | Generation | list[np.ndarray] | list[Generation]":
@@ -345,6 +354,9 @@ class Engine:
                 fades out. Default: if it was planned. The codes stay whole.
             closing_tag: end the text with the tag of who speaks next, which keeps Dia from cutting ends. Default: in
                 the pieces of planned scripts, if the model is Dia.
+            loudness: of the whole sound in LUFS (ITU-R BS.1770), from -70 to 0; -16 is usual for podcasts. Where its
+                true peaks would rise over -1 dBTP it is made less loud, with a warning. Needs the extra `loudness`.
+                Default: as the model made it.
             on_progress: called in this thread with a `Progress` after each piece of a planned script: pieces, seconds
                 of audio, x real time, time left.
             details: return `Generation` instead of arrays: audio, codes, why it ended, seed, duration.
@@ -360,11 +372,12 @@ class Engine:
             FileNotFoundError, TypeError, ValueError: an argument that cannot work, more texts than `max_slots` and
                 `max_waiting` together included, before any work is done.
             EngineFull: more requests would wait than `max_waiting`.
-            RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
+            RuntimeError: the engine is closed; the process was forked from one in which an engine has worked; or a
+                loudness is asked for without the extra `loudness`.
         """
         requests = self._parse(
             text, sampling_params, audio_prompt, audio_prompt_path, audio_prompt_text, seed,
-            SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
+            SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag, loudness),
             use_torch_compile, use_cfg_filter,
             max_tokens=max_tokens, cfg_scale=cfg_scale, temperature=temperature, top_p=top_p,
             cfg_filter_top_k=cfg_filter_top_k, min_tokens=min_tokens,
@@ -397,6 +410,7 @@ class Engine:
         tail_silence: float = 0.0,
         trim_cut_end: bool | None = None,
         closing_tag: bool | None = None,
+        loudness: None = None,
         chunk_frames: int | None = None,
         first_chunk_frames: int | None = None,
         on_progress: Callable[[Progress], Any] | None = None,
@@ -418,6 +432,7 @@ class Engine:
                 more where a codec depends on so many that this would cost half as much again.
             first_chunk_frames: of the first chunk; from then on chunks double up to chunk_frames, and the last may be
                 smaller. Default: 8, or chunk_frames where that is less.
+            loudness: None, as it is measured over the whole sound; any other value is refused.
             on_progress: as in `generate`, called in the thread that reads.
 
         Returns:
@@ -434,7 +449,7 @@ class Engine:
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
         requests = self._parse(
             text, sampling_params, audio_prompt, audio_prompt_path, audio_prompt_text, seed,
-            SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
+            SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag, loudness),
             use_torch_compile, use_cfg_filter,
             max_tokens=max_tokens, cfg_scale=cfg_scale, temperature=temperature, top_p=top_p,
             cfg_filter_top_k=cfg_filter_top_k, min_tokens=min_tokens,
@@ -514,7 +529,8 @@ class Engine:
             raise RuntimeError("this engine is closed")
         if self.codec is None:
             return generations
-        return [replace(each, audio=_joined(pieces)) for each, pieces in zip(generations, chunks, strict=True)]
+        sounds = at_asked_loudness([_joined(pieces) for pieces in chunks], requests, self.sample_rate)
+        return [replace(each, audio=sound) for each, sound in zip(generations, sounds, strict=True)]
 
     def stream_requests(
         self,
@@ -535,8 +551,10 @@ class Engine:
             on_progress: as in `stream`.
 
         Raises:
+            ValueError: one asks for a loudness.
             RuntimeError: as `stream`.
         """
+        check_streamable(requests)
         check_not_forked(self.device)
         self._thread.check_usable()
         self._thread.check_fits(len(requests))

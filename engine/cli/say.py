@@ -177,6 +177,10 @@ def _parse(options: argparse.Namespace, script: str, seed: int) -> "tuple[Reques
 def _check_streaming(options: argparse.Namespace) -> None:
     from ..files.audio import check_writable
 
+    if options.loudness is not None:
+        raise ValueError(
+            "--loudness is measured over the whole sound, before any of it can be written: not with --stream"
+        )
     if options.output != "-":
         check_writable(options.output)
         if not options.output.lower().endswith(".wav"):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..audio.loudness import at_loudness
 from ..codec import Codec
 from ..codec.windowed import CodeWindows
 from ..devices.precision import full_float32
@@ -346,10 +347,31 @@ def require_sound(options: SpeechOptions, codec: Codec | None) -> None:
     """Raises ValueError: sound is to be edited, and there is no codec that makes any."""
     if codec is None and (options.changes_sound or options.pause > 0):
         name = next(
-            name for name in ("speed", "tail_silence", "pause", "trim_cut_end")
+            name for name in ("speed", "tail_silence", "pause", "trim_cut_end", "loudness")
             if getattr(options, name) != getattr(SpeechOptions(), name)
         )  # fmt: skip
         raise ValueError(f"{name} is about sound, and this engine has no codec; load it with load_dac=True")
+
+
+def check_streamable(items: Collection[Request | Script]) -> None:
+    """Raises ValueError: one asks for what only a whole sound can have."""
+    if any(isinstance(item, Script) and item.options.loudness is not None for item in items):
+        raise ValueError(
+            "loudness is measured over a whole sound, and a stream gives out the beginning before there is an end: use "
+            "generate, or leave loudness out"
+        )
+
+
+def at_asked_loudness(
+    sounds: Collection[np.ndarray], items: Collection[Request | Script], sample_rate: int
+) -> list[np.ndarray]:
+    """The whole sounds [samples] of requests and scripts at the loudness that the scripts ask for."""
+    found = []
+    for index, (sound, item) in enumerate(zip(sounds, items, strict=True)):
+        target = item.options.loudness if isinstance(item, Script) else None
+        name = f"item {index}: " if len(items) > 1 else ""
+        found.append(sound if target is None else at_loudness(sound, target, sample_rate, name))
+    return found
 
 
 def _needs_pieces(text: Any, options: SpeechOptions, settings: LongFormSettings) -> bool:
