@@ -67,7 +67,7 @@ SERVE = [
     "prometheus_client>=0.20",
     "av>=13",
 ]
-LOUDNESS = ["pyloudnorm>=0.1.1"]
+LOUDNESS = ["pyloudnorm>=0.2"]
 
 # The package is imported as `dia_engine` and lies in `engine/`; `engine/kernels` is a link to `kernels/`.
 setup(
