@@ -498,6 +498,7 @@ class Engine:
         *,
         warn_of_cuts: bool = True,
         on_progress: Callable[[Progress], Any] | None = None,
+        on_chunk: Callable[[Chunk], Any] | None = None,
     ) -> list[Generation]:
         """What `generate` does behind its checks.
 
@@ -506,6 +507,7 @@ class Engine:
             verbose: as in `generate`.
             warn_of_cuts: whether audio that `max_tokens` cut is a warning.
             on_progress: as in `generate`.
+            on_chunk: called in this thread with each part of the sound as it is made, at no loudness yet.
 
         Returns:
             a `Generation` per request, with `audio` unless the engine has no codec.
@@ -522,6 +524,8 @@ class Engine:
                 self._submit(self._with_codes(requests), call, WHOLE)
                 for chunk in call:
                     chunks[chunk.index].append(chunk.audio)
+                    if on_chunk is not None:
+                        on_chunk(chunk)
             finally:
                 call.abort()
         generations = [result for result in call.results if result is not None]

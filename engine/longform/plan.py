@@ -58,7 +58,8 @@ class Plan:
         return sum(piece.expected_seconds for piece in self.pieces)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.pieces)} pieces, about {self.expected_seconds:.0f} s"]
+        count = "1 piece" if len(self.pieces) == 1 else f"{len(self.pieces)} pieces"
+        lines = [f"{count}, about {self.expected_seconds:.0f} s"]
         for index, piece in enumerate(self.pieces):
             after = f", after {_shown(piece.anchor)}" if piece.anchor else ""
             lines.append(f"{index + 1:>4}  {piece.expected_seconds:4.1f} s  {piece.text!r}{after}")

@@ -353,6 +353,11 @@ def require_sound(options: SpeechOptions, codec: Codec | None) -> None:
         raise ValueError(f"{name} is about sound, and this engine has no codec; load it with load_dac=True")
 
 
+def is_planned(item: Request | Script) -> bool:
+    """Whether it is spoken in pieces."""
+    return isinstance(item, Script) and item.is_split
+
+
 def check_streamable(items: Collection[Request | Script]) -> None:
     """Raises ValueError: one asks for what only a whole sound can have."""
     if any(isinstance(item, Script) and item.options.loudness is not None for item in items):

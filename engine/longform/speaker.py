@@ -339,7 +339,9 @@ class ScriptSpeaker:
         if self._source.expected_seconds is not None:
             # What is left is spoken as those pieces were: in length for its bytes, and in time for its length.
             left = elapsed * max(0.0, self._source.expected_seconds / self._expected - 1)
-        return Progress(self._index, len(self._results), self._source.total, seconds, elapsed, left)
+        return Progress(
+            self._index, len(self._results), self._source.total, seconds, elapsed, left, self._results[-1]
+        )  # fmt: skip
 
     def _emit(self, ended: bool) -> None:
         for chunk in self._assembler.sound(ended):
