@@ -25,6 +25,7 @@ import numpy as np
 from dia_engine import Engine
 from dia_engine.runtime.limits import Limits
 
+from .clients import quiet_logs
 from .command import run
 from .memory import resident
 from .setting import cores, machine
@@ -35,11 +36,13 @@ SENTENCES = (
     "Good morning, my little friend.", "No, I hear five green birds.", "Can you hear me, little robot?",
     "One two three four five.", "My robot can sing.", "Thank you, my friend.",
 )  # fmt: skip
+PARTS = ("first-chunk", "stream", "slots")
 STAGES = {"dia-engine": "steps", "dia-engine codec": "codec", "dia-engine script": "script"}  # by thread
 
 
 def main() -> None:
     options = _arguments()
+    quiet_logs()
     engine = Engine.load(options.model, dtype=options.dtype, quant=options.quant, device=options.device)
     script = dialogue(engine, 60 * options.minutes)
     report = {
@@ -47,12 +50,15 @@ def main() -> None:
         "quant": options.quant, "dtype": str(engine.dtype).removeprefix("torch."), "slots": engine.max_slots,
         "pieces": len(engine.plan(script).pieces), "runs": options.runs,
     }  # fmt: skip
-    report["first_chunk"] = first_chunks(engine, script, options.runs)
-    print(_first_chunk_line(report["first_chunk"]), flush=True)
-    report["stream"] = streamed(engine, script)
-    print(_stream_line(report["stream"]), flush=True)
-    report["slots_compared"] = slots_compared(engine, dialogue(engine, options.compared_seconds), options)
-    print("\n".join(map(_slots_line, report["slots_compared"]["results"])))
+    if "first-chunk" in options.parts:
+        report["first_chunk"] = first_chunks(engine, script, options.runs)
+        print(_first_chunk_line(report["first_chunk"]), flush=True)
+    if "stream" in options.parts:
+        report["stream"] = streamed(engine, script)
+        print(_stream_line(report["stream"]), flush=True)
+    if "slots" in options.parts:
+        report["slots_compared"] = slots_compared(engine, dialogue(engine, options.compared_seconds), options)
+        print("\n".join(map(_slots_line, report["slots_compared"]["results"])))
     if options.json:
         Path(options.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
@@ -66,12 +72,20 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0, help="of the streamed dialogue (%(default)s)")
     parser.add_argument("--compared-seconds", type=float, default=60.0, help="of that for slots (%(default)s)")
     parser.add_argument("--max-slots", type=int, nargs="+", default=[1, 4, 8], help="to be compared (1 4 8)")
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        help="of each piece where slots are compared; random weights do not end (100 for them)",
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help=f"default: {' '.join(PARTS)}")
     parser.add_argument("--runs", type=int, default=5, help="of each comparison (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     for name in ("minutes", "compared_seconds", "runs"):
         if not getattr(options, name) > 0:
             parser.error(f"--{name.replace('_', '-')} must be over 0, got {getattr(options, name)}")
+    if options.max_tokens is None and options.model.startswith("synthetic:"):
+        options.max_tokens = 100
     if min(options.max_slots) < 1:
         parser.error(f"--max-slots must be at least 1, got {min(options.max_slots)}")
     return options
@@ -136,7 +150,7 @@ def slots_compared(engine: Engine, script: str, options: argparse.Namespace) -> 
     for number in range(1 + options.runs):
         for slots, each in engines.items():
             before, started = _cpu_seconds(), time.perf_counter()
-            made = each.generate(script, seed=0, details=True)
+            made = each.generate(script, seed=0, max_tokens=options.max_tokens, details=True)
             took, after = time.perf_counter() - started, _cpu_seconds()
             codes.append(made.codes)
             if number:  # the first calls allocate and compile
