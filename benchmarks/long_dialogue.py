@@ -4,7 +4,7 @@
 
 Four figures, each of one run of this command:
 
-    first chunk   of the long script against that of a single turn; both in turn, medians
+    first chunk   of the long script, and of a text that arrives, against that of a single turn; in turn, medians
     lead          of the stream over a player that starts with the first chunk, the smallest of all chunks
     memory        of the process after each minute of sound
     slots         seconds for a shorter dialogue with one slot and with more, whose codes must be equal
@@ -17,6 +17,7 @@ import statistics
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 
@@ -104,9 +105,10 @@ def dialogue(engine: Engine, seconds: float) -> str:
 
 
 def first_chunks(engine: Engine, script: str, runs: int) -> dict:
-    """Seconds to the first chunk of a single turn and of the script, medians of alternating runs."""
+    """Seconds to the first chunk of a single turn, of the script, and of a text that arrives, of which the same turn is
+    whole at once; medians of alternating runs."""
 
-    def seconds(text: str, seed: int) -> float:
+    def seconds(text: "str | Iterator[str]", seed: int) -> float:
         started = time.perf_counter()
         with engine.stream(text, seed=seed) as stream:
             next(stream)
@@ -115,11 +117,27 @@ def first_chunks(engine: Engine, script: str, runs: int) -> dict:
             time.sleep(0.01)
         return took
 
-    times = [(seconds(SINGLE_TURN, seed), seconds(script, seed)) for seed in range(2 + 4 * runs)][
-        2:
-    ]  # first calls compile
-    single, long = (statistics.median(column) for column in zip(*times, strict=True))
-    return {"single_turn_seconds": single, "long_script_seconds": long, "ratio": long / single}
+    def arriving(heard: threading.Event) -> Iterator[str]:
+        yield f"{SINGLE_TURN} [S2] Yes"
+        heard.wait()
+
+    def seconds_of_arriving(seed: int) -> float:
+        heard = threading.Event()
+        try:
+            return seconds(arriving(heard), seed)
+        finally:
+            heard.set()
+
+    times = [
+        (seconds(SINGLE_TURN, seed), seconds(script, seed), seconds_of_arriving(seed)) for seed in range(2 + 4 * runs)
+    ]
+    single, long, arrived = (
+        statistics.median(column[2:]) for column in zip(*times, strict=True)
+    )  # first calls compile
+    return {
+        "single_turn_seconds": single, "long_script_seconds": long, "ratio": long / single,
+        "arriving_text_seconds": arrived, "arriving_ratio": arrived / single,
+    }  # fmt: skip
 
 
 def streamed(engine: Engine, script: str) -> dict:
@@ -197,7 +215,8 @@ def _cpu_seconds() -> Counter:
 def _first_chunk_line(row: dict) -> str:
     return (
         f"first chunk: {row['single_turn_seconds']:.4f} s of a single turn, {row['long_script_seconds']:.4f} s of the "
-        f"long script, ratio {row['ratio']:.2f}"
+        f"long script, ratio {row['ratio']:.2f}; {row['arriving_text_seconds']:.4f} s of a text that arrives, "
+        f"ratio {row['arriving_ratio']:.2f}"
     )
 
 
