@@ -213,8 +213,12 @@ class Planner:
     def _best_cut(self, rest: Sequence[Unit], fitting: int, budget: int) -> int:
         """Of the first `fitting` units those that make the best piece: cut before [S1] where one is in reach, else
         where a turn begins. What is left at the end of a script is shared rather than left small."""
-        left = sum(unit.size for unit in rest[fitting:])
         smallest = SMALLEST * budget
+        left = 0
+        for unit in rest[fitting:]:  # few of them: a long script is planned before its first sound
+            left += unit.size
+            if left >= smallest:
+                break
         if left < smallest and len(rest) < 256:
             budget = (sum(unit.size for unit in rest) + 1) // 2
         sizes, size = [], 0

@@ -7,6 +7,7 @@ characters. Nothing is cut inside parentheses, which hold sounds such as (laughs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 from ..model.script import TAGS
@@ -18,6 +19,7 @@ _SENTENCE_END = re.compile(
     r"[.!?\u2026]+[\"'\u2019\u201d\u00bb)\]]*(?=\s|$)|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d\uff09]*"
 )
 _PHRASE_END = re.compile(r"[,;:\u2013\u2014](?=\s|$)|[\u3001\uff0c\uff1b\uff1a]")
+_OPENING = "(\uff08"
 _WORD_END = re.compile(r"\S(?=\s)")
 
 
@@ -35,7 +37,7 @@ class Unit:
     text: str
     opens: bool
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes in a piece: with the space before it, or its tag and a space."""
         return len(self.text.encode("utf-8", "surrogatepass")) + (2 if self.opens else 1)
@@ -126,10 +128,12 @@ def _ends(text: str, pattern: re.Pattern[str]) -> list[int]:
 
 def _inside_parentheses(text: str) -> list[bool]:
     """For each character whether it stands between a parenthesis and the one that closes it, those included."""
+    if not any(opening in text for opening in _OPENING):
+        return [False] * len(text)
     open_at: list[int] = []
     changes = [0] * (len(text) + 1)
     for index, character in enumerate(text):
-        if character in "(\uff08":
+        if character in _OPENING:
             open_at.append(index)
         elif character in ")\uff09" and open_at:
             changes[open_at.pop()] += 1
