@@ -25,7 +25,15 @@ from .kernels.cpu.onednn import PackedInt8Weight, pack_for_device
 from .kernels.quantized import Weight
 from .longform.options import AudioPrompts, PerText, SpeechOptions, Text, Transcript, Transcripts
 from .longform.plan import Plan
-from .longform.scripts import Script, ScriptRunner, call_for, make_plan, parse_scripts
+from .longform.scripts import (
+    Script,
+    ScriptRunner,
+    at_asked_loudness,
+    call_for,
+    check_streamable,
+    make_plan,
+    parse_scripts,
+)
 from .longform.speaker import ScriptCall
 from .longform_settings import LongFormSettings
 from .messages import shown
@@ -35,7 +43,7 @@ from .model.teacher_forcing import teacher_forced_logits
 from .model.tokenizer import encode_text
 from .progress import steps_bar
 from .results import Generation, Progress
-from .runtime.call import Call
+from .runtime.call import Call, Chunk
 from .runtime.chunking import ChunkSizes
 from .runtime.engine_thread import EngineThread
 from .runtime.limits import Limits
@@ -283,6 +291,7 @@ class Engine:
         tail_silence: float = 0.0,
         trim_cut_end: bool | None = None,
         closing_tag: bool | None = None,
+        loudness: float | None = None,
         details: bool = False,
         on_progress: Callable[[Progress], Any] | None = None,
     ) -> "np.ndarray | Generation | list[np.ndarray] | list[Generation]":
@@ -324,6 +333,9 @@ class Engine:
                 fades out. Default: if it was planned. The codes stay whole.
             closing_tag: end the text with the tag of who speaks next, which keeps Dia from cutting ends. Default: in
                 the pieces of planned scripts, if the model is Dia.
+            loudness: of the whole sound in LUFS (ITU-R BS.1770), from -70 to 0; -16 is usual for podcasts. Where its
+                true peaks would rise over -1 dBTP it is made less loud, with a warning. Needs the extra `loudness`.
+                Default: as the model made it.
             on_progress: called in this thread with a `Progress` after each piece of a planned script: pieces, seconds
                 of audio, x real time, time left.
             details: return `Generation` instead of arrays: audio, codes, why it ended, seed, duration.
@@ -339,7 +351,8 @@ class Engine:
             FileNotFoundError, TypeError, ValueError: an argument that cannot work, more texts than `max_slots` and
                 `max_waiting` together included, before any work is done.
             EngineFull: more requests would wait than `max_waiting`.
-            RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
+            RuntimeError: the engine is closed; the process was forked from one in which an engine has worked; or a
+                loudness is asked for without the extra `loudness`.
         """
         requests = self._parse(
             text, sampling_params=sampling_params, seed=seed,
@@ -348,7 +361,7 @@ class Engine:
                 "cfg_filter_top_k": cfg_filter_top_k, "min_tokens": min_tokens,
             },
             audio_prompt=audio_prompt, audio_prompt_path=audio_prompt_path, audio_prompt_text=audio_prompt_text,
-            options=SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
+            options=SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag, loudness),
             use_torch_compile=use_torch_compile, use_cfg_filter=use_cfg_filter,
         )  # fmt: skip
         generations = self.run_requests(requests, verbose, on_progress=on_progress)
@@ -379,6 +392,7 @@ class Engine:
         tail_silence: float = 0.0,
         trim_cut_end: bool | None = None,
         closing_tag: bool | None = None,
+        loudness: None = None,
         chunk_frames: int | None = None,
         first_chunk_frames: int | None = None,
         on_progress: Callable[[Progress], Any] | None = None,
@@ -400,6 +414,7 @@ class Engine:
                 more where a codec depends on so many that this would cost half as much again.
             first_chunk_frames: of the first chunk; from then on chunks double up to chunk_frames, and the last may be
                 smaller. Default: 8, or chunk_frames where that is less.
+            loudness: None, as it is measured over the whole sound; any other value is refused.
             on_progress: as in `generate`, called in the thread that reads.
 
         Returns:
@@ -421,7 +436,7 @@ class Engine:
                 "cfg_filter_top_k": cfg_filter_top_k, "min_tokens": min_tokens,
             },
             audio_prompt=audio_prompt, audio_prompt_path=audio_prompt_path, audio_prompt_text=audio_prompt_text,
-            options=SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
+            options=SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag, loudness),
             use_torch_compile=use_torch_compile, use_cfg_filter=use_cfg_filter,
         )  # fmt: skip
         return self.stream_requests(
@@ -468,6 +483,7 @@ class Engine:
         *,
         warn_of_cuts: bool = True,
         on_progress: Callable[[Progress], Any] | None = None,
+        on_chunk: Callable[[Chunk], Any] | None = None,
     ) -> list[Generation]:
         """What `generate` does behind its checks; errors as there.
 
@@ -475,6 +491,7 @@ class Engine:
             requests: checked and parsed, see `longform.scripts.parse_scripts`.
             verbose, on_progress: as in `generate`.
             warn_of_cuts: whether audio that `max_tokens` cut is a warning.
+            on_chunk: called in this thread with each part of the sound as it is made, at no loudness yet.
 
         Returns:
             a `Generation` per request, with `audio` unless the engine has no codec.
@@ -487,6 +504,8 @@ class Engine:
                 self._submit(self._with_codes(requests), call, WHOLE)
                 for chunk in call:
                     chunks[chunk.index].append(chunk.audio)
+                    if on_chunk is not None:
+                        on_chunk(chunk)
             finally:
                 call.abort()
         generations = [result for result in call.results if result is not None]
@@ -496,6 +515,7 @@ class Engine:
             return generations
         silence = np.zeros(0, dtype=np.float32)  # of a model that ends at once
         sounds = [np.concatenate(pieces or [silence]) for pieces in chunks]
+        sounds = at_asked_loudness(sounds, requests, self.sample_rate)
         return [replace(each, audio=sound) for each, sound in zip(generations, sounds, strict=True)]
 
     def stream_requests(
@@ -514,7 +534,11 @@ class Engine:
             sizes: of the chunks.
             verbose, on_progress: as in `stream`.
             batch: whether the stream gives pairs (index, piece), as for a list of texts.
+
+        Raises:
+            ValueError: one asks for a loudness.
         """
+        check_streamable(requests)
         check_not_forked(self.device)
         self._thread.check_usable()
         self._thread.check_fits(len(requests))

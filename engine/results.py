@@ -59,6 +59,7 @@ class Progress:
         seconds: of audio that are done.
         elapsed: since its first piece got a slot, in seconds.
         left: seconds until its end at the pace so far; None while its text arrives.
+        last: the piece that was done last.
     """
 
     index: int
@@ -67,6 +68,7 @@ class Progress:
     seconds: float
     elapsed: float
     left: float | None
+    last: PieceResult
 
     @property
     def times_real_time(self) -> float:
@@ -74,6 +76,7 @@ class Progress:
         return self.seconds / self.elapsed if self.elapsed > 0 else 0.0
 
     def __str__(self) -> str:
-        pieces = f"{self.pieces} pieces" if self.total is None else f"piece {self.pieces} of {self.total}"
+        made = "1 piece" if self.pieces == 1 else f"{self.pieces} pieces"
+        pieces = made if self.total is None else f"piece {self.pieces} of {self.total}"
         left = "" if self.left is None else f", {self.left:.0f} s left"
         return f"{pieces}, {self.seconds:.1f} s, {self.times_real_time:.2f}x real time{left}"

@@ -25,6 +25,11 @@ def add_speech_arguments(command: argparse.ArgumentParser) -> "argparse._Argumen
         "--closing-tag", action=argparse.BooleanOptionalAction,
         help="end the text with the next speaker's tag (default: in long scripts of Dia)",
     )  # fmt: skip
+    long.add_argument(
+        "--loudness", type=float, metavar="LUFS",
+        help="of the whole sound, such as -16, less where peaks would clip (default: as it is); "
+        "pip install 'dia-engine[loudness]'",
+    )  # fmt: skip
     return long
 
 
@@ -104,6 +109,7 @@ def speech(options: argparse.Namespace) -> "SpeechOptions":
         tail_silence=options.tail_silence,
         trim_cut_end=options.trim_cut_end,
         closing_tag=options.closing_tag,
+        loudness=options.loudness,
     )
 
 

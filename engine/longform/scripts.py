@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..audio.loudness import at_loudness
 from ..codec import Codec
 from ..codec.windowed import CodeWindows
 from ..devices.precision import full_float32
@@ -315,10 +316,36 @@ def _require_no_editing(options: SpeechOptions) -> None:
     """Raises ValueError: sound is to be edited that no codec makes."""
     if options.changes_sound or options.pause > 0:
         name = next(
-            name for name in ("speed", "tail_silence", "pause", "trim_cut_end")
+            name for name in ("speed", "tail_silence", "pause", "trim_cut_end", "loudness")
             if getattr(options, name) != getattr(SpeechOptions(), name)
         )  # fmt: skip
         raise ValueError(f"{name} is about sound, and this engine has no codec; load it with load_dac=True")
+
+
+def is_planned(item: Request | Script) -> bool:
+    """Whether it is spoken in pieces."""
+    return isinstance(item, Script) and item.is_split
+
+
+def check_streamable(items: Collection[Request | Script]) -> None:
+    """Raises ValueError: one asks for what only a whole sound can have."""
+    if any(isinstance(item, Script) and item.options.loudness is not None for item in items):
+        raise ValueError(
+            "loudness is measured over a whole sound, and a stream gives out the beginning before there is an end: use "
+            "generate, or leave loudness out"
+        )
+
+
+def at_asked_loudness(
+    sounds: Collection[np.ndarray], items: Collection[Request | Script], sample_rate: int
+) -> list[np.ndarray]:
+    """The whole sounds [samples] of requests and scripts at the loudness that the scripts ask for."""
+    found = []
+    for index, (sound, item) in enumerate(zip(sounds, items, strict=True)):
+        target = item.options.loudness if isinstance(item, Script) else None
+        name = f"item {index}: " if len(items) > 1 else ""
+        found.append(sound if target is None else at_loudness(sound, target, sample_rate, name))
+    return found
 
 
 def _needs_pieces(text: Any, options: SpeechOptions, settings: LongFormSettings) -> bool:

@@ -94,6 +94,7 @@ class Arriving:
     _speaker: str = ""
     _ended: bool = False
     _flushing: bool = False
+    _last: str | None = None  # who has spoken
     _ready: deque[Piece] = field(default_factory=deque)
     _any_anchor: set[int] = field(default_factory=set)
 
@@ -150,14 +151,21 @@ class Arriving:
 
     def _plan_whole_sentences(self) -> None:
         everything = self._ended or self._flushing
-        end = len(self._text) if everything else whole_sentences(self._text)
-        whole, self._text = self._text[:end], self._text[end:]
         self._flushing = False
-        more = units(whole, self.settings.piece_bytes, self._speaker, goes_on=self._taken > 0 or bool(self._speaker))
+        if everything:
+            self._plan_to(len(self._text), final=True)
+        while end := whole_sentences(self._text, self.settings.piece_bytes):
+            self._plan_to(end, final=False)
+
+    def _plan_to(self, end: int, final: bool) -> None:
+        """Take the text up to there out of what waits."""
+        whole, self._text = self._text[:end], self._text[end:]
+        more = units(whole, self.settings.piece_bytes, self._speaker, self._last)
+        self._last = more[-1].speaker if more else self._last
         for tag in ("[S1]", "[S2]"):
             if whole.rfind(tag) == max(whole.rfind("[S1]"), whole.rfind("[S2]")) >= 0:
                 self._speaker = tag
-        self._collect(self._planner.add(more, final=everything))
+        self._collect(self._planner.add(more, final=final))
 
     def _collect(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:

@@ -213,7 +213,7 @@ def test_progress_by_piece(talker, whole, capsys):
     stream = talker.stream(iter([SCRIPT]), seed=3, on_progress=heard.append)
     sum(map(len, stream))
     assert [each.pieces for each in heard] == list(range(1, len(stream.result.pieces) + 1))
-    assert all(each.total is None and each.left is None for each in heard) and "1 pieces" in str(heard[0])
+    assert all(each.total is None and each.left is None for each in heard) and "1 piece," in str(heard[0])
     talker.generate(SHORT, seed=5, on_progress=lambda _: pytest.fail("a script that is not planned has no pieces"))
 
 
