@@ -20,6 +20,8 @@ RECIPES = {
     "int8": {"*_attn.*": "int8", "*.mlp.*": "int8"},
     # Dia's attention has no 1/sqrt(d): errors of queries and keys go into its logits undiminished.
     "nf4": {"*_attn.*": "int8", "*.mlp.*": "nf4"},
+    # What bitsandbytes quantizes with load_in_4bit: every layer's matrices.
+    "nf4-all": {"*_attn.*": "nf4", "*.mlp.*": "nf4"},
 }
 ALIASES = {"4bit": "nf4", "8bit": "int8"}
 
