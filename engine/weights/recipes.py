@@ -32,8 +32,8 @@ def checked_recipe(quant: str | Mapping[str, str]) -> Recipe:
     """The recipe that a user names or writes.
 
     Args:
-        quant: "int8", "nf4" (also "8bit", "4bit"), or patterns of weight names with "int8", "nf4" or "none", such as
-            {"decoder.layers.0.*": "none", **RECIPES["nf4"]}.
+        quant: "int8", "nf4", "nf4-all" (also "8bit", "4bit"), or patterns of weight names with "int8",
+            "nf4" or "none", such as {"decoder.layers.0.*": "none", **RECIPES["nf4"]}.
 
     Raises:
         ValueError: an unknown name or format.

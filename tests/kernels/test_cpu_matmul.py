@@ -13,8 +13,8 @@ import torch
 
 from dia_engine import Engine
 from dia_engine.kernels.cpu import build as compiling
-from dia_engine.kernels.cpu import matmul as product
 from dia_engine.kernels.cpu import features, variants
+from dia_engine.kernels.cpu import matmul as product
 from dia_engine.kernels.cpu.limbs import digits_of, write_digits
 from dia_engine.kernels.cpu.matmul import is_compiled, multiply, multiply_sequence, read
 from dia_engine.kernels.cpu.onednn import PackedInt8Weight, pack_for_device
@@ -218,7 +218,7 @@ def test_one_pool_of_threads():
 
 @pytest.fixture
 def no_kept_library(monkeypatch, tmp_path):
-    """Nothing on disk that an earlier run has compiled; what is compiled is not optimized, which takes a third of the time."""
+    """Nothing on disk that an earlier run has compiled; and quickly compiled, without optimization."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(compiling, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in compiling.FLAGS))
 
