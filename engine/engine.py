@@ -134,8 +134,9 @@ class Engine:
         Args:
             model: hub id or folder, weights in transformers' or nari-labs' layout; "talker", a small one that comes
                 with the engine; or random weights, `synthetic:tiny` and `synthetic:full`.
-            quant: "int8", "nf4" (also "4bit") or a recipe of one's own, see `recipes.checked_recipe`: quantizes while
-                loading. None leaves the weights as they are stored; a quantized checkpoint needs no more than that.
+            quant: "int8", "nf4" (also "4bit"), "nf4-all" or a recipe of one's own, see `recipes.checked_recipe`:
+                quantizes while loading. None leaves the weights as they are stored; a quantized checkpoint needs no
+                more than that.
             dtype: "float32", "bfloat16" or "float16". Default: on a GPU bfloat16, or float16 where the GPU lacks it; on
                 a CPU float32 for a model under 100 million parameters, else bfloat16 if the CPU multiplies it natively.
             device: default "cuda" if there is one, else "cpu".

@@ -40,7 +40,7 @@ def add_model_arguments(command: argparse.ArgumentParser, default_model: str) ->
     group.add_argument("--codec", help="codec's hub id, folder or file (default: the model's, else descript/dac_44khz)")
     group.add_argument("--codec-dtype", help="float32, bfloat16 or float16 (default: float32)")
     group.add_argument("--revision", help="revision of the hub repository")
-    group.add_argument("--quant", help="int8 or nf4: quantize the weights while loading")
+    group.add_argument("--quant", help="int8, nf4 or nf4-all: quantize the weights while loading")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: what suits the device)")
     group.add_argument("--device", help="such as cuda, cuda:1 or cpu (default: cuda if there is one)")
 
