@@ -1,6 +1,8 @@
-"""Who may ask: API keys."""
+"""Who may ask: API keys, and pages of which sites."""
 
 import hmac
+from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
@@ -36,3 +38,23 @@ class Keys:
         if found is None:
             raise ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
         return found
+
+
+def check_origin(connection: HTTPConnection, allowed: Collection[str]) -> None:
+    """Refuse pages of other sites: a browser lets them send forms and open WebSockets without asking first.
+
+    Args:
+        allowed: origins whose pages may ask; * for all.
+
+    Raises:
+        ApiError: 403.
+    """
+    origin = connection.headers.get("origin")
+    if origin is None or origin in allowed or "*" in allowed:
+        return
+    try:
+        host = urlsplit(origin).netloc
+    except ValueError:  # no address
+        host = ""
+    if not host or host != connection.headers.get("host"):
+        raise ApiError(403, "pages of other origins need --cors-origin", code="origin_not_allowed")

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -58,6 +58,21 @@ def bad_request(error: Exception) -> ApiError:
     return ApiError(400, message, param=PARAMETERS.get(first.group()) if first else None, code="invalid_value")
 
 
+def invalid_fields(errors: Sequence[Any]) -> ApiError:
+    """The first of pydantic's errors."""
+    first = errors[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    # Of a union each kind is tried, and named behind the field.
+    param = place[0] if place and not place[0].isdigit() else None
+    if first["type"] == "json_invalid":
+        return ApiError(400, "the body is not valid JSON", code="invalid_json")
+    if param is None and first["loc"][:1] == ("body",):
+        message = "the body must be a JSON object, sent with Content-Type: application/json"
+    else:
+        message = f"{'.'.join(place)}: {first['msg']}"
+    return ApiError(400, message, param=param, code="invalid_type")
+
+
 def error_response(error: ApiError) -> Response:
     """The response that tells an error."""
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
@@ -82,17 +97,7 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-    # Of a union each kind is tried, and named behind the field.
-    param = place[0] if place and not place[0].isdigit() else None
-    if first["type"] == "json_invalid":
-        return error_response(ApiError(400, "the body is not valid JSON", code="invalid_json"))
-    if param is None and first["loc"][:1] == ("body",):
-        message = "the body must be a JSON object, sent with Content-Type: application/json"
-    else:
-        message = f"{'.'.join(place)}: {first['msg']}"
-    return error_response(ApiError(400, message, param=param, code="invalid_type"))
+    return error_response(invalid_fields(error.errors()))
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

@@ -15,7 +15,7 @@ from .settings import Settings
 logger = logging.getLogger(__name__)
 
 SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-LARGE = ("/v1/audio/voices", "/v1/audio/speech")
+LARGE = ("/v1/audio/voices", "/v1/audio/speech", "/v1/audio/speech/batch")
 QUIET = ("/health", "/metrics")
 
 

@@ -1,10 +1,10 @@
 """Voices: list, upload, delete, as OpenAI's and ElevenLabs' clients do."""
 
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 
+from ..access import check_origin
 from ..errors import ApiError
 from ..voices.voice import Voice
 from .context import key_number, keys_of, service_of
@@ -43,7 +43,7 @@ async def create(
 ) -> dict[str, object]:
     service = service_of(request)
     service.check_state()
-    _check_origin(request)
+    check_origin(request, service.settings.cors_origin)
     if not ref_text.strip():
         raise ApiError(400, "ref_text must say what is said in audio_sample", param="ref_text")
     if not consent.strip():
@@ -51,19 +51,6 @@ async def create(
     voice = await service.voices.create(name, await audio_sample.read(), ref_text)
     shown = {"id": voice.id, "object": "audio.voice", "name": voice.name, "created_at": voice.created}
     return shown | {"type": "audio_sample"}
-
-
-def _check_origin(request: Request) -> None:
-    """Refuse forms of other sites' pages: a browser sends these, unlike JSON, without asking first.
-
-    Raises:
-        ApiError: 403.
-    """
-    origin, allowed = request.headers.get("origin"), service_of(request).settings.cors_origin
-    if origin is None or origin in allowed or "*" in allowed:
-        return
-    if urlsplit(origin).netloc != request.headers.get("host"):
-        raise ApiError(403, "uploads from pages of other origins need --cors-origin", code="origin_not_allowed")
 
 
 @router.delete("/v1/audio/voices/{voice_id}", summary="Delete an uploaded voice")

@@ -128,6 +128,6 @@ def _delta(data: bytes) -> bytes:
 
 def _done(session: Session) -> bytes:
     """The last event: tokens are bytes of text and frames of audio."""
-    given, made = len(session.speech.text.encode("utf-8", "replace")), session.frames
+    given, made = len(session.speech.script.encode("utf-8", "replace")), session.frames
     usage = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
     return _event("speech.audio.done", {"usage": usage})
