@@ -35,6 +35,7 @@ class Server:
         self.thread.start()
         self.client = httpx.Client(base_url=self.url, timeout=HANGS)
         until(lambda: self.status() != 503)
+        self.loop = self.listener._loop
         return self
 
     def __exit__(self, *error):

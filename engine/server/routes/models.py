@@ -43,6 +43,7 @@ def _described(request: Request, name: str) -> dict[str, object]:
         described["dia"] = {
             "defaults": params,
             "sample_rate": engine.sample_rate,
+            "good_bytes": engine.long_form.good_bytes,
             "max_bytes": engine.config.encoder.max_position_embeddings,
             "is_toy": service.settings.model in TOYS,
         }
