@@ -55,8 +55,13 @@ class RequestContext:
 
     async def _respond(self, scope: Scope, exchange: "_Exchange", given: dict[bytes, str]) -> None:
         length = given.get(b"content-length", "0")
+        encoding = given.get(b"content-encoding", "identity")
+        if scope["method"] == "HEAD":  # the answer to GET, whose body uvicorn does not send
+            scope = {**scope, "method": "GET"}
         try:
-            if length.isdigit() and int(length[:20]) > exchange.most:
+            if encoding.lower() != "identity":
+                exchange.refusal = ApiError(415, f"a body with Content-Encoding {encoding[:40]} is not read")
+            elif length.isdigit() and int(length[:20]) > exchange.most:
                 exchange.refuse_size()
             else:
                 await self._app(scope, exchange.receive, exchange.send)

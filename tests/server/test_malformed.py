@@ -1,5 +1,6 @@
 """Hundreds of malformed requests to all routes: each is told what is wrong with it, and the server goes on."""
 
+import gzip
 import http.client
 import json
 import random
@@ -367,3 +368,45 @@ def test_malformed_messages_of_sockets(strict):
     strict.idle()
     assert strict.status() == 200 and strict.speak().status_code == 200
     assert not [each for each in threading.enumerate() if each.name == "dia-engine script"]
+
+
+def test_odd_but_usual_requests(strict):
+    for path in ("/", "/health", "/metrics", "/v1/models", "/v1/audio/voices", "/player.js"):
+        head, found = strict.client.head(path), strict.client.get(path)
+        assert head.status_code == 200 and not head.content, path
+        assert head.headers["content-type"] == found.headers["content-type"]
+    assert strict.client.head("/v1/audio/speech").status_code == 405
+    for path in ("/v1/audio/speech/", "/health/"):  # a redirection would name the address behind a proxy
+        assert strict.client.get(path, follow_redirects=False).status_code == 404
+    packed = strict.client.post(SPEECH, content=gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"})
+    assert packed.status_code == 415 and "gzip" in packed.json()["error"]["message"]
+    unseen = strict.speak("\u202e\u200b")
+    assert unseen.status_code == 400 and unseen.json()["error"]["param"] == "input"
+
+
+def test_a_client_that_leaves_in_its_body_is_no_bug(strict, caplog):
+    for path in (SPEECH, VOICES):
+        with socket.create_connection(strict.socket.getsockname()) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"
+            connection.sendall(head.encode())
+    with socket.create_connection(strict.socket.getsockname()) as connection:
+        connection.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        with pytest.raises(OSError):
+            for _ in range(1000):  # fields behind the body, without an end
+                connection.sendall(b"a: b\r\n" * 10_000)
+    assert strict.speak().status_code == 200
+    assert not [line for line in caplog.records if line.exc_info]
+
+
+def test_a_flood_of_pings_by_a_client_that_does_not_read_ends(strict):
+    pings = struct.pack(">BB4x", 0x80 | 9, 0x80 | 125) + b"p" * 125
+    with socket.create_connection(strict.socket.getsockname(), timeout=HANGS) as connection:
+        connection.sendall(
+            b"GET /v1/audio/speech/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert b" 101 " in connection.recv(100)
+        with pytest.raises(OSError):
+            for _ in range(1000):
+                connection.sendall(pings * 1000)
+    assert strict.status() == 200

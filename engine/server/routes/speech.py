@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import HTTPConnection
 
+from ...model.tokenizer import has_visible_text
 from ..audio.decode import decode_audio
 from ..audio.formats import AudioFormat, openai_format
 from ..errors import ApiError, bad_request
@@ -99,8 +100,9 @@ def check_input(script: str) -> None:
     Raises:
         ApiError: 400.
     """
-    if not script.strip() or len(script) > MAX_CHARACTERS:
-        got = f"{len(script)}" if script.strip() else "none that can be seen"
+    is_visible = has_visible_text(script)
+    if not is_visible or len(script) > MAX_CHARACTERS:
+        got = f"{len(script)}" if is_visible else "none that can be seen"
         raise ApiError(400, f"input must have 1 to {MAX_CHARACTERS} characters, got {got}", param="input")
 
 
