@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.helpers import ROOT
-from tests.server.helpers import TEXT
+from tests.server.helpers import LONG, TEXT, until
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "dia-engine.json"
 NAME = re.compile(r"\bdia_[a-z_]+")
@@ -33,6 +33,17 @@ def test_a_request_is_counted(server, talker):
         assert server.metric(f"dia_{name}_count") >= 2, name
     assert server.metric("dia_slots") == 4 and server.metric("dia_queue_size") == 16
     assert server.metric("dia_model_info") == 1
+
+
+def test_a_long_script_is_one_request_in_several_slots(server):
+    with server.stream(LONG * 30) as answer:
+        chunks = answer.iter_raw()
+        next(chunks)
+        until(lambda: server.metric("dia_slots_used") > 1)
+        assert server.metric("dia_requests_running") == 1 and server.metric("dia_requests_waiting") == 0
+        state = server.client.get("/health").json()
+        assert state["running"] == 1 and state["slots_used"] <= state["slots"] == 4
+    until(lambda: server.metric("dia_slots_used") == 0)
 
 
 def test_every_metric_of_the_dashboard_exists(server):

@@ -15,6 +15,7 @@ async def health(request: Request) -> Response:
     service = service_of(request)
     content = {
         "status": service.state, "running": service.running, "waiting": service.waiting, "slots": service.slots,
+        "slots_used": service.slots_used,
         "model": service.settings.model,
     }  # fmt: skip
     return JSONResponse(content, 200 if service.state == READY else 503)

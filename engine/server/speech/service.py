@@ -48,9 +48,10 @@ class SpeechService:
         self._buffered = 0
         self._generation_seconds = 2.0  # of a request, a running mean
         gauge = self.metrics.gauge
-        gauge("dia_requests_running", "Requests that have a slot", lambda: self.running)
-        gauge("dia_requests_waiting", "Requests that wait for a slot", lambda: self.waiting)
-        gauge("dia_slots", "Requests that can run at the same time", lambda: self.slots)
+        gauge("dia_requests_running", "Requests that have had a slot and have not ended", lambda: self.running)
+        gauge("dia_requests_waiting", "Requests that wait for their first slot", lambda: self.waiting)
+        gauge("dia_slots", "Requests, and pieces of scripts, that can run at the same time", lambda: self.slots)
+        gauge("dia_slots_used", "Slots of the last launch of decode steps", lambda: self.slots_used)
         gauge("dia_queue_size", "Requests that may wait", lambda: self.max_waiting)
         gauge("dia_buffered_bytes", "Audio that waits for slow readers", lambda: self._buffered)
 
@@ -94,18 +95,23 @@ class SpeechService:
         return self._engine.max_slots if self._engine is not None else 0
 
     @property
+    def slots_used(self) -> int:
+        """Slots that are busy. A script in pieces takes several, or for a moment none."""
+        return self.metrics.in_launch if self._engine is not None and self._engine.active_requests else 0
+
+    @property
     def max_waiting(self) -> int:
         """Requests that may wait for a slot."""
         return self.settings.waiting_room(self.slots)
 
     @property
     def running(self) -> int:
-        """Requests that have a slot."""
+        """Requests that have had a slot and have not ended."""
         return sum(1 for session in self.sessions if session.generating and session.started)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a slot."""
+        """Requests that wait for their first slot."""
         return sum(1 for session in self.sessions if session.generating and not session.started)
 
     def begin(
