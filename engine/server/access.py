@@ -4,9 +4,14 @@ import hmac
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
+from fastapi import Depends
+from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection
 
 from .errors import ApiError
+
+# In the schema of the routes that need one, so that /docs can ask for it.
+KEY_IN_SCHEMA = Depends(HTTPBearer(auto_error=False, description="an API key, where the server has any"))
 
 
 class Keys:

@@ -53,6 +53,7 @@ def build_app(settings: Settings | None = None, engine: Engine | None = None) ->
     app = FastAPI(
         title="dia-engine", version=__version__, description=DESCRIPTION, lifespan=lifespan,
         root_path=settings.root_path, redoc_url=None,
+        responses=errors.RESPONSES,
         redirect_slashes=False,  # behind a proxy the address that it would lead to is not the server's
     )  # fmt: skip
     app.state.service, app.state.keys, app.state.startup = service, Keys(settings.api_key), startup

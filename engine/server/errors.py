@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from ..messages import without_controls
@@ -23,6 +24,28 @@ PARAMETERS = {
         "pause", "chunk_frames", "first_chunk_frames", "speed", "sample_rate",
     )},
 }  # fmt: skip
+
+
+class ErrorContent(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every error, as OpenAI has them."""
+
+    error: ErrorContent
+
+
+# In the schema of the routes; with them FastAPI names no 422, which is never sent.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request cannot be served; 429 with Retry-After: not now"},
+    "5XX": {"model": ErrorBody, "description": "The server cannot serve; 503 with Retry-After: not now"},
+}
 
 
 class ApiError(Exception):

@@ -259,3 +259,14 @@ def test_a_page_of_another_site_opens_no_socket(server):
                     connection.recv(HANGS)
             else:
                 assert json.loads(connection.recv(HANGS))["code"] == 403
+
+
+def test_texts_that_wait_are_counted(server):
+    with Socket(server) as client:
+        for _ in range(200):
+            client.send(context_id="c", inputs=[{"text": "Hello. ", "voice_id": "default"}], flush=True)
+        with pytest.raises(ConnectionClosed):
+            while "texts may wait" not in client.receive().get("message", ""):
+                pass
+            client.receive()
+    server.idle()

@@ -60,6 +60,17 @@ def test_every_metric_is_documented_and_every_documented_one_exists(server):
     assert documented == {name for name in names if not name.endswith("_created")}
 
 
+def test_the_schema_tells_what_is_sent(server):
+    schema = server.client.get("/openapi.json").json()
+    for path, route in schema["paths"].items():
+        for method, operation in route.items():
+            assert "422" not in operation["responses"] and "4XX" in operation["responses"], path
+            assert ("security" in operation) == (method == "delete" or method == "post"), path
+    spoken = schema["paths"]["/v1/audio/speech"]["post"]["responses"]["200"]["content"]
+    assert {"audio/mpeg", "audio/pcm", "text/event-stream"} <= set(spoken)
+    assert "application/json" not in spoken
+
+
 def test_every_route_is_documented(server):
     document = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
     for path in server.client.get("/openapi.json").json()["paths"]:

@@ -50,6 +50,7 @@ class Stream:
 
 def test_a_text_in_pieces_and_another_after_it(server, talker):
     with Stream(server) as client:
+        assert client.connection.response.headers["x-request-id"]
         for _ in range(2):
             for piece in ("[S", "1] Can you ", "count?"):
                 client.send("input.text", text=piece)

@@ -6,17 +6,19 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..access import KEY_IN_SCHEMA
 from ..audio.formats import elevenlabs_format
 from ..errors import ApiError, bad_request
 from ..speech.arriving import ArrivingText
 from ..speech.dialogue import script
 from ..speech.request import Speech
-from ..speech.response import streamed
+from ..speech.response import AUDIO, streamed
 from ..voices.voice import Prompt, together
 from .context import Caller, caller_of
 
-router = APIRouter(tags=["ElevenLabs"])
+router = APIRouter(tags=["ElevenLabs"], dependencies=[KEY_IN_SCHEMA])
 
+AS_AUDIO: dict[str, Any] = {"response_class": Response, "responses": AUDIO}
 DEFAULT_FORMAT = "mp3_44100_128"
 MAX_CHARACTERS = 5000
 
@@ -38,7 +40,7 @@ class DialogueBody(BaseModel):
     seed: int | None = None
 
 
-class SpeechBody(BaseModel):
+class TextBody(BaseModel):
     """Their fields; what is not here is ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -47,8 +49,8 @@ class SpeechBody(BaseModel):
     seed: int | None = None
 
 
-@router.post("/v1/text-to-dialogue", summary="Turns of one or two voices to audio")
-@router.post("/v1/text-to-dialogue/stream", summary="The same: both stream")
+@router.post("/v1/text-to-dialogue", summary="Turns of one or two voices to audio", **AS_AUDIO)
+@router.post("/v1/text-to-dialogue/stream", summary="The same: both stream", **AS_AUDIO)
 async def dialogue(request: Request, body: DialogueBody, output_format: str = DEFAULT_FORMAT) -> Response:
     caller = caller_of(request)
     audio_format = elevenlabs_format(output_format)
@@ -56,10 +58,10 @@ async def dialogue(request: Request, body: DialogueBody, output_format: str = DE
     return await streamed(request, caller.begin(speech, audio_format))
 
 
-@router.post("/v1/text-to-speech/{voice_id}", summary="A text in one voice to audio")
-@router.post("/v1/text-to-speech/{voice_id}/stream", summary="The same: both stream")
+@router.post("/v1/text-to-speech/{voice_id}", summary="A text in one voice to audio", **AS_AUDIO)
+@router.post("/v1/text-to-speech/{voice_id}/stream", summary="The same: both stream", **AS_AUDIO)
 async def text_to_speech(
-    request: Request, voice_id: str, body: SpeechBody, output_format: str = DEFAULT_FORMAT
+    request: Request, voice_id: str, body: TextBody, output_format: str = DEFAULT_FORMAT
 ) -> Response:
     caller = caller_of(request)
     audio_format = elevenlabs_format(output_format)

@@ -72,7 +72,7 @@ class _Context:
             self.texts.append(self._open)
             self.changed.set()
         self._open.add(text, voice)
-        check_waiting(each.script for each in self.texts)
+        check_waiting([each.script for each in self.texts])
 
     def flush(self) -> None:
         """Have what has come spoken."""

@@ -9,18 +9,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import HTTPConnection
 
 from ...model.tokenizer import has_visible_text
+from ..access import KEY_IN_SCHEMA
 from ..audio.decode import decode_audio
 from ..audio.formats import AudioFormat, openai_format
 from ..errors import ApiError, bad_request
 from ..speech.arriving import ArrivingText
 from ..speech.request import Speech
-from ..speech.response import streamed, whole
+from ..speech.response import AUDIO_OR_EVENTS, streamed, whole
 from ..voices.mint import DEFAULT
 from ..voices.voice import tagged
 from .context import Caller, caller_of
 from .models import check_model
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], dependencies=[KEY_IN_SCHEMA])
 
 MAX_CHARACTERS = 4096
 SAMPLING = (
@@ -69,7 +70,10 @@ class SpeechBody(SpeechFields):
     stream: bool | None = Field(None, description="false: the whole at once, with its length")
 
 
-@router.post("/v1/audio/speech", summary="A script to audio, streamed from the first chunk on")
+@router.post(
+    "/v1/audio/speech", summary="A script to audio, streamed from the first chunk on", response_class=Response,
+    responses=AUDIO_OR_EVENTS,
+)  # fmt: skip
 async def speech(request: Request, body: SpeechBody) -> Response:
     caller = caller_of(request)
     audio_format = checked_format(request, body)

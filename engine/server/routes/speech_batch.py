@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..access import KEY_IN_SCHEMA
 from ..audio.encoders import with_sizes
 from ..errors import ApiError, invalid_fields
 from ..speech.places import Places
@@ -21,7 +22,7 @@ from ..voices.voice import tagged
 from .context import Caller, caller_of
 from .speech import SpeechBody, SpeechFields, check_input, checked_format, speech_of
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], dependencies=[KEY_IN_SCHEMA])
 
 MAX_ITEMS = 32
 MAX_CHARACTERS = 20_000  # of all items: the response is one

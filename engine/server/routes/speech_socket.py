@@ -24,8 +24,6 @@ from .speech import SpeechFields, checked_format, speech_of
 
 router = APIRouter()
 
-MAX_TEXTS = 64  # that wait to be spoken
-
 
 class SessionConfig(SpeechFields):
     """How the texts of a connection are spoken."""
@@ -101,9 +99,12 @@ class _Connection:
                 self._end_text()
                 self._closing = True
                 self._changed.set()
-            elif kind != "input.commit":
+            elif kind == "input.commit":
+                pass  # nothing was said
+            else:
                 known = "session.config, input.text, input.commit, input.done or session.close"
                 raise ApiError(400, f"type must be {known}", param="type", code="unknown_type")
+            check_waiting([each.script for each in self._texts])
         except ApiError as error:
             if self._configured is None or error.code == "text_too_long":
                 raise
@@ -126,13 +127,10 @@ class _Connection:
         if not isinstance(text, str):
             raise ApiError(400, "text must be a string", param="text")
         self._opened().add(text)
-        check_waiting(each.script for each in self._texts)
 
     def _opened(self) -> _Text:
         """The text that is open."""
         if self._open is None:
-            if len(self._texts) >= MAX_TEXTS:
-                raise ApiError(400, f"at most {MAX_TEXTS} texts may wait to be spoken", code="text_too_long")
             assert self._configured is not None
             self._open = _Text(*self._configured)
             self._texts.append(self._open)

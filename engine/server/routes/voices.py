@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 
-from ..access import check_origin
+from ..access import KEY_IN_SCHEMA, check_origin
 from ..errors import ApiError
 from ..voices.voice import Voice
 from .context import key_number, keys_of, service_of
@@ -32,7 +32,10 @@ def elevenlabs_voices(request: Request) -> dict[str, object]:
     return {"voices": shown, "has_more": False, "total_count": len(shown)}
 
 
-@router.post("/v1/audio/voices", summary="Upload a voice, with its transcript and a statement of consent")
+@router.post(
+    "/v1/audio/voices", summary="Upload a voice, with its transcript and a statement of consent",
+    dependencies=[KEY_IN_SCHEMA],
+)  # fmt: skip
 async def create(
     request: Request,
     name: Annotated[str, Form()],
@@ -53,8 +56,8 @@ async def create(
     return shown | {"type": "audio_sample"}
 
 
-@router.delete("/v1/audio/voices/{voice_id}", summary="Delete an uploaded voice")
-@router.delete("/v1/voices/{voice_id}", summary="The same for ElevenLabs' clients")
+@router.delete("/v1/audio/voices/{voice_id}", summary="Delete an uploaded voice", dependencies=[KEY_IN_SCHEMA])
+@router.delete("/v1/voices/{voice_id}", summary="The same for ElevenLabs' clients", dependencies=[KEY_IN_SCHEMA])
 def delete(request: Request, voice_id: str, key: int = Depends(key_number)) -> dict[str, object]:
     service_of(request).voices.delete(voice_id)
     return {"id": voice_id, "object": "audio.voice.deleted", "deleted": True, "status": "ok"}

@@ -3,12 +3,13 @@
 import asyncio
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from ...longform.source import FLUSH, Flush
 from ...longform.turns import whole_sentences
 from ..errors import ApiError
 
+MAX_TEXTS = 64  # of one client, with the one that is spoken
 MAX_WAITING = 20_000  # characters of one client that the engine has not taken
 LONG_ENOUGH = 40  # characters of a sentence with which speaking begins: a shorter one waits for the next
 SENTENCE_END = re.compile(r"[.!?…][\"')\]]*\s*$")
@@ -81,11 +82,13 @@ class ArrivingText:
         return part
 
 
-def check_waiting(texts: Iterable[ArrivingText]) -> None:
+def check_waiting(texts: Collection[ArrivingText]) -> None:
     """Check what waits to be spoken for a client.
 
     Raises:
         ApiError: 400, it is too much.
     """
+    if len(texts) > MAX_TEXTS:
+        raise ApiError(400, f"at most {MAX_TEXTS} texts may wait to be spoken", code="text_too_long")
     if sum(text.waiting for text in texts) > MAX_WAITING:
         raise ApiError(400, f"at most {MAX_WAITING} characters may wait to be spoken", code="text_too_long")

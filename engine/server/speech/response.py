@@ -4,16 +4,28 @@ import asyncio
 import base64
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from ..audio.encoders import with_sizes
+from ..audio.formats import CONTENT_TYPES
 from ..errors import ApiError
 from .session import Session
 
 Result = TypeVar("Result")
+Schema = dict[int | str, dict[str, Any]]
+
+
+def _schema(*kinds: str) -> Schema:
+    """Of a route whose responses are audio."""
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
+    return {200: {"description": "Audio as it is made", "content": content}}
+
+
+AUDIO = _schema(*CONTENT_TYPES.values(), "audio/pcm")
+AUDIO_OR_EVENTS = _schema(*CONTENT_TYPES.values(), "audio/pcm", "text/event-stream")
 CLIENT_LEFT = 499  # nobody reads this status
 
 
