@@ -66,11 +66,11 @@ def test_a_batch_takes_the_places_that_are_free_and_waits_for_itself(talker, voi
     with Server(talker, voices=str(voices), max_waiting=0) as server, ThreadPoolExecutor(1) as pool:
         with contextlib.closing(raw(server, long)):
             until(lambda: server.metric("dia_requests_running") == 1)
-            answer = pool.submit(ask, server, [{"input": LONG}] * 6)
+            answer = pool.submit(ask, server, [{"input": LONG}] * 5)
             until(lambda: server.metric("dia_requests_running") == 4)
             refused = server.speak()
             assert refused.status_code == 429 and refused.headers["retry-after"]
-        assert answer.result().json()["succeeded"] == 6
+        assert answer.result().json()["succeeded"] == 5
         with contextlib.ExitStack() as stack:
             for _ in range(4):
                 stack.enter_context(contextlib.closing(raw(server, long)))
@@ -114,7 +114,7 @@ def test_audio_that_waits_for_the_rest_counts_as_buffered(talker, voices):
         results = ask(server, [{"input": LONG}] * 4, sample_rate=96_000).json()["results"]
         codes = [each["error"]["code"] for each in results if each["status"] == "error"]
         assert codes and set(codes) == {"too_slow"}
-        whole = server.speak(LONG * 3, sample_rate=96_000, stream=False)
+        whole = server.speak(LONG * 2, sample_rate=96_000, stream=False)
         assert whole.status_code == 503 and whole.json()["error"]["code"] == "too_slow"
         server.idle()
         until(lambda: server.metric("dia_buffered_bytes") == 0)

@@ -8,7 +8,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from dia_engine import FLUSH
-from tests.server.helpers import HANGS, SENTENCES, TEXT, Server, close, until
+from tests.server.helpers import HANGS, LONG, SENTENCES, TEXT, Server, body, close, raw, until
 
 CONFIG = {"voice": "default", "sample_rate": 16_000, "seed": 3}
 
@@ -157,22 +157,20 @@ def test_what_waits_is_bounded(server):
 
 
 def test_a_server_without_room_says_so_and_the_next_text_is_spoken(talker, voices):
-    with Server(talker, voices=str(voices), max_waiting=0) as server:
-        streams = [server.stream("[S1] Can you count? [S2] Five six seven eight nine. " * 3) for _ in range(4)]
-        for each in streams:
-            each.__enter__()
-        with Stream(server) as client:
-            client.send("input.text", text=TEXT)
-            client.send("input.done")
-            _, (told, ended) = client.text()
-            assert told["error"]["code"] == "queue_full" and told["retry_after"] >= 1
-            assert ended["total_sentences"] == 0
-            for each in streams:
-                each.__exit__(None, None, None)
-            server.idle()
-            client.send("input.text", text=TEXT)
-            client.send("input.done")
-            assert client.text()[1][-1]["total_sentences"] == 1
+    with Server(talker, voices=str(voices), max_waiting=0) as server, Stream(server) as client:
+        others = [raw(server, body(LONG * 30)) for _ in range(4)]
+        until(lambda: server.metric("dia_requests_running") == 4)
+        client.send("input.text", text=TEXT)
+        client.send("input.done")
+        _, (told, ended) = client.text()
+        assert told["error"]["code"] == "queue_full" and told["retry_after"] >= 1
+        assert ended["total_sentences"] == 0
+        for each in others:
+            each.close()
+        server.idle()
+        client.send("input.text", text=TEXT)
+        client.send("input.done")
+        assert client.text()[1][-1]["total_sentences"] == 1
 
 
 def test_a_client_that_leaves_frees_its_slot(server):

@@ -10,7 +10,7 @@ import json
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ..access import KEY_IN_SCHEMA
 from ..audio.encoders import with_sizes
@@ -52,8 +52,6 @@ class BatchResult(BaseModel):
 
 class BatchAnswer(BaseModel):
     """What became of a batch, in the order of its items."""
-
-    model_config = ConfigDict(json_schema_extra={"required": ["id", "results", "total", "succeeded", "failed"]})
 
     id: str
     results: list[BatchResult]
