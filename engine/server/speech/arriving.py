@@ -46,7 +46,7 @@ class ArrivingText:
             return
         if SENTENCE_END.search(text):
             self.flush()
-        elif not self._speakable.is_set() and whole_sentences(self._unspoken) >= LONG_ENOUGH:
+        elif not self._speakable.is_set() and whole_sentences(self._unspoken, len(self._unspoken)) >= LONG_ENOUGH:
             self._speakable.set()
 
     def flush(self) -> None:
