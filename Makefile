@@ -31,9 +31,10 @@ quick: lint
 docs: $(DOCS_READY)
 	$(PY) -m tools.api_reference build/api
 
-# Two processes, and one thread of torch in each: half of the time on two cores.
+# Two processes, and one thread of torch in each: half of the time on two cores. Each begins with a half of the files,
+# so that what a file's tests share is made once, and takes over what the other has not come to.
 test: $(READY)
-	$(PY) -m pytest -q -n 2 -m "not slow and not ray" $(TESTS)
+	$(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not ray" $(TESTS)
 
 # What takes minutes or gigabytes: the 1.6B checkpoints on disk.
 test-slow: $(READY)
@@ -41,7 +42,7 @@ test-slow: $(READY)
 
 # Whether the pinned versions resolve, and `make demo` and kernel tests on bare Debian systems. Needs root and mmdebstrap.
 test-install:
-	$(PYTHON) -m tools.test_install $(PARTS)
+	$(PYTHON) -m tools.installation $(PARTS)
 
 # Stock clients against a running server, in an environment of their own, and a fuzzer of its schema. BARS=folder runs more.
 test-server: $(READY)

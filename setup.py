@@ -67,6 +67,7 @@ SERVE = [
     "prometheus_client>=0.20",
     "av>=13",
 ]
+LOUDNESS = ["pyloudnorm>=0.2"]
 
 # The package is imported as `dia_engine` and lies in `engine/`; `engine/kernels` is a link to `kernels/`.
 setup(
@@ -119,6 +120,7 @@ setup(
     extras_require={
         "serve": SERVE,
         "docs": ["pdoc>=15", *SERVE],  # the server's application is documented too
+        "loudness": LOUDNESS,
         "ray": ["ray[data,serve]>=2.53", *SERVE],
         "lint": ["mypy>=2.4", "ruff>=0.17.6"],
         "test": [
@@ -129,6 +131,7 @@ setup(
             "transformers>=4.53",
             "bitsandbytes>=0.45",
             "accelerate>=1.0",
+            *LOUDNESS,
             *SERVE,
             "httpx>=0.27",
             "websockets>=13",

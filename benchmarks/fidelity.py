@@ -1,6 +1,6 @@
 """What quantizing does to a model's choices, teacher-forced, against the same model in float32.
 
-    python -m benchmarks.fidelity [--model FOLDER] [--rows N] [--modules] [--json FILE] [--png FILE]
+    python -m benchmarks.fidelity [--model MODEL] [--rows N] [--modules] [--json FILE] [--png FILE]
 
 Every variant is fed the same rows, which the float32 model drew, and its logits are compared row by row and channel by
 channel: KL divergence of the distributions (float32 to variant), agreement of the likeliest id, cosine of the logits,
@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 
-from dia_engine.files.hub import find_model
 from dia_engine.kernels.cpu.onednn import pack_for_device
 from dia_engine.kernels.quantized import FORMATS, Weight
 from dia_engine.kernels.sample import filter_probabilities
@@ -33,8 +32,8 @@ from dia_engine.model.dia import DiaModel, parameter_shapes
 from dia_engine.model.tokenizer import encode_text
 from dia_engine.runtime.request import Request
 from dia_engine.sampling_params import ResolvedSamplingParams
-from dia_engine.weights.load import load_weights
 from dia_engine.weights.recipes import RECIPES, Recipe, chosen_formats
+from dia_engine.weights.source import resolve_model
 
 from .batch import start_batch
 from .command import run
@@ -171,7 +170,7 @@ def table(results: list[dict]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=HEAVY, help="folder, hub id or synthetic:heavy (%(default)s)")
+    parser.add_argument("--model", default=HEAVY, help="hub id, folder, talker or synthetic:heavy (%(default)s)")
     parser.add_argument("--rows", type=int, default=40, help="rows that are compared (%(default)s)")
     parser.add_argument("--modules", action="store_true", help="add one variant per kind of matrix and format")
     parser.add_argument("--json", type=Path, help="write the figures there")
@@ -185,9 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = HEAVY_CONFIG
         weights = heavy_weights(config)
     else:
-        files = find_model(options.model)
-        config = DiaConfig.from_file(files.config)
-        weights = load_weights(files.weights, config, dtype=torch.float32, device="cpu")
+        source = resolve_model(options.model)
+        config, weights = source.config, dict(source.stream_weights(dtype=torch.float32, device="cpu"))
     results = measure(config, weights, recipes(), options.rows)
     print(f"{options.model}, {options.rows} rows x {config.decoder.num_channels} channels against float32\n")
     print(table(results))

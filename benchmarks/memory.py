@@ -17,15 +17,16 @@ class WorkingMemory:
             self.before = torch.cuda.memory_allocated(device)
         elif _STATUS.exists():
             _CLEAR.write_text("5")  # sets the peak back to the present size
-            self.before = _resident("VmRSS")
+            self.before = resident()
 
     def peak(self) -> int | None:
         """Bytes at the peak beyond those at the start; None where nothing can tell."""
         if self.on_gpu:
             return torch.cuda.max_memory_allocated() - self.before
-        return _resident("VmHWM") - self.before if _STATUS.exists() else None
+        return resident("VmHWM") - self.before if _STATUS.exists() else None
 
 
-def _resident(field: str) -> int:
+def resident(field: str = "VmRSS") -> int:
+    """Bytes of this process's memory now, or by another field of Linux's status of it."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024

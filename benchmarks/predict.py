@@ -1,6 +1,7 @@
 """What a decode step should take on GPUs that are not here: a prediction, not a measurement.
 
     python -m benchmarks.predict [--batch N] [--position N] [--text N] [--kernels]
+    python -m benchmarks.predict --cpus [--text N] [--measure]     # CPUs, see predict_cpu.py
 
 Compiles every kernel of the 1.6B model's step for each GPU's architecture and adds up, launch by launch,
 
@@ -21,6 +22,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -31,6 +33,7 @@ from dia_engine.model.dia import parameter_shapes
 from dia_engine.runtime.runner import STEPS_PER_LAUNCH
 from dia_engine.weights.recipes import RECIPES, chosen_formats
 
+from . import predict_cpu
 from .command import run
 from .kernel_report import compile_launch, kind, step_launches, title
 from .roofline import step_bytes
@@ -161,12 +164,20 @@ def main(arguments: list[str] | None = None, counted: Counted = executed) -> int
     parser.add_argument("--position", type=int, default=512, help="decoder row (%(default)s)")
     parser.add_argument("--text", type=int, default=200, help="bytes of text (%(default)s)")
     parser.add_argument("--kernels", action="store_true", help="each kernel as well")
+    parser.add_argument("--cpus", action="store_true", help="CPUs instead, one request at some rows")
+    parser.add_argument("--measure", action="store_true", help="with --cpus: also time this machine, at full size")
     options = parser.parse_args(arguments)
-    if counted is executed and os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("TRITON_INTERPRET=1 leaves nothing to compile")
     for name, most in (("position", CONFIG.decoder.max_position_embeddings), ("text", 1024), ("batch", 1024)):
         if not 1 <= getattr(options, name) <= most:
             parser.error(f"--{name} must be from 1 to {most}, got {getattr(options, name)}")
+    if options.measure and not options.cpus:
+        parser.error("--measure needs --cpus")
+    if options.cpus:
+        for line in chain(predict_cpu.table(options.text), predict_cpu.comparison() if options.measure else ()):
+            print(line, flush=True)
+        return 0
+    if counted is executed and os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 leaves nothing to compile")
     sizes = options.batch, options.position, options.text
     print(
         f"predicted, not measured: {options.batch} at once, row {options.position}, {options.text} bytes of text, "

@@ -7,7 +7,7 @@ from datetime import date
 import torch
 
 from dia_engine import Engine
-from dia_engine.environment import cores, processor
+from dia_engine.devices.environment import cores, processor
 from dia_engine.runtime.runner import STEPS_PER_LAUNCH
 
 from .nari import Nari, load_nari

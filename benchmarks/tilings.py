@@ -40,7 +40,7 @@ SHOWN = 4  # of the fastest
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slots", type=int, nargs="+", default=(1, 16, 64), help="requests in the batch")
-    parser.add_argument("--quant", nargs="+", choices=("none", *RECIPES), default=("none", *RECIPES))
+    parser.add_argument("--quant", nargs="+", choices=("none", *RECIPES), default=("none", "int8", "nf4"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every time there as well")
     options = parser.parse_args()
     if min(options.slots) < 1:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .engine import Engine as Dia
     from .longform.plan import Piece, Plan
     from .longform.source import FLUSH
-    from .runtime.call import Generation, PieceResult, Progress
+    from .results import Generation, PieceResult, Progress
     from .runtime.engine_thread import EngineFull
     from .runtime.stream import AudioStream
     from .sampling_params import SamplingParams
@@ -45,11 +45,11 @@ _HOMES = {
     "Engine": ("engine", "Engine"),
     "EngineFull": ("runtime.engine_thread", "EngineFull"),
     "FLUSH": ("longform.source", "FLUSH"),
-    "Generation": ("runtime.call", "Generation"),
+    "Generation": ("results", "Generation"),
     "Piece": ("longform.plan", "Piece"),
-    "PieceResult": ("runtime.call", "PieceResult"),
+    "PieceResult": ("results", "PieceResult"),
     "Plan": ("longform.plan", "Plan"),
-    "Progress": ("runtime.call", "Progress"),
+    "Progress": ("results", "Progress"),
     "SamplingParams": ("sampling_params", "SamplingParams"),
 }
 

@@ -1,14 +1,13 @@
 """Load a model once, then turn scripts into sound."""
 
-import logging
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,20 +15,25 @@ import torch
 from .capacity import check_slots
 from .codec import Codec
 from .codec.windowed import CodeWindows, SoundWindows
-from .codec.workers import DecodeWorkers
 from .devices.device import computing, resolve_device, resolve_dtype
 from .devices.precision import full_float32
 from .devices.process import check_not_forked
-from .devices.threads import is_small, one_thread
+from .devices.threads import is_small
 from .files.audio import write_audio
 from .files.hub import DEFAULT_MODEL
 from .kernels.cpu.onednn import PackedInt8Weight, pack_for_device
 from .kernels.quantized import Weight
-from .longform.options import SpeechOptions
+from .longform.options import AudioPrompts, PerText, SpeechOptions, Text, Transcript, Transcripts
 from .longform.plan import Plan
-from .longform.scripts import Script as PlannedScript
-from .longform.scripts import ScriptRunner, encode_prompt, make_plan, parse_scripts, require_sound
-from .longform.source import Flush
+from .longform.scripts import (
+    Script,
+    ScriptRunner,
+    at_asked_loudness,
+    call_for,
+    check_streamable,
+    make_plan,
+    parse_scripts,
+)
 from .longform.speaker import ScriptCall
 from .longform_settings import LongFormSettings
 from .messages import shown
@@ -38,35 +42,22 @@ from .model.dia import DiaModel
 from .model.teacher_forcing import teacher_forced_logits
 from .model.tokenizer import encode_text
 from .progress import steps_bar
-from .runtime.call import Call, Chunk, Generation, Progress
+from .results import Generation, Progress
+from .runtime.call import Call, Chunk
 from .runtime.chunking import ChunkSizes
 from .runtime.engine_thread import EngineThread
 from .runtime.limits import Limits
-from .runtime.prompts import AudioPrompt, checked_codes, read_sample
+from .runtime.prompts import checked_codes, read_sample
 from .runtime.request import Request
-from .runtime.runner import ModelRunner
-from .runtime.scheduler import Scheduler
 from .runtime.stream import AudioStream
 from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams, check_seed, require_integer
 from .weights.load import default_dtype
 from .weights.recipes import checked_recipe
 from .weights.source import ModelSource, default_long_form, resolve_files, resolve_model
 
-logger = logging.getLogger(__name__)
-
-Value = TypeVar("Value")
-PerText: TypeAlias = Value | Sequence[Value]
-Script: TypeAlias = str | Sequence[str] | Iterator[str | Flush] | AsyncIterator[str | Flush]
-OnePrompt: TypeAlias = AudioPrompt | Mapping[str, AudioPrompt]
-AudioPrompts: TypeAlias = OnePrompt | Sequence[OnePrompt | None] | None
-Transcript: TypeAlias = str | Mapping[str, str]
-Transcripts: TypeAlias = Transcript | Sequence[Transcript | None] | None
-
 # Audio that nobody listens to meanwhile is decoded in windows too, which bounds the memory and how long the codec holds
 # up other requests; their context costs 8 % of the codec's work.
 WHOLE = ChunkSizes(256, 256)
-# Threads that decode windows of a small model on a CPU, beside the one that makes steps; fewer where torch has fewer.
-MOST_CODEC_THREADS = 4
 
 
 class Engine:
@@ -110,12 +101,11 @@ class Engine:
         self.windows = CodeWindows(self.device) if codec is None else SoundWindows(codec)
         small = is_small((weight.nbytes for weight in weights.values()), self.device)
         # None of these knows the engine, or it would never be collected.
-        self._modes = partial(_modes, self.device, small)
-        scheduler = partial(
-            _make_scheduler, self.model, self.windows, limits, graph, self._frames_per_second,
-            self._modes if small and codec is not None else None,
+        self._modes = partial(computing, self.device, alone=small)
+        self._thread = EngineThread(
+            self.model, self.windows, limits, self._modes,
+            graph=graph, frames_per_second=self._frames_per_second, shares_codec=small and codec is not None,
         )  # fmt: skip
-        self._thread = EngineThread(scheduler, self._modes, limits)
         self._scripts = ScriptRunner(
             self._thread, self.windows, codec, config, self.long_form,
             frames_per_second=self._frames_per_second, max_rows=self.max_rows,
@@ -144,8 +134,9 @@ class Engine:
         Args:
             model: hub id or folder, weights in transformers' or nari-labs' layout; "talker", a small one that comes
                 with the engine; or random weights, `synthetic:tiny` and `synthetic:full`.
-            quant: "int8", "nf4" (also "4bit") or a recipe of one's own, see `recipes.checked_recipe`: quantizes while
-                loading. None leaves the weights as they are stored; a quantized checkpoint needs no more than that.
+            quant: "int8", "nf4" (also "4bit"), "nf4-all" or a recipe of one's own, see `recipes.checked_recipe`:
+                quantizes while loading. None leaves the weights as they are stored; a quantized checkpoint needs no
+                more than that.
             dtype: "float32", "bfloat16" or "float16". Default: on a GPU bfloat16, or float16 where the GPU lacks it; on
                 a CPU float32 for a model under 100 million parameters, else bfloat16 if the CPU multiplies it natively.
             device: default "cuda" if there is one, else "cpu".
@@ -182,18 +173,9 @@ class Engine:
         stream = source.stream_weights(dtype=dtype, device=device, recipe=recipe)
         # The files are checked by now and read after the codec: neither a bad file nor a codec that is missing or does
         # not fit should cost the time to read everything.
-        codec = open_codec(codec, source, device, codec_dtype) if load_dac else None
+        codec = source.open_codec(codec, device, codec_dtype) if load_dac else None
         name = str(model) if quant is None else f"{model} {quant if isinstance(quant, str) else 'quantized'}"
-        return cls(
-            source.config,
-            _ready(stream),
-            codec,
-            graph=graph,
-            defaults=source.defaults,
-            limits=limits,
-            long_form=source.long_form,
-            name=name,
-        )
+        return cls._of(source, stream, codec, graph=graph, limits=limits, name=name)
 
     @classmethod
     def from_pretrained(
@@ -203,15 +185,12 @@ class Engine:
         device: str | torch.device | None = None,
         load_dac: bool = True,
     ) -> "Engine":
-        """`load` with the reference's argument names and its default of float32.
+        """`load` with the reference's argument names and its default of float32; errors as there.
 
         Args:
             model_name: hub id or folder, as `model` of `load`.
             compute_dtype: "float32", "bfloat16" or "float16", or the torch.dtype.
             device, load_dac: as `load`.
-
-        Raises:
-            FileNotFoundError, ValueError: as `load`.
         """
         return cls.load(model_name, dtype=compute_dtype, device=device, load_dac=load_dac)
 
@@ -240,8 +219,15 @@ class Engine:
         device, dtype = resolve_device(device), resolve_dtype(compute_dtype)
         source = resolve_files(config_path, checkpoint_path)
         stream = source.stream_weights(dtype=dtype, device=device)
-        codec = open_codec(None, source, device) if load_dac else None
-        return cls(source.config, _ready(stream), codec, defaults=source.defaults, long_form=source.long_form)
+        return cls._of(source, stream, source.open_codec(None, device) if load_dac else None)
+
+    @classmethod
+    def _of(
+        cls, source: ModelSource, stream: Iterable[tuple[str, Weight]], codec: Codec | None, **options: Any
+    ) -> "Engine":
+        """With the weights of a stream, each made ready for its device before the next is read."""
+        weights = {name: pack_for_device(weight) for name, weight in stream}
+        return cls(source.config, weights, codec, defaults=source.defaults, long_form=source.long_form, **options)
 
     @property
     def sample_rate(self) -> int:
@@ -277,7 +263,9 @@ class Engine:
             raise ValueError(f"slots must be at most max_slots, {self.max_slots}, got {shown(slots)}")
         check_not_forked(self.device)
         self._thread.run(lambda: self._thread.scheduler.runner.prepare(slots))
-        shortest = self._parse("x", seed=0, max_tokens=self.config.max_delay + 2)
+        shortest = self._parse(
+            "x", {"max_tokens": self.config.max_delay + 2}, options=SpeechOptions(split=False), seed=0
+        )
         self.run_requests(shortest, warn_of_cuts=False)
 
     def generate(
@@ -304,6 +292,7 @@ class Engine:
         tail_silence: float = 0.0,
         trim_cut_end: bool | None = None,
         closing_tag: bool | None = None,
+        loudness: float | None = None,
         details: bool = False,
         on_progress: Callable[[Progress], Any] | None = None,
     ) -> "np.ndarray | Generation | list[np.ndarray] | list[Generation]":
@@ -345,6 +334,9 @@ class Engine:
                 fades out. Default: if it was planned. The codes stay whole.
             closing_tag: end the text with the tag of who speaks next, which keeps Dia from cutting ends. Default: in
                 the pieces of planned scripts, if the model is Dia.
+            loudness: of the whole sound in LUFS (ITU-R BS.1770), from -70 to 0; -16 is usual for podcasts. Where its
+                true peaks would rise over -1 dBTP it is made less loud, with a warning. Needs the extra `loudness`.
+                Default: as the model made it.
             on_progress: called in this thread with a `Progress` after each piece of a planned script: pieces, seconds
                 of audio, x real time, time left.
             details: return `Generation` instead of arrays: audio, codes, why it ended, seed, duration.
@@ -360,14 +352,18 @@ class Engine:
             FileNotFoundError, TypeError, ValueError: an argument that cannot work, more texts than `max_slots` and
                 `max_waiting` together included, before any work is done.
             EngineFull: more requests would wait than `max_waiting`.
-            RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
+            RuntimeError: the engine is closed; the process was forked from one in which an engine has worked; or a
+                loudness is asked for without the extra `loudness`.
         """
         requests = self._parse(
-            text, sampling_params, audio_prompt, audio_prompt_path, audio_prompt_text, seed,
-            SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
-            use_torch_compile, use_cfg_filter,
-            max_tokens=max_tokens, cfg_scale=cfg_scale, temperature=temperature, top_p=top_p,
-            cfg_filter_top_k=cfg_filter_top_k, min_tokens=min_tokens,
+            text, sampling_params=sampling_params, seed=seed,
+            sampling={
+                "max_tokens": max_tokens, "cfg_scale": cfg_scale, "temperature": temperature, "top_p": top_p,
+                "cfg_filter_top_k": cfg_filter_top_k, "min_tokens": min_tokens,
+            },
+            audio_prompt=audio_prompt, audio_prompt_path=audio_prompt_path, audio_prompt_text=audio_prompt_text,
+            options=SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag, loudness),
+            use_torch_compile=use_torch_compile, use_cfg_filter=use_cfg_filter,
         )  # fmt: skip
         generations = self.run_requests(requests, verbose, on_progress=on_progress)
         results = generations if details else [each.codes if each.audio is None else each.audio for each in generations]
@@ -375,7 +371,7 @@ class Engine:
 
     def stream(
         self,
-        text: Script,
+        text: Text,
         max_tokens: PerText[int | None] = None,
         cfg_scale: PerText[float | None] = None,
         temperature: PerText[float | None] = None,
@@ -397,6 +393,7 @@ class Engine:
         tail_silence: float = 0.0,
         trim_cut_end: bool | None = None,
         closing_tag: bool | None = None,
+        loudness: None = None,
         chunk_frames: int | None = None,
         first_chunk_frames: int | None = None,
         on_progress: Callable[[Progress], Any] | None = None,
@@ -418,6 +415,7 @@ class Engine:
                 more where a codec depends on so many that this would cost half as much again.
             first_chunk_frames: of the first chunk; from then on chunks double up to chunk_frames, and the last may be
                 smaller. Default: 8, or chunk_frames where that is less.
+            loudness: None, as it is measured over the whole sound; any other value is refused.
             on_progress: as in `generate`, called in the thread that reads.
 
         Returns:
@@ -433,11 +431,14 @@ class Engine:
         """
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
         requests = self._parse(
-            text, sampling_params, audio_prompt, audio_prompt_path, audio_prompt_text, seed,
-            SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag),
-            use_torch_compile, use_cfg_filter,
-            max_tokens=max_tokens, cfg_scale=cfg_scale, temperature=temperature, top_p=top_p,
-            cfg_filter_top_k=cfg_filter_top_k, min_tokens=min_tokens,
+            text, sampling_params=sampling_params, seed=seed,
+            sampling={
+                "max_tokens": max_tokens, "cfg_scale": cfg_scale, "temperature": temperature, "top_p": top_p,
+                "cfg_filter_top_k": cfg_filter_top_k, "min_tokens": min_tokens,
+            },
+            audio_prompt=audio_prompt, audio_prompt_path=audio_prompt_path, audio_prompt_text=audio_prompt_text,
+            options=SpeechOptions(split, speed, pause, tail_silence, trim_cut_end, closing_tag, loudness),
+            use_torch_compile=use_torch_compile, use_cfg_filter=use_cfg_filter,
         )  # fmt: skip
         return self.stream_requests(
             requests, sizes, verbose, batch=isinstance(text, (list, tuple)), on_progress=on_progress
@@ -478,35 +479,34 @@ class Engine:
 
     def run_requests(
         self,
-        requests: list[Request | PlannedScript],
+        requests: Sequence[Request | Script],
         verbose: bool = False,
         *,
         warn_of_cuts: bool = True,
         on_progress: Callable[[Progress], Any] | None = None,
+        on_chunk: Callable[[Chunk], Any] | None = None,
     ) -> list[Generation]:
-        """What `generate` does behind its checks.
+        """What `generate` does behind its checks; errors as there.
 
         Args:
             requests: checked and parsed, see `longform.scripts.parse_scripts`.
-            verbose: as in `generate`.
+            verbose, on_progress: as in `generate`.
             warn_of_cuts: whether audio that `max_tokens` cut is a warning.
-            on_progress: as in `generate`.
+            on_chunk: called in this thread with each part of the sound as it is made, at no loudness yet.
 
         Returns:
             a `Generation` per request, with `audio` unless the engine has no codec.
-
-        Raises:
-            EngineFull, RuntimeError: as `generate`.
         """
         chunks: list[list[np.ndarray]] = [[] for _ in requests]
         self._thread.check_fits(len(requests))
         with steps_bar(verbose, self._frames_per_second / len(requests)) as bar:
-            told = bar.following(on_progress)
-            call = _call_for(requests, streaming=False, warn_of_cuts=warn_of_cuts, **told)
+            call = call_for(requests, streaming=False, warn_of_cuts=warn_of_cuts, **bar.following(on_progress))
             try:
                 self._submit(self._with_codes(requests), call, WHOLE)
                 for chunk in call:
                     chunks[chunk.index].append(chunk.audio)
+                    if on_chunk is not None:
+                        on_chunk(chunk)
             finally:
                 call.abort()
         generations = [result for result in call.results if result is not None]
@@ -514,62 +514,62 @@ class Engine:
             raise RuntimeError("this engine is closed")
         if self.codec is None:
             return generations
-        return [replace(each, audio=_joined(pieces)) for each, pieces in zip(generations, chunks, strict=True)]
+        silence = np.zeros(0, dtype=np.float32)  # of a model that ends at once
+        sounds = [np.concatenate(pieces or [silence]) for pieces in chunks]
+        sounds = at_asked_loudness(sounds, requests, self.sample_rate)
+        return [replace(each, audio=sound) for each, sound in zip(generations, sounds, strict=True)]
 
     def stream_requests(
         self,
-        requests: list[Request | PlannedScript],
+        requests: Sequence[Request | Script],
         sizes: ChunkSizes,
         verbose: bool = False,
         *,
         batch: bool = True,
         on_progress: Callable[[Progress], Any] | None = None,
     ) -> AudioStream[Any]:
-        """What `stream` does behind its checks.
+        """What `stream` does behind its checks; errors as there.
 
         Args:
             requests: checked and parsed, see `longform.scripts.parse_scripts`.
             sizes: of the chunks.
-            verbose: as in `generate`.
+            verbose, on_progress: as in `stream`.
             batch: whether the stream gives pairs (index, piece), as for a list of texts.
-            on_progress: as in `stream`.
 
         Raises:
-            RuntimeError: as `stream`.
+            ValueError: one asks for a loudness.
         """
+        check_streamable(requests)
         check_not_forked(self.device)
         self._thread.check_usable()
         self._thread.check_fits(len(requests))
 
         def start(is_closed: Callable[[], bool]) -> Call | None:
-            encoded: list[Request | PlannedScript] = []
+            encoded: list[Request | Script] = []
             for request in requests:
                 if is_closed():
                     return None
                 encoded += self._with_codes([request])
             progress = ExitStack()
             bar = progress.enter_context(steps_bar(verbose, self._frames_per_second / len(requests)))
-            call = _call_for(requests, streaming=True, on_end=progress.close, **bar.following(on_progress))
+            call = call_for(requests, streaming=True, on_end=progress.close, **bar.following(on_progress))
             self._submit(encoded, call, sizes)
             return call
 
-        def item_of(chunk: Chunk) -> Any:
-            return (chunk.index, chunk.audio) if batch else chunk.audio
+        return AudioStream(start, batch)
 
-        return AudioStream(start, item_of, batch)
-
-    def _submit(self, requests: list[Request | PlannedScript], call: Call, sizes: ChunkSizes) -> None:
+    def _submit(self, requests: Sequence[Request | Script], call: Call, sizes: ChunkSizes) -> None:
         check_not_forked(self.device)
         if isinstance(call, ScriptCall):
             self._scripts.start(requests, call, sizes)
         else:
             self._thread.submit([each for each in requests if isinstance(each, Request)], call, sizes)
 
-    def _with_codes(self, requests: list[Request | PlannedScript]) -> list[Request | PlannedScript]:
+    def _with_codes(self, requests: Sequence[Request | Script]) -> list[Request | Script]:
         """The requests with their audio prompts encoded, in the caller's thread: it takes seconds, in which others'
         decode steps go on."""
         with self._modes():
-            return [encode_prompt(request, self.codec) for request in requests]
+            return [request.encode_prompt(self.codec) for request in requests]
 
     def close(self) -> None:
         """Fail what is running and release the thread. Every call after this raises RuntimeError."""
@@ -675,37 +675,13 @@ class Engine:
             "an Engine cannot be copied or pickled: it holds a device's memory and locks; load one in each process"
         )
 
-    def _parse(
-        self,
-        text: Script,
-        sampling_params: PerText[SamplingParams | None] = None,
-        audio_prompt: AudioPrompts = None,
-        audio_prompt_path: AudioPrompts = None,
-        audio_prompt_text: Transcripts = None,
-        seed: PerText[int | None] = None,
-        options: SpeechOptions | None = None,
-        use_torch_compile: bool = False,
-        use_cfg_filter: bool | None = None,
-        **sampling: Any,
-    ) -> list[Request | PlannedScript]:
-        """Arguments of `generate` and `stream`, checked; `sampling` are fields of SamplingParams."""
-        options = options or SpeechOptions(split=False)
-        require_sound(options, self.codec)
-        _note_ignored(use_torch_compile, use_cfg_filter)
+    def _parse(self, text: Text, sampling: Mapping[str, Any], **arguments: Any) -> list[Request | Script]:
+        """Arguments of `generate` and `stream`, checked."""
         return parse_scripts(
-            text,
-            sampling,
-            options=options,
-            settings=self.long_form,
-            sampling_params=sampling_params,
-            audio_prompt=_merge_prompt_names(audio_prompt, audio_prompt_path),
-            audio_prompt_text=audio_prompt_text,
-            seed=seed,
-            config=self.config,
-            max_rows=self.max_rows,
-            defaults=self.defaults,
-            codec=lambda: self.codec,
-        )
+            text, sampling, **arguments,
+            settings=self.long_form, config=self.config, max_rows=self.max_rows, defaults=self.defaults,
+            codec=lambda: self.codec, makes_sound=self.codec is not None,
+        )  # fmt: skip
 
     @property
     def _frames_per_second(self) -> float:
@@ -715,97 +691,3 @@ class Engine:
         if self.codec is None:
             raise ValueError("this engine has no codec; load it with load_dac=True")
         return self.codec
-
-
-def _make_scheduler(
-    model: DiaModel,
-    windows: CodeWindows,
-    limits: Limits,
-    graph: bool,
-    frames_per_second: float,
-    worker_modes: Callable[[], AbstractContextManager[None]] | None,
-) -> Scheduler:
-    """`worker_modes` is a context for the threads in which windows are decoded, None for none of them: the steps of a
-    large model use all cores, and the codec does between them."""
-    runner = ModelRunner(model, graph=graph, max_slots=limits.max_slots, max_rows=limits.rows(model.config))
-    threads = _codec_threads() if worker_modes else 0
-    return Scheduler(
-        runner,
-        windows,
-        max_delay=model.config.max_delay,
-        frames_per_second=frames_per_second,
-        workers=DecodeWorkers(threads, worker_modes) if worker_modes and threads else None,
-    )
-
-
-def _codec_threads() -> int:
-    """Threads for the codec of a model whose steps use one: as many as torch may use beside it."""
-    return min(torch.get_num_threads() - 1, MOST_CODEC_THREADS)
-
-
-@contextmanager
-def _modes(device: torch.device, small: bool) -> Iterator[None]:
-    """For all that an engine computes."""
-    with computing(device), one_thread(small):
-        yield
-
-
-def _call_for(requests: Sequence[Request | PlannedScript], **options: Any) -> Call:
-    planned = any(isinstance(each, PlannedScript) for each in requests)
-    return (ScriptCall if planned else Call)(len(requests), **options)
-
-
-def _joined(chunks: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.float32)
-
-
-def _ready(stream: Iterable[tuple[str, Weight]]) -> dict[str, Weight | PackedInt8Weight]:
-    """The weights of a stream, each made ready for its device before the next is read."""
-    return {name: pack_for_device(weight) for name, weight in stream}
-
-
-def open_codec(
-    codec: str | Path | Codec | None,
-    source: ModelSource,
-    device: torch.device,
-    dtype: torch.dtype | None = None,
-) -> Codec:
-    """The codec for a model, in float32 unless told: a loaded one, the one named, or the one that goes with the model.
-
-    Raises:
-        FileNotFoundError, ValueError: as `Codec.load`, or a codec that does not fit the model.
-    """
-    if isinstance(codec, Codec):
-        if dtype not in (None, codec.dtype):
-            raise ValueError(f"codec_dtype is {dtype}, but the loaded codec that was given is in {codec.dtype}")
-    elif codec is None:
-        codec = source.load_codec(device=device, dtype=dtype or torch.float32)
-    else:
-        codec = Codec.load(codec, device=device, dtype=dtype or torch.float32)
-    _check_codec_fits(source.config, codec)
-    return codec
-
-
-def _check_codec_fits(config: DiaConfig, codec: Codec) -> None:
-    channels, codes = config.decoder.num_channels, config.eos_token_id
-    if codec.num_codebooks != channels or codec.codebook_size < codes:
-        raise ValueError(
-            f"the codec has {codec.num_codebooks} codebooks of {codec.codebook_size}, the model speaks {channels} "
-            f"channels of {codes} codes; name the codec that belongs to the model"
-        )
-
-
-def _merge_prompt_names(audio_prompt: AudioPrompts, audio_prompt_path: AudioPrompts) -> AudioPrompts:
-    if audio_prompt_path is None:
-        return audio_prompt
-    if audio_prompt is not None:
-        raise ValueError("audio_prompt and audio_prompt_path are two names of one argument; give only audio_prompt")
-    logger.warning("audio_prompt_path is an old name; use audio_prompt")
-    return audio_prompt_path
-
-
-def _note_ignored(use_torch_compile: bool, use_cfg_filter: bool | None) -> None:
-    if use_torch_compile:
-        logger.info("use_torch_compile has no effect: the engine's own step is used")
-    if use_cfg_filter is not None:
-        logger.warning("use_cfg_filter has no effect; cfg_filter_top_k sets the filter")

@@ -7,7 +7,7 @@ import torch
 
 from .capacity import Footprint, codec_bytes, footprint, free_memory, verdict
 from .devices.device import resolve_device, resolve_dtype
-from .environment import described_environment
+from .devices.environment import described_environment
 from .kernels.cpu.variants import description
 from .kernels.quantized import FORMATS
 from .model.config import DiaConfig

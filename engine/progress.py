@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.utils import ObjectWrapper
 
-from .runtime.call import Progress
+from .results import Progress
 
 
 class _Forgiving(ObjectWrapper):

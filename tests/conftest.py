@@ -5,6 +5,9 @@ import os
 import shutil
 
 import pytest
+
+# Before torch, whose threads else keep a core busy while they wait for one that another test's process has.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 # Commands that tests run have buffered output, as a user's have.
@@ -89,6 +92,16 @@ def engine_without_codec():
     from dia_engine import Engine
 
     return Engine.load("synthetic:tiny", device="cpu", load_dac=False)
+
+
+@pytest.fixture(scope="session")
+def warm_python():
+    """Runs programs in processes that have loaded torch."""
+    from tests.warm_python import WarmPython
+
+    python = WarmPython()
+    yield python
+    python.close()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,5 +1,6 @@
 """The command line as a user meets it: a process, its output, its files, its errors."""
 
+import io
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ from dia_engine import Engine, __version__
 from dia_engine.cli import main
 from dia_engine.cli.process import limit_threads
 from dia_engine.cli.script import _script_text
+from dia_engine.kernels.cpu.build import library
 from dia_engine.weights.save import save_weights
 from dia_engine.weights.synthetic import random_weights, synthetic_config
 
@@ -26,11 +28,10 @@ TEXT = "[S1] Hello. [S2] Hi!"
 QUICK = ["--model", "synthetic:tiny", "--max-tokens", "40"]
 
 
-def run(*arguments, stdin: bytes = b"", cwd=None, **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "dia_engine", *map(str, arguments)], input=stdin, capture_output=True, cwd=cwd,
-        timeout=300, **kwargs,
-    )  # fmt: skip
+def run(*arguments) -> subprocess.CompletedProcess:
+    """The command in a fresh process. Those of `warm_python` save two seconds."""
+    command = [sys.executable, "-m", "dia_engine", *map(str, arguments)]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=300)
 
 
 def test_say_writes_a_file_and_says_what_it_did(tmp_path):
@@ -43,14 +44,14 @@ def test_say_writes_a_file_and_says_what_it_did(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]
 
 
-def test_the_three_ways_to_give_a_script_and_the_seed_that_holds(tmp_path):
+def test_the_three_ways_to_give_a_script_and_the_seed_that_holds(warm_python, tmp_path):
     script = tmp_path / "script.txt"
     script.write_text(TEXT)
     ways = [([TEXT], b""), (["-"], TEXT.encode()), (["--file", script], b"")]
     sounds = []
     for number, (way, stdin) in enumerate(ways):
         path = tmp_path / f"{number}.flac"
-        done = run("say", *way, *QUICK, "--seed", 3, "-q", "-o", path, stdin=stdin)
+        done = warm_python.command("say", *way, *QUICK, "--seed", 3, "-q", "-o", path, stdin=stdin)
         assert done.returncode == 0 and not done.stdout and not done.stderr
         sounds.append(soundfile.read(path)[0])
     assert np.array_equal(sounds[0], sounds[1]) and np.array_equal(sounds[0], sounds[2])
@@ -62,18 +63,19 @@ def test_what_an_editor_does_not_show_is_not_spoken():
     assert _script_text(b" one \t", "x") == " one \t", "spaces are the user's"
 
 
-def test_a_script_that_begins_with_a_dash(tmp_path):
+def test_a_script_that_begins_with_a_dash(warm_python, tmp_path):
     for number, way in enumerate((["--", "-Hello"], ["-", "--"], ["- Hello"])):
-        done = run("say", *QUICK, "--seed", 1, "-q", "-o", tmp_path / f"{number}.wav", *way, stdin=b"-Hello")
+        say = ["say", *QUICK, "--seed", 1, "-q", "-o", tmp_path / f"{number}.wav"]
+        done = warm_python.command(*say, *way, stdin=b"-Hello")
         assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 def test_a_file_that_is_replaced_is_named(tmp_path, capsys, monkeypatch):
+    library()  # before there is another home, to which it would be compiled anew
     monkeypatch.setenv("HOME", str(tmp_path))
     say = ["say", TEXT, *QUICK, "--seed", "1", "-o", "~/out.wav", "--spectrogram", "~/out.png"]
     assert main(say) == 0 and "exists" not in capsys.readouterr().out
-    written = sorted(path.name for path in tmp_path.iterdir() if path.name != ".cache")  # of compiled code
-    assert written == ["out.png", "out.wav"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.png", "out.wav"]
     assert main(say) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["~/out.wav exists and will be replaced", "~/out.png exists and will be replaced"]
@@ -83,8 +85,6 @@ def test_a_file_that_is_replaced_is_named(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("closed", "arguments", "status"),
     [
-        ("2>&-", [TEXT, "-o", "a.wav"], 0),
-        ("1>&-", [TEXT, "-o", "a.wav"], 0),
         ("<&- 1>&- 2>&-", [TEXT, "-o", "a.wav"], 0),
         ("<&-", ["-", "-o", "a.wav"], 2),
         ("1>&-", [TEXT, "--stream", "-o", "-"], 2),
@@ -104,11 +104,13 @@ def test_closed_standard_streams(tmp_path, closed, arguments, status):
         assert soundfile.info(tmp_path / "a.wav").frames == 24 * 512, "nothing was printed into the file"
 
 
-def test_info_without_standard_output():
-    line = shlex.join([sys.executable, "-m", "dia_engine", "info", "synthetic:tiny"])
-    for closed, message in (("1>&-", b"standard output is closed"), (">/dev/full", b"No space left")):
-        done = subprocess.run(["sh", "-c", f"{line} {closed}"], capture_output=True, timeout=300)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
+def test_info_without_standard_output(capsys, monkeypatch):
+    with open("/dev/full", "w") as full:
+        for stream, message in ((None, "standard output is closed"), (full, "No space left")):
+            monkeypatch.setattr(sys, "stdout", stream)
+            assert main(["info", "synthetic:tiny"]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert message in line
 
 
 def test_an_error_that_standard_error_has_no_room_for_keeps_its_status():
@@ -117,23 +119,23 @@ def test_an_error_that_standard_error_has_no_room_for_keeps_its_status():
 
 
 @pytest.mark.parametrize("name", ["\u65e5.wav", os.fsdecode(b"\xe9.wav")], ids=["another script", "not UTF-8"])
-def test_a_name_that_the_console_cannot_show(tmp_path, name):
-    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
-    done = run("say", TEXT, *QUICK, "--seed", 1, "-o", tmp_path / name, env=environment)
-    assert done.returncode == 0 and (tmp_path / name).exists()
-    assert ascii(name)[1:-1].encode() in done.stdout
+def test_a_name_that_the_console_cannot_show(tmp_path, monkeypatch, name):
+    console = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(console, encoding="cp1252"))
+    assert main(["say", TEXT, *QUICK, "--seed", "1", "-o", str(tmp_path / name)]) == 0 and (tmp_path / name).exists()
+    assert ascii(name)[1:-1].encode() in console.getvalue()
 
 
-def test_every_parameter_arrives(tmp_path):
+def test_every_parameter_arrives(tmp_path, capsys):
     tone = (0.3 * np.sin(np.arange(9000) * 0.05)).astype(np.float32)
     soundfile.write(tmp_path / "voice.ogg", tone, 44100)
-    done = run(
+    say = [
         "say", TEXT, *QUICK, "--seed", 1, "--cfg-scale", 2, "--temperature", 0.8, "--top-p", 0.9, "--top-k", "all",
         "--prompt", tmp_path / "voice.ogg", "--prompt-text", "[S1] Before.", "--dtype", "float32", "--device", "cpu",
         "-o", tmp_path / "out.wav", "--max-tokens", "60",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "float32 on cpu" in done.stdout.decode()
+    ]  # fmt: skip
+    assert main(list(map(str, say))) == 0
+    assert "float32 on cpu" in capsys.readouterr().out
 
 
 def test_a_prompt_of_each_speaker(tmp_path, capsys):
@@ -152,7 +154,7 @@ def test_a_prompt_of_each_speaker(tmp_path, capsys):
     np.testing.assert_allclose(made, wanted, atol=1e-4)
 
 
-def test_info(tmp_path):
+def test_info(tmp_path, capsys):
     shown = run("info", "synthetic:full").stdout.decode()
     assert "1,611,160,576" in shown and "decoder MLP" in shown and "3072 rows" in shown
     assert f"dia-engine {__version__}, Python 3." in shown and f"torch {torch.__version__}" in shown
@@ -161,7 +163,8 @@ def test_info(tmp_path):
     )
     config = synthetic_config("synthetic:tiny")
     save_weights(random_weights(config, dtype=torch.float16, device="cpu"), config, tmp_path / "model")
-    shown = run("info", tmp_path / "model", "--dtype", "float32").stdout.decode()
+    assert main(["info", str(tmp_path / "model"), "--dtype", "float32"]) == 0
+    shown = capsys.readouterr().out
     assert "transformers layout" in shown and "float16" in shown and "MB   in" in shown
 
 
@@ -293,12 +296,12 @@ def test_a_mistake_is_one_line_and_no_file(broken, arguments, message, capsys, m
 
 
 @pytest.mark.parametrize("arguments", [[], ["sing"], ["say", TEXT, "--top-p", "2"], ["info", "./absent"]])
-def test_a_mistake_is_one_line_of_the_process(arguments):
-    done = run(*arguments)
+def test_a_mistake_is_one_line_of_the_process(warm_python, arguments):
+    done = warm_python.command(*arguments)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path):
+def test_a_full_disk_leaves_the_old_file(warm_python, tmp_path):
     target = tmp_path / "out.wav"
     target.write_bytes(b"the old file")
     # A limit on the size of files is what a full disk looks like to a writer.
@@ -307,11 +310,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192));"
         "from dia_engine.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", limited, "say", TEXT, *QUICK, "-q", "--seed", "1", "-o", target],
-        capture_output=True,
-        timeout=300,
-    )
+    done = warm_python.run(limited, "say", TEXT, *QUICK, "-q", "--seed", "1", "-o", target)
     lines = done.stderr.decode().splitlines()
     assert done.returncode == 2 and len(lines) == 1 and f"could not write {target}" in lines[0], lines
     assert target.read_bytes() == b"the old file" and list(tmp_path.iterdir()) == [target]
@@ -408,22 +407,23 @@ def test_a_player_that_goes_away_ends_it_quietly(tmp_path):
     assert process.wait(timeout=300) == 0 and not errors
 
 
-@pytest.mark.parametrize("given, threads", [(None, "1"), ("2", "2")])
-def test_a_small_model_gets_one_thread_unless_the_user_says_otherwise(given, threads):
+def test_a_small_model_gets_one_thread():
     script = "from dia_engine.cli import main; assert main(['info', 'talker']) == 0; import torch; "
     script += "print(torch.get_num_threads())"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    environment |= {} if given is None else {"OMP_NUM_THREADS": given}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == threads
+    assert done.stdout.splitlines()[-1] == "1"
 
 
-def test_other_models_keep_their_threads(monkeypatch):
+def test_other_models_keep_their_threads_and_users_their_choice(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delitem(sys.modules, "torch")
     limit_threads("nari-labs/Dia-1.6B-0626")
     assert "OMP_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    limit_threads("talker")
+    assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
 @pytest.mark.parametrize(

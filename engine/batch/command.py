@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..audio.loudness import logger as loudness_logger
 from ..engine import Engine
 from ..files.audio import FORMATS
 from ..files.new_folder import remove_empty
@@ -255,12 +256,14 @@ class _First(logging.Filter):
 def _each_warning_once() -> Iterator[None]:
     """One warning per kind about scripts; which files `max_tokens` cut is in the manifest and the summary."""
     first, level = _First(), cut_logger.level
-    script_logger.addFilter(first)
+    for each in (script_logger, loudness_logger):
+        each.addFilter(first)
     cut_logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        script_logger.removeFilter(first)
+        for each in (script_logger, loudness_logger):
+            each.removeFilter(first)
         cut_logger.setLevel(level)
 
 

@@ -25,6 +25,11 @@ def add_speech_arguments(command: argparse.ArgumentParser) -> "argparse._Argumen
         "--closing-tag", action=argparse.BooleanOptionalAction,
         help="end the text with the next speaker's tag (default: in long scripts of Dia)",
     )  # fmt: skip
+    long.add_argument(
+        "--loudness", type=float, metavar="LUFS",
+        help="of the whole sound, such as -16, less where peaks would clip (default: as it is); "
+        "pip install 'dia-engine[loudness]'",
+    )  # fmt: skip
     return long
 
 
@@ -35,7 +40,7 @@ def add_model_arguments(command: argparse.ArgumentParser, default_model: str) ->
     group.add_argument("--codec", help="codec's hub id, folder or file (default: the model's, else descript/dac_44khz)")
     group.add_argument("--codec-dtype", help="float32, bfloat16 or float16 (default: float32)")
     group.add_argument("--revision", help="revision of the hub repository")
-    group.add_argument("--quant", help="int8 or nf4: quantize the weights while loading")
+    group.add_argument("--quant", help="int8, nf4 or nf4-all: quantize the weights while loading")
     group.add_argument("--dtype", help="float32, bfloat16 or float16 (default: what suits the device)")
     group.add_argument("--device", help="such as cuda, cuda:1 or cpu (default: cuda if there is one)")
 
@@ -104,13 +109,13 @@ def speech(options: argparse.Namespace) -> "SpeechOptions":
         tail_silence=options.tail_silence,
         trim_cut_end=options.trim_cut_end,
         closing_tag=options.closing_tag,
+        loudness=options.loudness,
     )
 
 
 def check_model(options: argparse.Namespace) -> "tuple[ModelSource, Callable[[], Codec]]":
     """The model's files, and what opens its codec once, after all options of the model and of sampling are checked."""
     from ..devices.device import resolve_device, resolve_dtype
-    from ..engine import open_codec
     from ..sampling_params import SamplingParams
     from ..weights.recipes import checked_recipe
     from ..weights.source import resolve_model
@@ -126,6 +131,6 @@ def check_model(options: argparse.Namespace) -> "tuple[ModelSource, Callable[[],
 
     @functools.cache
     def codec() -> "Codec":
-        return open_codec(options.codec, source, device, codec_dtype)
+        return source.open_codec(options.codec, device, codec_dtype)
 
     return source, codec

@@ -14,7 +14,7 @@ def add_command(commands: "argparse._SubParsersAction[Any]") -> None:
     info.set_defaults(run=run)
     info.add_argument("model", help="hub id, folder, talker, or synthetic:tiny / synthetic:full")
     info.add_argument("--dtype", default="bfloat16", help="dtype that memory is counted in (default: %(default)s)")
-    info.add_argument("--quant", help="count the memory of a quantized model: int8 or nf4")
+    info.add_argument("--quant", help="count the memory of a quantized model: int8, nf4 or nf4-all")
     info.add_argument("--device", help="whose free memory is looked at (default: cuda if there is one, else cpu)")
     info.add_argument("--max-rows", type=int, metavar="N", help="decoder rows per slot (default: all of the model's)")
     info.add_argument("--revision", help="revision of the hub repository")

@@ -14,7 +14,7 @@ def add_command(commands: "argparse._SubParsersAction[Any]") -> None:
     quantize.set_defaults(run=run)
     quantize.add_argument("model", help="hub id, folder, talker, or synthetic:tiny / synthetic:full")
     quantize.add_argument("folder", metavar="OUT", help="folder to create")
-    quantize.add_argument("--quant", required=True, help="int8 or nf4")
+    quantize.add_argument("--quant", required=True, help="int8, nf4 or nf4-all")
     quantize.add_argument("--dtype", default="bfloat16", help="of what is not quantized (default: %(default)s)")
     quantize.add_argument("--revision", help="revision of the hub repository")
 

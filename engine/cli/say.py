@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .arguments import (
@@ -19,10 +20,12 @@ from .process import show
 from .script import script_of
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..codec import Codec
     from ..engine import Engine
     from ..longform.scripts import Script
-    from ..runtime.call import PieceResult
+    from ..results import PieceResult, Progress
     from ..runtime.chunking import ChunkSizes
     from ..runtime.request import Request
 
@@ -98,10 +101,11 @@ def run(options: argparse.Namespace) -> None:
     )
     loaded = time.perf_counter() - started
     verbose = not options.quiet and sys.stderr is not None and sys.stderr.isatty()
+    subtitles = _Subtitles(options.subtitles, script, engine.sample_rate)
     if options.stream:
-        summary = _stream(engine, request, sizes, verbose, options)
+        summary = _stream(engine, request, sizes, verbose, options, subtitles)
     else:
-        summary = _generate(engine, request, verbose, options)
+        summary = _generate(engine, request, verbose, options, subtitles)
     dtype = str(engine.dtype).removeprefix("torch.")
     show(summary, report)
     show(f"seed {seed}, {dtype} on {engine.device}, loaded in {loaded:.1f} s", report)
@@ -177,6 +181,10 @@ def _parse(options: argparse.Namespace, script: str, seed: int) -> "tuple[Reques
 def _check_streaming(options: argparse.Namespace) -> None:
     from ..files.audio import check_writable
 
+    if options.loudness is not None:
+        raise ValueError(
+            "--loudness is measured over the whole sound, before any of it can be written: not with --stream"
+        )
     if options.output != "-":
         check_writable(options.output)
         if not options.output.lower().endswith(".wav"):
@@ -187,59 +195,112 @@ def _check_streaming(options: argparse.Namespace) -> None:
         raise ValueError("standard output is a terminal: pipe it to a player, or name a wav file with -o")
 
 
-def _generate(engine: "Engine", request: "Request | Script", verbose: bool, options: argparse.Namespace) -> str:
+def _generate(
+    engine: "Engine", request: "Request | Script", verbose: bool, options: argparse.Namespace, subtitles: "_Subtitles"
+) -> str:
     """Make the sound, then its file -> what to say of it."""
     import numpy as np
 
+    from ..longform.scripts import at_asked_loudness, is_planned
+
     started = time.perf_counter()
-    (generation,) = engine.run_requests([request], verbose)
+    chunks: list[np.ndarray] = []
+    try:
+        (generation,) = engine.run_requests(
+            [request], verbose, on_progress=subtitles.note, on_chunk=lambda chunk: chunks.append(chunk.audio)
+        )
+    except KeyboardInterrupt:
+        if not (chunks and is_planned(request)):
+            raise
+        (audio,) = at_asked_loudness([np.concatenate(chunks)], [request], engine.sample_rate)
+        engine.save_audio(options.output, audio)
+        subtitles.add(audio)
+        raise _interrupted(options.output, subtitles) from None
     audio = np.zeros(0) if generation.audio is None else generation.audio
     spent = time.perf_counter() - started
     _check_said(len(audio), generation.seed)
     engine.save_audio(options.output, audio)
-    _subtitle(options, generation.pieces, generation.duration)
+    subtitles.add(audio)
+    subtitles.write()
     _draw(options.spectrogram, [audio], engine.sample_rate)
     return f"{options.output}: {_speed(len(audio) / engine.sample_rate, spent)}"
 
 
 def _stream(
-    engine: "Engine", request: "Request | Script", sizes: "ChunkSizes", verbose: bool, options: argparse.Namespace
-) -> str:
+    engine: "Engine", request: "Request | Script", sizes: "ChunkSizes", verbose: bool, options: argparse.Namespace,
+    subtitles: "_Subtitles",
+) -> str:  # fmt: skip
     """Make the sound and write it as it comes -> what to say of it."""
     from ..files.wav_stream import GrowingWav, RawSamples
 
     to_pipe = options.output == "-"
     name = "standard output" if to_pipe else options.output
-    started, first, said, pieces = time.perf_counter(), 0.0, 0.0, []
+    started, first, pieces = time.perf_counter(), 0.0, []
     sink: GrowingWav | RawSamples | None = None
     try:
-        with engine.stream_requests([request], sizes, verbose) as stream:
+        with engine.stream_requests([request], sizes, verbose, on_progress=subtitles.note) as stream:
             for _, chunk in stream:
                 if sink is None:  # not before: what fails until here leaves an older file as it was
                     sink = RawSamples(sys.stdout.buffer) if to_pipe else GrowingWav(name, engine.sample_rate)
                 sink.write(chunk)
                 first = first or time.perf_counter() - started
-                said += len(chunk) / engine.sample_rate
+                subtitles.add(chunk)
                 if options.spectrogram is not None:
                     pieces.append(chunk)
     except KeyboardInterrupt:
-        written = f"{said:.2f} s of sound are in {name}" if said else "nothing was written"
-        raise KeyboardInterrupt(f"dia-engine: interrupted, {written}") from None
+        raise _interrupted(name, subtitles) from None
     (ended,) = results if isinstance(results := stream.result, list) else [results]
-    _check_said(said, ended.seed)
-    _subtitle(options, ended.pieces, ended.duration)
+    _check_said(subtitles.seconds, ended.seed)
+    subtitles.write()
     _draw(options.spectrogram, pieces, engine.sample_rate)
-    return f"{name}: {_speed(said, time.perf_counter() - started)}, the first of it after {first:.3f} s"
+    return f"{name}: {_speed(subtitles.seconds, time.perf_counter() - started)}, the first of it after {first:.3f} s"
 
 
-def _subtitle(options: argparse.Namespace, pieces: "tuple[PieceResult, ...]", seconds: float) -> None:
-    """The subtitles, if they are asked for; a script that was generated as one is one piece of them."""
-    if options.subtitles is not None:
+def _interrupted(name: str, subtitles: "_Subtitles") -> KeyboardInterrupt:
+    """What Ctrl-C says, when the sound that there is has been written; its subtitles are written too."""
+    if subtitles.seconds:
+        subtitles.write(ended=False)
+    written = f"{subtitles.seconds:.2f} s of sound are in {name}" if subtitles.seconds else "nothing was written"
+    return KeyboardInterrupt(f"dia-engine: interrupted, {written}")
+
+
+class _Subtitles:
+    """What has been said so far, and when."""
+
+    def __init__(self, path: str | None, script: str, sample_rate: int):
+        """A script that is not planned is one turn after the other in one piece; no path writes nothing."""
+        from ..longform.subtitles import Levels
+
+        self._path, self._script, self._sample_rate = path, script, sample_rate
+        self._levels = Levels(sample_rate)
+        self._pieces: list[PieceResult] = []
+        self._samples = 0
+
+    @property
+    def seconds(self) -> float:
+        """Of sound."""
+        return self._samples / self._sample_rate
+
+    def note(self, progress: "Progress") -> None:
+        """A piece is done."""
+        self._pieces.append(progress.last)
+
+    def add(self, sound: "np.ndarray") -> None:
+        """More of the sound [n], in order."""
+        self._samples += len(sound)
+        if self._path is not None:
+            self._levels.add(sound)
+
+    def write(self, ended: bool = True) -> None:
+        """Write the file: of the pieces whose sound there is; of a script that was not planned, once it has ended."""
         from ..longform.subtitles import write_subtitles
-        from ..runtime.call import PieceResult
+        from ..results import PieceResult
 
-        whole = PieceResult(script_of(options), 0, 1, "stop", 0.0, seconds)
-        write_subtitles(options.subtitles, pieces or (whole,))
+        heard = [replace(each, end=min(each.end, self.seconds)) for each in self._pieces if each.start < self.seconds]
+        if ended and not heard:
+            heard = [PieceResult(self._script, 0, 1, "stop", 0.0, self.seconds)]
+        if self._path is not None and heard:
+            write_subtitles(self._path, heard, self._levels)
 
 
 def _draw(path: str | None, pieces: list, sample_rate: int) -> None:

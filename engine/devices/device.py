@@ -7,6 +7,7 @@ import torch
 
 from ..kernels.driver import load_driver
 from ..messages import first_line, shown
+from .threads import one_thread
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -47,12 +48,14 @@ def resolve_dtype(dtype: str | torch.dtype, argument: str = "dtype") -> torch.dt
 
 
 @contextmanager
-def computing(device: torch.device) -> Iterator[None]:
+def computing(device: torch.device, *, alone: bool = False) -> Iterator[None]:
     """What a caller has switched on around a call (autocast, inference mode) must not change what is computed.
 
-    A GPU becomes the current one in here: streams, graphs and kernel launches ask for that.
+    A GPU becomes the current one in here: streams, graphs and kernel launches ask for that. `alone` computes on one
+    thread, see `one_thread`.
     """
     # no_grad comes after inference_mode(False), which switches gradients on.
     modes = torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False)
-    with modes[0], modes[1], modes[2], torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with modes[0], modes[1], modes[2], on_device, one_thread(alone):
         yield

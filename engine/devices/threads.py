@@ -10,11 +10,18 @@ import torch
 # where other processes keep the cores busy, each wait lasts until the system gives that thread its turn. 64 MB is far
 # above the small models there are (12 MB) and far below the published Dia (3 GB).
 SMALL = 64e6
+# Threads that decode windows of a small model, beside the one that makes steps; fewer where torch has fewer.
+MOST_CODEC_THREADS = 4
 
 
 def is_small(weight_bytes: Iterable[int], device: torch.device) -> bool:
     """Whether a model with weights of these sizes computes on one thread of a CPU."""
     return device.type == "cpu" and sum(weight_bytes) <= SMALL
+
+
+def codec_threads() -> int:
+    """Threads for the codec of a model whose steps use one: as many as torch may use beside it."""
+    return min(torch.get_num_threads() - 1, MOST_CODEC_THREADS)
 
 
 @contextmanager

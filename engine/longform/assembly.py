@@ -34,7 +34,7 @@ class Assembler:
         self._frames_per_second = frames_per_second
         self._codes: np.ndarray | None = None
         self._dropped = 0  # frames before `_codes`
-        self._frames = self._emitted = 0
+        self._frames = self._decoded = self._emitted = 0
         self._edits: deque[tuple[int, int]] = deque()  # fade out before a sample, put samples of silence there
         self._inserted = 0
         self._speed, self._rate = options.speed, sample_rate
@@ -67,13 +67,24 @@ class Assembler:
             self._edits.append((self._frames * self._hop, samples))
             self._inserted += samples
 
-    def sound(self, ended: bool) -> Iterator[np.ndarray]:
-        """The chunks that are complete, none of them empty; `ended`: no frames will be added."""
-        while window := self._schedule.next(self._frames, ended):
+    @property
+    def frames(self) -> int:
+        """That have been added."""
+        return self._frames
+
+    @property
+    def undecoded_seconds(self) -> float:
+        """Of what has been added, before any edit."""
+        return (self._frames - self._decoded) / self._frames_per_second
+
+    def sound(self, frames: int, ended: bool = False) -> Iterator[np.ndarray]:
+        """The chunks that are complete with the first `frames`, none of them empty; `ended`: no more will be added."""
+        while window := self._schedule.next(frames, ended):
             assert self._codes is not None
             codes = self._codes[window.start - self._dropped : window.stop - self._dropped]
             last = None if window.ends else window.last - window.start
             chunk = self._finished(self._decode(codes, window.first - window.start, last), window.ends)
+            self._decoded = window.last
             keep = max(0, window.last - self.receptive_field.before)
             self._codes, self._dropped = self._codes[keep - self._dropped :], keep
             if len(chunk):

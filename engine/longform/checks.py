@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ..longform_settings import LongFormSettings
-from ..runtime.call import Generation
+from ..results import Generation
 from .plan import Piece
 
 MOST_TRIES = 3

@@ -1,13 +1,27 @@
-"""What a caller may ask for beside the sampling of a script."""
+"""What a caller may give and ask for beside the sampling of a script."""
 
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
+from ..audio.loudness import require_meter
 from ..messages import shown
+from ..runtime.prompts import AudioPrompt
 from ..sampling_params import real_number
+from .source import Flush
+
+Value = TypeVar("Value")
+PerText: TypeAlias = Value | Sequence[Value]
+Text: TypeAlias = str | Sequence[str] | Iterator[str | Flush] | AsyncIterator[str | Flush]
+OnePrompt: TypeAlias = AudioPrompt | Mapping[str, AudioPrompt]
+AudioPrompts: TypeAlias = OnePrompt | Sequence[OnePrompt | None] | None
+Transcript: TypeAlias = str | Mapping[str, str]
+Transcripts: TypeAlias = Transcript | Sequence[Transcript | None] | None
 
 FADE_SECONDS = 0.010
 SLOWEST, FASTEST = 0.25, 4.0
 LONGEST_SILENCE = 60.0
+QUIETEST, LOUDEST = -70.0, 0.0  # LUFS; what is quieter, BS.1770 takes for silence
 
 
 @dataclass(frozen=True)
@@ -20,9 +34,11 @@ class SpeechOptions:
         trim_cut_end: whether sound that `max_tokens` cut loses its last frames, which forced rows damage, and fades
             out. None: of planned scripts.
         closing_tag: whether the next speaker's tag ends the text of every piece. None: planned scripts of Dia.
+        loudness: of the whole sound in LUFS. None: as the model made it.
 
     Raises:
         TypeError, ValueError: a value of another kind, or out of range.
+        RuntimeError: a loudness without the package that measures it.
     """
 
     split: bool = True
@@ -31,6 +47,7 @@ class SpeechOptions:
     tail_silence: float = 0.0
     trim_cut_end: bool | None = None
     closing_tag: bool | None = None
+    loudness: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.split, bool):
@@ -45,11 +62,20 @@ class SpeechOptions:
             if not least <= value <= most:
                 raise ValueError(f"{name} must be in [{least:g}, {most:g}], got {shown(getattr(self, name))}")
             object.__setattr__(self, name, value)
+        if self.loudness is not None:
+            self._check_loudness()
+
+    def _check_loudness(self) -> None:
+        value = real_number("loudness", self.loudness)
+        if not QUIETEST <= value <= LOUDEST:
+            raise ValueError(f"loudness must be in [{QUIETEST:g}, {LOUDEST:g}] LUFS, got {shown(self.loudness)}")
+        object.__setattr__(self, "loudness", value)
+        require_meter()
 
     @property
     def changes_sound(self) -> bool:
         """Whether a script that is not planned sounds otherwise than as the model made it."""
-        return self.speed != 1 or self.tail_silence > 0 or bool(self.trim_cut_end)
+        return self.speed != 1 or self.tail_silence > 0 or bool(self.trim_cut_end) or self.loudness is not None
 
     @property
     def changes_text(self) -> bool:

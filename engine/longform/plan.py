@@ -58,7 +58,8 @@ class Plan:
         return sum(piece.expected_seconds for piece in self.pieces)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.pieces)} pieces, about {self.expected_seconds:.0f} s"]
+        count = "1 piece" if len(self.pieces) == 1 else f"{len(self.pieces)} pieces"
+        lines = [f"{count}, about {self.expected_seconds:.0f} s"]
         for index, piece in enumerate(self.pieces):
             after = f", after {_shown(piece.anchor)}" if piece.anchor else ""
             lines.append(f"{index + 1:>4}  {piece.expected_seconds:4.1f} s  {piece.text!r}{after}")
@@ -212,8 +213,12 @@ class Planner:
     def _best_cut(self, rest: Sequence[Unit], fitting: int, budget: int) -> int:
         """Of the first `fitting` units those that make the best piece: cut before [S1] where one is in reach, else
         where a turn begins. What is left at the end of a script is shared rather than left small."""
-        left = sum(unit.size for unit in rest[fitting:])
         smallest = SMALLEST * budget
+        left = 0
+        for unit in rest[fitting:]:  # few of them: a long script is planned before its first sound
+            left += unit.size
+            if left >= smallest:
+                break
         if left < smallest and len(rest) < 256:
             budget = (sum(unit.size for unit in rest) + 1) // 2
         sizes, size = [], 0

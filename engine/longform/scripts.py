@@ -1,8 +1,7 @@
 """From a caller's arguments to scripts that are spoken in pieces."""
 
 import asyncio
-import threading
-import time
+import logging
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..audio.loudness import at_loudness
 from ..codec import Codec
 from ..codec.windowed import CodeWindows
 from ..devices.precision import full_float32
@@ -17,17 +17,18 @@ from ..longform_settings import LongFormSettings
 from ..messages import shown
 from ..model.config import DiaConfig
 from ..model.tokenizer import encode_text, has_visible_text
+from ..runtime.call import Call
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineThread
 from ..runtime.request import Request, item_named, parse_requests
 from .assembly import Assembler
-from .options import SpeechOptions
+from .options import AudioPrompts, SpeechOptions
 from .plan import Piece, Plan, plan_script, size_of, whole_script
-from .source import Arriving, PieceSource, Planned
-from .speaker import POLL_SECONDS, ScriptCall, ScriptSpeaker, Surroundings
+from .source import Arriving, Feeder, PieceSource, Planned
+from .speaker import ScriptCall, ScriptSpeaker, Surroundings
 from .voices import joined_prompt
 
-MOST_PARTS, MOST_PIECES = 256, 64  # of a text that arrives, which wait to be planned and to be spoken
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Script:
         """Of the whole script."""
         return self.request.seed
 
+    def encode_prompt(self, codec: Codec | None) -> "Script":
+        """With the audio prompt as codes; see `Request.encode_prompt`."""
+        return replace(self, request=self.request.encode_prompt(codec))
+
 
 def parse_scripts(
     text: Any,
@@ -62,13 +67,30 @@ def parse_scripts(
     options: SpeechOptions,
     settings: LongFormSettings,
     config: DiaConfig,
+    makes_sound: bool = True,
+    audio_prompt: AudioPrompts = None,
+    audio_prompt_path: AudioPrompts = None,
+    use_torch_compile: bool = False,
+    use_cfg_filter: bool | None = None,
     **arguments: Any,
 ) -> list[Request | Script]:
-    """`parse_requests`, in which long texts, and those whose sound is edited, become scripts.
+    """Arguments of `Engine.generate` and `stream` as requests, by `parse_requests`; long texts, and those whose sound
+    is edited, become scripts.
+
+    Args:
+        makes_sound: whether there is a codec.
+        audio_prompt_path, use_torch_compile, use_cfg_filter: as in the reference: an older name, and without effect.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as `parse_requests`; or a piece that the model cannot read.
     """
+    if not makes_sound:
+        _require_no_editing(options)
+    if use_torch_compile:
+        logger.info("use_torch_compile has no effect: the engine's own step is used")
+    if use_cfg_filter is not None:
+        logger.warning("use_cfg_filter has no effect; cfg_filter_top_k sets the filter")
+    arguments["audio_prompt"] = _named_once(audio_prompt, audio_prompt_path)
     arguments = _with_joined_prompts(text, arguments)
     if _arrives(text):
         return [_arriving(text, sampling, options, settings, config, arguments)]
@@ -107,6 +129,13 @@ def _with_joined_prompts(text: Any, arguments: dict[str, Any]) -> dict[str, Any]
             joined.append(joined_prompt(*each))
     prompts, transcripts = ([pair[which] for pair in joined] for which in (0, 1))
     return {**arguments, "audio_prompt": prompts, "audio_prompt_text": transcripts}
+
+
+def call_for(items: Iterable[Request | Script], **options: Any) -> Call:
+    """A call for requests and scripts; `options` are those of `Call`."""
+    items = list(items)
+    planned = any(isinstance(item, Script) for item in items)
+    return (ScriptCall if planned else Call)(len(items), **options)
 
 
 def make_plan(
@@ -200,7 +229,7 @@ class ScriptRunner:
             )  # fmt: skip
             speaker.start()
             if item.parts is not None and isinstance(source, Arriving):
-                _Feeder(item.parts, source, speaker, call, item.loop).start()
+                Feeder(item.parts, source, call, speaker.wake, speaker.fail, item.loop).start()
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
@@ -233,67 +262,6 @@ class ScriptRunner:
         audio = self._thread.run(work).wait().numpy().copy()
         self._windows.check(audio)
         return audio
-
-
-class _Feeder:
-    """Brings the parts of a text, as they come, to the thread of their script."""
-
-    def __init__(
-        self, parts: Any, source: Arriving, speaker: ScriptSpeaker, call: ScriptCall,
-        loop: asyncio.AbstractEventLoop | None,
-    ):  # fmt: skip
-        self._parts, self._source, self._speaker, self._call, self._loop = parts, source, speaker, call, loop
-        self._sent = self._taken = 0
-
-    def start(self) -> None:
-        if self._loop is None:
-            threading.Thread(target=self._read, name="dia-engine text", daemon=True).start()
-            return
-        future = asyncio.run_coroutine_threadsafe(self._read_async(), self._loop)
-        self._call.on_abort.append(future.cancel)
-
-    def _read(self) -> None:
-        try:
-            try:
-                for part in self._parts:
-                    while self._is_far_ahead and not self._call.aborted:
-                        time.sleep(POLL_SECONDS)
-                    if self._call.aborted:
-                        break
-                    self._feed(part)
-            finally:
-                close = getattr(self._parts, "close", None)
-                if close is not None:
-                    close()
-            self._speaker.wake(self._source.end)
-        except BaseException as error:
-            self._speaker.fail(error)
-
-    async def _read_async(self) -> None:
-        try:
-            async for part in self._parts:
-                while self._is_far_ahead:
-                    await asyncio.sleep(POLL_SECONDS)
-                self._feed(part)
-            self._speaker.wake(self._source.end)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            self._speaker.fail(error)
-
-    @property
-    def _is_far_ahead(self) -> bool:
-        """Whether so much waits to be spoken that a text without an end would fill the memory."""
-        return self._sent - self._taken >= MOST_PARTS or self._source.ready >= MOST_PIECES
-
-    def _feed(self, part: Any) -> None:
-        self._sent += 1
-
-        def work() -> None:
-            self._taken += 1
-            self._source.feed(part)
-
-        self._speaker.wake(work)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -335,21 +303,49 @@ def _arriving(
     return Script(request, source, True, options, text, loop)
 
 
-def encode_prompt(item: Request | Script, codec: Codec | None) -> Request | Script:
-    """With the audio prompt as codes; see `Request.encode_prompt`."""
-    if isinstance(item, Request):
-        return item.encode_prompt(codec)
-    return replace(item, request=item.request.encode_prompt(codec))
+def _named_once(audio_prompt: AudioPrompts, audio_prompt_path: AudioPrompts) -> AudioPrompts:
+    if audio_prompt_path is None:
+        return audio_prompt
+    if audio_prompt is not None:
+        raise ValueError("audio_prompt and audio_prompt_path are two names of one argument; give only audio_prompt")
+    logger.warning("audio_prompt_path is an old name; use audio_prompt")
+    return audio_prompt_path
 
 
-def require_sound(options: SpeechOptions, codec: Codec | None) -> None:
-    """Raises ValueError: sound is to be edited, and there is no codec that makes any."""
-    if codec is None and (options.changes_sound or options.pause > 0):
+def _require_no_editing(options: SpeechOptions) -> None:
+    """Raises ValueError: sound is to be edited that no codec makes."""
+    if options.changes_sound or options.pause > 0:
         name = next(
-            name for name in ("speed", "tail_silence", "pause", "trim_cut_end")
+            name for name in ("speed", "tail_silence", "pause", "trim_cut_end", "loudness")
             if getattr(options, name) != getattr(SpeechOptions(), name)
         )  # fmt: skip
         raise ValueError(f"{name} is about sound, and this engine has no codec; load it with load_dac=True")
+
+
+def is_planned(item: Request | Script) -> bool:
+    """Whether it is spoken in pieces."""
+    return isinstance(item, Script) and item.is_split
+
+
+def check_streamable(items: Collection[Request | Script]) -> None:
+    """Raises ValueError: one asks for what only a whole sound can have."""
+    if any(isinstance(item, Script) and item.options.loudness is not None for item in items):
+        raise ValueError(
+            "loudness is measured over a whole sound, and a stream gives out the beginning before there is an end: use "
+            "generate, or leave loudness out"
+        )
+
+
+def at_asked_loudness(
+    sounds: Collection[np.ndarray], items: Collection[Request | Script], sample_rate: int
+) -> list[np.ndarray]:
+    """The whole sounds [samples] of requests and scripts at the loudness that the scripts ask for."""
+    found = []
+    for index, (sound, item) in enumerate(zip(sounds, items, strict=True)):
+        target = item.options.loudness if isinstance(item, Script) else None
+        name = f"item {index}: " if len(items) > 1 else ""
+        found.append(sound if target is None else at_loudness(sound, target, sample_rate, name))
+    return found
 
 
 def _needs_pieces(text: Any, options: SpeechOptions, settings: LongFormSettings) -> bool:

@@ -1,13 +1,22 @@
 """Where pieces come from: a plan that is known, or text that still arrives."""
 
+import asyncio
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..longform_settings import LongFormSettings
 from .plan import Piece, Plan, Planner
 from .turns import units, whole_sentences
+
+if TYPE_CHECKING:
+    from .speaker import ScriptCall
+
+MOST_PARTS, MOST_PIECES = 256, 64  # of a text that arrives, which wait to be planned and to be spoken
+POLL_SECONDS = 0.05
 
 
 class Flush:
@@ -85,6 +94,7 @@ class Arriving:
     _speaker: str = ""
     _ended: bool = False
     _flushing: bool = False
+    _last: str | None = None  # who has spoken
     _ready: deque[Piece] = field(default_factory=deque)
     _any_anchor: set[int] = field(default_factory=set)
 
@@ -141,19 +151,101 @@ class Arriving:
 
     def _plan_whole_sentences(self) -> None:
         everything = self._ended or self._flushing
-        end = len(self._text) if everything else whole_sentences(self._text)
-        whole, self._text = self._text[:end], self._text[end:]
         self._flushing = False
-        more = units(whole, self.settings.piece_bytes, self._speaker, goes_on=self._taken > 0 or bool(self._speaker))
+        if everything:
+            self._plan_to(len(self._text), final=True)
+        while end := whole_sentences(self._text, self.settings.piece_bytes):
+            self._plan_to(end, final=False)
+
+    def _plan_to(self, end: int, final: bool) -> None:
+        """Take the text up to there out of what waits."""
+        whole, self._text = self._text[:end], self._text[end:]
+        more = units(whole, self.settings.piece_bytes, self._speaker, self._last)
+        self._last = more[-1].speaker if more else self._last
         for tag in ("[S1]", "[S2]"):
             if whole.rfind(tag) == max(whole.rfind("[S1]"), whole.rfind("[S2]")) >= 0:
                 self._speaker = tag
-        self._collect(self._planner.add(more, final=everything))
+        self._collect(self._planner.add(more, final=final))
 
     def _collect(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
             self.check(piece)
             self._ready.append(piece)
+
+
+class Feeder:
+    """Brings the parts of a text, as they come, to the thread of their script."""
+
+    def __init__(
+        self,
+        parts: Any,
+        source: Arriving,
+        call: "ScriptCall",
+        wake: Callable[[Callable[[], Any]], None],
+        fail: Callable[[BaseException], None],
+        loop: asyncio.AbstractEventLoop | None,
+    ):
+        """
+        Args:
+            parts: an iterator of the text's parts, or an asynchronous one of the event loop `loop`.
+            source: takes them.
+            call: while it is not aborted.
+            wake: does some work in the script's thread.
+            fail: ends the script with an error.
+        """
+        self._parts, self._source, self._call = parts, source, call
+        self._wake, self._fail, self._loop = wake, fail, loop
+        self._sent = self._taken = 0
+
+    def start(self) -> None:
+        if self._loop is None:
+            threading.Thread(target=self._read, name="dia-engine text", daemon=True).start()
+            return
+        future = asyncio.run_coroutine_threadsafe(self._read_async(), self._loop)
+        self._call.on_abort.append(future.cancel)
+
+    def _read(self) -> None:
+        try:
+            try:
+                for part in self._parts:
+                    while self._is_far_ahead and not self._call.aborted:
+                        time.sleep(POLL_SECONDS)
+                    if self._call.aborted:
+                        break
+                    self._feed(part)
+            finally:
+                close = getattr(self._parts, "close", None)
+                if close is not None:
+                    close()
+            self._wake(self._source.end)
+        except BaseException as error:
+            self._fail(error)
+
+    async def _read_async(self) -> None:
+        try:
+            async for part in self._parts:
+                while self._is_far_ahead:
+                    await asyncio.sleep(POLL_SECONDS)
+                self._feed(part)
+            self._wake(self._source.end)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fail(error)
+
+    @property
+    def _is_far_ahead(self) -> bool:
+        """Whether so much waits to be spoken that a text without an end would fill the memory."""
+        return self._sent - self._taken >= MOST_PARTS or self._source.ready >= MOST_PIECES
+
+    def _feed(self, part: Any) -> None:
+        self._sent += 1
+
+        def work() -> None:
+            self._taken += 1
+            self._source.feed(part)
+
+        self._wake(work)
 
 
 def _speakers_of(piece: Piece) -> set[str]:

@@ -8,7 +8,9 @@ is judged by the pieces before it.
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +18,8 @@ import numpy as np
 import torch
 
 from ..longform_settings import LongFormSettings
-from ..runtime.call import Call, Chunk, Generation, PieceResult, Progress
+from ..results import Generation, PieceResult, Progress
+from ..runtime.call import Call, Chunk
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineFull
 from ..runtime.request import Request
@@ -26,7 +29,7 @@ from .options import SpeechOptions
 from .plan import Piece, derived_seed
 from .source import PieceSource
 
-UNREAD_SECONDS = 60.0  # of a stream, beyond which no piece is begun
+UNREAD_SECONDS = 60.0  # of sound that is not decoded, or of a stream not read, beyond which no piece is begun
 QUEUED = 2  # pieces that wait for a slot, so that one that ends is followed at once
 POLL_SECONDS = 0.05
 
@@ -148,6 +151,8 @@ class ScriptSpeaker:
         self._results: list[PieceResult] = []
         self._expected = 0.0  # seconds of those, as the plan had them
         self._taken = 0
+        self._outgoing: deque[tuple[int, Progress | None]] = deque()  # frames to decode up to, and what is then told
+        self._is_heard = False
         self._live = 0  # frames of the first piece that have been added while it is made
         self._next_chunk = 0  # frames of it before its next chunk
         self._waits_for_room = False
@@ -182,23 +187,34 @@ class ScriptSpeaker:
             while not self._call.aborted:
                 self._deliver()
                 self._submit_ready()
+                # Window by window, so that slots which become free meanwhile get their next pieces.
+                if self._emit_next():
+                    self._handle_all()
+                    continue
                 if self._source.is_complete and not self._pieces:
                     self._finish()
                     return
-                self._handle()
+                self._handle(self._wait())
         except BaseException as error:
             self._call.fail(error)
         finally:
             for call in self._calls.values():
                 call.aborted = True
 
-    def _handle(self) -> None:
-        """Wait for something to happen, and take it in."""
+    def _wait(self) -> Any:
+        """The next message; None where it is time to look for room or for a reader."""
         throttled = self._call.streaming and self._call.unread > 0
-        try:
-            item = self._inbox.get(timeout=POLL_SECONDS if throttled or self._waits_for_room else None)
-        except queue.Empty:
-            return
+        with suppress(queue.Empty):
+            return self._inbox.get(timeout=POLL_SECONDS if throttled or self._waits_for_room else None)
+
+    def _handle_all(self) -> None:
+        """Take in what has happened."""
+        with suppress(queue.Empty):
+            while True:
+                self._handle(self._inbox.get_nowait())
+
+    def _handle(self, item: Any) -> None:
+        """Take in a message."""
         if item is None:
             return
         if callable(item):
@@ -226,7 +242,8 @@ class ScriptSpeaker:
 
     def _submit_ready(self) -> None:
         self._waits_for_room = False
-        if self._call.streaming and self._call.unread * self._chunk_seconds > UNREAD_SECONDS:
+        unread = self._call.unread * self._chunk_seconds if self._call.streaming else 0.0
+        if unread + self._assembler.undecoded_seconds > UNREAD_SECONDS:
             return
         self._take()
         # A listener has heard little yet: the pieces that follow had better come soon than many at once.
@@ -235,7 +252,7 @@ class ScriptSpeaker:
             if len(self._calls) >= (2 if starting else self._around.slots + QUEUED):
                 return
             ready = index not in self._calls and not self._tries.get(index)
-            first_is_heard = index == 0 or not self._call.streaming or self._live > 0 or 0 not in self._pieces
+            first_is_heard = index == 0 or not self._call.streaming or self._is_heard or 0 not in self._pieces
             if ready and first_is_heard and all(anchor in self._anchors for anchor in piece.anchor_pieces):
                 try:
                     self._submit(index)
@@ -286,7 +303,7 @@ class ScriptSpeaker:
         self._next_chunk += len(codes) - self._assembler.receptive_field.after
         self._live += len(new)
         self._assembler.add(new)
-        self._emit(ended=False)
+        self._outgoing.append((self._assembler.frames, None))
 
     def _deliver(self) -> None:
         """Give out the pieces that are there, in their order; make those again that are not good."""
@@ -330,23 +347,34 @@ class ScriptSpeaker:
         result = PieceResult(piece.text, kept.seed, tries, kept.finish_reason, start, end)
         self._results.append(result)
         self._expected += piece.expected_seconds
-        self._emit(ended=False)
-        if self._is_split:
-            self._call.tell_progress(self._progress())
+        self._outgoing.append((self._assembler.frames, self._progress() if self._is_split else None))
 
     def _progress(self) -> Progress:
         seconds, elapsed, left = self._assembler.seconds, time.perf_counter() - self._call.started, None
         if self._source.expected_seconds is not None:
             # What is left is spoken as those pieces were: in length for its bytes, and in time for its length.
             left = elapsed * max(0.0, self._source.expected_seconds / self._expected - 1)
-        return Progress(self._index, len(self._results), self._source.total, seconds, elapsed, left)
+        return Progress(
+            self._index, len(self._results), self._source.total, seconds, elapsed, left, self._results[-1]
+        )  # fmt: skip
 
-    def _emit(self, ended: bool) -> None:
-        for chunk in self._assembler.sound(ended):
-            self._call.emit(self._index, chunk)
+    def _emit_next(self) -> bool:
+        """Give out the next chunk that is complete; whether there was one. A piece is done when none of it is left."""
+        while self._outgoing:
+            frames, progress = self._outgoing[0]
+            chunk = next(self._assembler.sound(frames), None)
+            if chunk is not None:
+                self._call.emit(self._index, chunk)
+                self._is_heard = True
+                return True
+            self._outgoing.popleft()
+            if progress is not None:
+                self._call.tell_progress(progress)
+        return False
 
     def _finish(self) -> None:
-        self._emit(ended=True)
+        for chunk in self._assembler.sound(self._assembler.frames, ended=True):
+            self._call.emit(self._index, chunk)
         channels = self._base.prompt_codes.shape[1]
         codes = np.concatenate([np.zeros((0, channels), np.int64), *self._codes])
         cut = any(result.finish_reason == "length" for result in self._results)

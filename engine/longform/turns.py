@@ -7,6 +7,7 @@ characters. Nothing is cut inside parentheses, which hold sounds such as (laughs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 from ..model.script import TAGS
@@ -18,6 +19,7 @@ _SENTENCE_END = re.compile(
     r"[.!?\u2026]+[\"'\u2019\u201d\u00bb)\]]*(?=\s|$)|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d\uff09]*"
 )
 _PHRASE_END = re.compile(r"[,;:\u2013\u2014](?=\s|$)|[\u3001\uff0c\uff1b\uff1a]")
+_OPENING = "(\uff08"
 _WORD_END = re.compile(r"\S(?=\s)")
 
 
@@ -35,28 +37,28 @@ class Unit:
     text: str
     opens: bool
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes in a piece: with the space before it, or its tag and a space."""
         return len(self.text.encode("utf-8", "surrogatepass")) + (2 if self.opens else 1)
 
 
-def units(script: str, most: int, speaker: str = "", goes_on: bool = False) -> list[Unit]:
+def units(script: str, most: int, speaker: str = "", last: str | None = None) -> list[Unit]:
     """The units of a script in order, none of more than `most` bytes.
 
     Consecutive turns of one speaker are one turn: Dia loses its way where a tag is repeated.
 
     Args:
         speaker: who speaks before the first tag.
-        goes_on: whether he has spoken before, so that his turn is not new.
+        last: who spoke before the script, and may go on; None for nobody.
     """
     found: list[Unit] = []
-    at, before = 0, speaker
+    at = 0
     for match in [*_TAG.finditer(script), None]:
         text = script[at : match.start() if match else len(script)]
         for part in sentences(text, most):
-            opens = found[-1].speaker != speaker if found else not (goes_on and speaker == before)
-            found.append(Unit(speaker, part, opens))
+            found.append(Unit(speaker, part, opens=speaker != last))
+            last = speaker
         if match:
             at, speaker = match.end(), match.group()
     return found
@@ -71,18 +73,20 @@ def sentences(text: str, most: int) -> list[str]:
     return parts
 
 
-def whole_sentences(text: str) -> int:
+def whole_sentences(text: str, most: int) -> int:
     """The length of the beginning of a growing text behind which no sentence is open; 0 if there is none.
 
     A text that ends with a full stop may go on with a digit or a quote: only an end that is followed by something
-    counts, and none behind a parenthesis that is still open.
+    counts, and none behind a parenthesis that is still open. A sentence that is already so long that `sentences` will
+    cut it ends at that cut.
     """
     opened = text.rfind("(")
     if opened >= 0 and ")" not in text[opened:] and len(text) - opened <= LONGEST_PARENTHESIS:
         text = text[: opened + 1]
     ends = [end for end in _ends(text, _SENTENCE_END) if end < len(text)]
     tags = [match.start() for match in _TAG.finditer(text) if text[: match.start()].strip()]
-    return max([0, *ends, *tags])
+    whole, room = max([0, *ends, *tags]), max(4, most - 2)
+    return whole or (_place_to_cut(text[: 2 * room], room) if len(text) >= 2 * room else 0)
 
 
 def _shortened(text: str, room: int) -> Iterator[str]:
@@ -124,10 +128,12 @@ def _ends(text: str, pattern: re.Pattern[str]) -> list[int]:
 
 def _inside_parentheses(text: str) -> list[bool]:
     """For each character whether it stands between a parenthesis and the one that closes it, those included."""
+    if not any(opening in text for opening in _OPENING):
+        return [False] * len(text)
     open_at: list[int] = []
     changes = [0] * (len(text) + 1)
     for index, character in enumerate(text):
-        if character in "(\uff08":
+        if character in _OPENING:
             open_at.append(index)
         elif character in ")\uff09" and open_at:
             changes[open_at.pop()] += 1

@@ -13,11 +13,16 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..codec.windowed import CodeWindows
+from ..codec.workers import DecodeWorkers
 from ..devices.precision import full_float32
+from ..devices.threads import codec_threads
+from ..model.dia import DiaModel
 from .call import Call
 from .chunking import ChunkSizes
 from .limits import Limits
 from .request import Request
+from .runner import ModelRunner
 from .scheduler import Scheduler
 
 Result = TypeVar("Result")
@@ -54,27 +59,48 @@ class EngineThread:
 
     def __init__(
         self,
-        make_scheduler: Callable[[], Scheduler],
-        modes: Callable[[], AbstractContextManager],
+        model: DiaModel,
+        windows: CodeWindows,
         limits: Limits,
+        modes: Callable[[], AbstractContextManager],
+        *,
+        graph: bool,
+        frames_per_second: float,
+        shares_codec: bool,
     ):
         """
         Args:
-            make_scheduler: called here, and again in a process forked from this one.
-            modes: a context for everything that the thread computes.
+            windows: decodes the codes of a stream in windows.
             limits: of the engine.
+            modes: a context for everything that is computed.
+            graph: whether decode steps are captured in CUDA graphs.
+            frames_per_second: of the codec.
+            shares_codec: whether further threads decode windows beside the steps, where torch may use them. The steps
+                of a large model use all cores, and the codec does between them.
         """
-        self._make_scheduler, self._modes, self._max_waiting = make_scheduler, modes, limits.max_waiting
+        self._model, self._windows, self._limits, self._modes = model, windows, limits, modes
+        self._graph, self._frames_per_second, self._shares_codec = graph, frames_per_second, shares_codec
         self._unusable = ""
         self._begin()
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        self.scheduler = self._make_scheduler()
+        self.scheduler = self._new_scheduler()
         self._inbox: queue.SimpleQueue[_Submission | _Work | None] = queue.SimpleQueue()
         self._lock = threading.RLock()  # a collection inside it can come to `close`
         self._submitted = 0
         self._thread: threading.Thread | None = None
+
+    def _new_scheduler(self) -> Scheduler:
+        model, limits = self._model, self._limits
+        threads = codec_threads() if self._shares_codec else 0
+        return Scheduler(
+            ModelRunner(model, graph=self._graph, max_slots=limits.max_slots, max_rows=limits.rows(model.config)),
+            self._windows,
+            max_delay=model.config.max_delay,
+            frames_per_second=self._frames_per_second,
+            workers=DecodeWorkers(threads, self._modes) if threads else None,
+        )
 
     @property
     def active(self) -> int:
@@ -98,7 +124,8 @@ class EngineThread:
     @property
     def _most(self) -> int | None:
         """Requests that may run and wait."""
-        return None if self._max_waiting is None else self.scheduler.runner.max_slots + self._max_waiting
+        waiting = self._limits.max_waiting
+        return None if waiting is None else self.scheduler.runner.max_slots + waiting
 
     def submit(self, requests: list[Request], call: Call, sizes: ChunkSizes, first_index: int = 0) -> None:
         """Queue requests, whose prompts are codes; their results go to the call, from the index `first_index` on.

@@ -26,7 +26,8 @@ import torch
 
 from ..codec.windowed import CodeWindows, ContextCodes, HostCopy
 from ..codec.workers import DecodeWorkers, WindowJob
-from .call import Call, Generation
+from ..results import Generation
+from .call import Call
 from .chunking import ChunkSchedule, ChunkSizes, Window, complete_frames, window_lengths
 from .request import Request
 from .runner import SlotStatus

@@ -5,9 +5,10 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
-from .call import Call, Chunk, Generation
+from ..results import Generation
+from .call import Call, Chunk
 
 Item = TypeVar("Item")
 
@@ -23,17 +24,14 @@ class AudioStream(Generic[Item]):
     RuntimeError.
     """
 
-    def __init__(
-        self, start: Callable[[Callable[[], bool]], Call | None], item_of: Callable[[Chunk], Item], batch: bool
-    ):
+    def __init__(self, start: Callable[[Callable[[], bool]], Call | None], batch: bool):
         """
         Args:
             start: begins the work. It is given a function that says whether the stream has been closed, and may then
                 return None.
-            item_of: what the reader gets for a chunk.
-            batch: whether the call was given a list of texts.
+            batch: whether the call was given a list of texts; its chunks then come with the index of their text.
         """
-        self._start, self._item_of, self._batch = start, item_of, batch
+        self._start, self._batch = start, batch
         self._starting = threading.Lock()
         self._pid = os.getpid()
         self._call: Call | None = None
@@ -115,6 +113,10 @@ class AudioStream(Generic[Item]):
         except asyncio.CancelledError:
             self.close()
             raise
+
+    def _item_of(self, chunk: Chunk) -> Any:
+        """What the reader gets for a chunk."""
+        return (chunk.index, chunk.audio) if self._batch else chunk.audio
 
     def _check_process(self) -> None:
         """Raises RuntimeError in a process forked from the stream's: nothing would ever come."""

@@ -1,10 +1,17 @@
-"""Who may ask: API keys."""
+"""Who may ask: API keys, and pages of which sites."""
 
 import hmac
+from collections.abc import Collection
+from urllib.parse import urlsplit
 
+from fastapi import Depends
+from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection
 
 from .errors import ApiError
+
+# In the schema of the routes that need one, so that /docs can ask for it.
+KEY_IN_SCHEMA = Depends(HTTPBearer(auto_error=False, description="an API key, where the server has any"))
 
 
 class Keys:
@@ -36,3 +43,23 @@ class Keys:
         if found is None:
             raise ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
         return found
+
+
+def check_origin(connection: HTTPConnection, allowed: Collection[str]) -> None:
+    """Refuse pages of other sites: a browser lets them send forms and open WebSockets without asking first.
+
+    Args:
+        allowed: origins whose pages may ask; * for all.
+
+    Raises:
+        ApiError: 403.
+    """
+    origin = connection.headers.get("origin")
+    if origin is None or origin in allowed or "*" in allowed:
+        return
+    try:
+        host = urlsplit(origin).netloc
+    except ValueError:  # no address
+        host = ""
+    if not host or host != connection.headers.get("host"):
+        raise ApiError(403, "pages of other origins need --cors-origin", code="origin_not_allowed")

@@ -12,10 +12,21 @@ from . import errors
 from .access import Keys
 from .lifecycle import Startup
 from .middleware import RequestContext
-from .routes import elevenlabs, elevenlabs_socket, health, models, page, speech, voices
+from .routes import (
+    elevenlabs,
+    elevenlabs_socket,
+    health,
+    models,
+    page,
+    speech,
+    speech_batch,
+    speech_socket,
+    voices,
+)  # fmt: skip
 from .settings import Settings
 from .speech.service import SpeechService
 
+ROUTES = (speech, speech_batch, speech_socket, models, voices, elevenlabs, elevenlabs_socket, health, page)
 DESCRIPTION = "Text to dialogue with Dia, in the shapes of OpenAI's and ElevenLabs' interfaces."
 
 
@@ -42,10 +53,12 @@ def build_app(settings: Settings | None = None, engine: Engine | None = None) ->
     app = FastAPI(
         title="dia-engine", version=__version__, description=DESCRIPTION, lifespan=lifespan,
         root_path=settings.root_path, redoc_url=None,
+        responses=errors.RESPONSES,
+        redirect_slashes=False,  # behind a proxy the address that it would lead to is not the server's
     )  # fmt: skip
     app.state.service, app.state.keys, app.state.startup = service, Keys(settings.api_key), startup
     errors.install(app)
-    for module in (speech, models, voices, elevenlabs, elevenlabs_socket, health, page):
+    for module in ROUTES:
         app.include_router(module.router)
     if settings.cors_origin:
         app.add_middleware(

@@ -3,11 +3,12 @@
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from ..messages import without_controls
@@ -23,6 +24,28 @@ PARAMETERS = {
         "pause", "chunk_frames", "first_chunk_frames", "speed", "sample_rate",
     )},
 }  # fmt: skip
+
+
+class ErrorContent(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every error, as OpenAI has them."""
+
+    error: ErrorContent
+
+
+# In the schema of the routes; with them FastAPI names no 422, which is never sent.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request cannot be served; 429 with Retry-After: not now"},
+    "5XX": {"model": ErrorBody, "description": "The server cannot serve; 503 with Retry-After: not now"},
+}
 
 
 class ApiError(Exception):
@@ -58,6 +81,21 @@ def bad_request(error: Exception) -> ApiError:
     return ApiError(400, message, param=PARAMETERS.get(first.group()) if first else None, code="invalid_value")
 
 
+def invalid_fields(errors: Sequence[Any]) -> ApiError:
+    """The first of pydantic's errors."""
+    first = errors[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    # Of a union each kind is tried, and named behind the field.
+    param = place[0] if place and not place[0].isdigit() else None
+    if first["type"] == "json_invalid":
+        return ApiError(400, "the body is not valid JSON", code="invalid_json")
+    if param is None and first["loc"][:1] == ("body",):
+        message = "the body must be a JSON object, sent with Content-Type: application/json"
+    else:
+        message = f"{'.'.join(place)}: {first['msg']}"
+    return ApiError(400, message, param=param, code="invalid_type")
+
+
 def error_response(error: ApiError) -> Response:
     """The response that tells an error."""
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
@@ -82,17 +120,7 @@ async def _api_error(request: Request, error: ApiError) -> Response:
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-    # Of a union each kind is tried, and named behind the field.
-    param = place[0] if place and not place[0].isdigit() else None
-    if first["type"] == "json_invalid":
-        return error_response(ApiError(400, "the body is not valid JSON", code="invalid_json"))
-    if param is None and first["loc"][:1] == ("body",):
-        message = "the body must be a JSON object, sent with Content-Type: application/json"
-    else:
-        message = f"{'.'.join(place)}: {first['msg']}"
-    return error_response(ApiError(400, message, param=param, code="invalid_type"))
+    return error_response(invalid_fields(error.errors()))
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

@@ -9,6 +9,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 
 from .settings import Settings
 from .speech.service import SpeechService
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 64 * 1024
 PARSED_AT_ONCE = 16 * 1024  # bytes between two looks at that limit
 MAX_MESSAGE_BYTES = 2**20  # of a WebSocket
+MAX_UNREAD_BYTES = 4 * 2**20  # that were written to one: audio waits for its reader before
 BACKLOG = 2048
 CLOSING_SECONDS = 2  # for what is left once the drain is over
 
@@ -50,6 +52,16 @@ def http_protocol(header_timeout: float) -> type[HttpToolsProtocol]:
                 self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n")
                 self.transport.close()
 
+        def on_message_begin(self) -> None:
+            self._field_bytes = 0
+            super().on_message_begin()
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._field_bytes += len(name) + len(value)
+            super().on_header(name, value)
+            if self._field_bytes > MAX_HEADER_BYTES and self._deadline is None:  # those behind a body
+                self.transport.close()
+
         def on_headers_complete(self) -> None:
             self._headers_done()
             super().on_headers_complete()
@@ -67,6 +79,19 @@ def http_protocol(header_timeout: float) -> type[HttpToolsProtocol]:
     return TimedHttpProtocol
 
 
+def websocket_protocol() -> Any:
+    """A protocol that drops clients who make the server write more than they read: a ping is answered at once."""
+    base: Any = AutoWebSocketsProtocol
+
+    class BoundedWebSocketProtocol(base):
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+                self.transport.abort()
+
+    return BoundedWebSocketProtocol
+
+
 class Listener(uvicorn.Server):
     """Serves an application. The first SIGTERM or SIGINT lets running requests finish, the second ends at once."""
 
@@ -78,7 +103,9 @@ class Listener(uvicorn.Server):
             http=http_protocol(settings.header_timeout),
             timeout_keep_alive=max(1, round(settings.idle_timeout)),
             timeout_graceful_shutdown=CLOSING_SECONDS,
+            ws=websocket_protocol(),
             ws_max_size=MAX_MESSAGE_BYTES,
+            ws_per_message_deflate=False,  # audio does not shrink
             log_config=None,
             access_log=False,
             server_header=False,

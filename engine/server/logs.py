@@ -47,4 +47,6 @@ def configure(log_format: str) -> None:
         log = logging.getLogger(name)
         log.handlers, log.propagate = [handler], False
         log.setLevel(logging.INFO)
-    logging.getLogger("uvicorn.access").disabled = True  # `middleware` writes a line per request, with its id
+    # `middleware` writes a line per request and per socket, with its id.
+    logging.getLogger("uvicorn.access").disabled = True
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

@@ -12,9 +12,14 @@ OUTCOMES = ("finished", "aborted", "failed", "refused")
 
 
 class Metrics:
-    """What a server counts, in a registry of its own."""
+    """What a server counts, in a registry of its own.
+
+    Attributes:
+        in_launch: requests and pieces of scripts that took part in the last launch.
+    """
 
     def __init__(self) -> None:
+        self.in_launch = 0
         registry = self.registry = CollectorRegistry()
         self.requests = Counter("dia_requests", "Requests for speech by how they ended", ["outcome"], registry=registry)
         self.sent_seconds = Counter(
@@ -37,7 +42,7 @@ class Metrics:
             "dia_underrun_seconds", "Longest pause of a player that starts with the first chunk", (0.0, *SECONDS)
         )
         self.step = histogram("dia_step_seconds", "One decode step of all running requests", STEP_SECONDS)
-        self.rows = histogram("dia_batch_rows", "Requests in a launch of decode steps", ROWS)
+        self.rows = histogram("dia_batch_rows", "Slots that took part in a launch of decode steps", ROWS)
         self.model = Gauge(
             "dia_model_info", "1, labeled with the model", ["model", "dtype", "device"], registry=registry
         )
@@ -51,6 +56,7 @@ class Metrics:
         self.steps.inc(steps)
         self.step.observe(seconds / steps)
         self.rows.observe(requests)
+        self.in_launch = requests
 
     def page(self) -> bytes:
         """All of it in Prometheus' text format."""

@@ -15,7 +15,7 @@ from .settings import Settings
 logger = logging.getLogger(__name__)
 
 SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-LARGE = ("/v1/audio/voices", "/v1/audio/speech")
+LARGE = ("/v1/audio/voices", "/v1/audio/speech", "/v1/audio/speech/batch")
 QUIET = ("/health", "/metrics")
 
 
@@ -36,7 +36,7 @@ class RequestContext:
         started = time.perf_counter()
         scope.setdefault("state", {}).update(request_id=request_id, received=started)
         if scope["type"] == "websocket":
-            await self._app(scope, receive, send)
+            await self._connect(scope, receive, send, request_id)
             return
         exchange = _Exchange(receive, send, request_id, *self._limits(scope))
         try:
@@ -53,10 +53,31 @@ class RequestContext:
                 }
                 logger.info("request", extra={"fields": fields})
 
+    async def _connect(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        """A WebSocket: its id in the answer to its handshake, and a line of the log at its end."""
+        started = time.perf_counter()
+
+        async def accept(message: Message) -> None:
+            if message["type"] == "websocket.accept":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, accept)
+        finally:
+            seconds = round(time.perf_counter() - started, 4)
+            fields = {"request": request_id, "path": scope["path"][:200], "seconds": seconds}
+            logger.info("socket", extra={"fields": fields})
+
     async def _respond(self, scope: Scope, exchange: "_Exchange", given: dict[bytes, str]) -> None:
         length = given.get(b"content-length", "0")
+        encoding = given.get(b"content-encoding", "identity")
+        if scope["method"] == "HEAD":  # the answer to GET, whose body uvicorn does not send
+            scope = {**scope, "method": "GET"}
         try:
-            if length.isdigit() and int(length[:20]) > exchange.most:
+            if encoding.lower() != "identity":
+                exchange.refusal = ApiError(415, f"a body with Content-Encoding {encoding[:40]} is not read")
+            elif length.isdigit() and int(length[:20]) > exchange.most:
                 exchange.refuse_size()
             else:
                 await self._app(scope, exchange.receive, exchange.send)

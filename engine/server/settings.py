@@ -32,7 +32,7 @@ class Settings:
     codec: str | None = option(None, "codec's hub id, folder or file", kind=str)
     codec_dtype: str | None = option(None, "float32, bfloat16 or float16", kind=str)
     revision: str | None = option(None, "revision of the hub repository", kind=str)
-    quant: str | None = option(None, "int8 or nf4: quantize the weights while loading", kind=str)
+    quant: str | None = option(None, "int8, nf4 or nf4-all: quantize the weights while loading", kind=str)
     dtype: str | None = option(None, "float32, bfloat16 or float16", kind=str)
     device: str | None = option(None, "such as cuda, cuda:1 or cpu", kind=str)
     max_rows: int | None = option(None, "decoder rows per slot, the most that max_tokens can be", kind=int, least=1)

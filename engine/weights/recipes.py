@@ -20,6 +20,8 @@ RECIPES = {
     "int8": {"*_attn.*": "int8", "*.mlp.*": "int8"},
     # Dia's attention has no 1/sqrt(d): errors of queries and keys go into its logits undiminished.
     "nf4": {"*_attn.*": "int8", "*.mlp.*": "nf4"},
+    # What bitsandbytes quantizes with load_in_4bit: every layer's matrices.
+    "nf4-all": {"*_attn.*": "nf4", "*.mlp.*": "nf4"},
 }
 ALIASES = {"4bit": "nf4", "8bit": "int8"}
 
@@ -30,8 +32,8 @@ def checked_recipe(quant: str | Mapping[str, str]) -> Recipe:
     """The recipe that a user names or writes.
 
     Args:
-        quant: "int8", "nf4" (also "8bit", "4bit"), or patterns of weight names with "int8", "nf4" or "none", such as
-            {"decoder.layers.0.*": "none", **RECIPES["nf4"]}.
+        quant: "int8", "nf4", "nf4-all" (also "8bit", "4bit"), or patterns of weight names with "int8",
+            "nf4" or "none", such as {"decoder.layers.0.*": "none", **RECIPES["nf4"]}.
 
     Raises:
         ValueError: an unknown name or format.

@@ -72,6 +72,29 @@ class ModelSource(ABC):
     def load_codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
         """The codec that belongs to the model."""
 
+    def open_codec(
+        self, codec: str | Path | Codec | None, device: torch.device, dtype: torch.dtype | None = None
+    ) -> Codec:
+        """The codec to use, in float32 unless told: a loaded one, the one named, or for None that of `load_codec`.
+
+        Raises:
+            FileNotFoundError, ValueError: as `Codec.load`, or a codec that does not fit the model.
+        """
+        if isinstance(codec, Codec):
+            if dtype not in (None, codec.dtype):
+                raise ValueError(f"codec_dtype is {dtype}, but the loaded codec that was given is in {codec.dtype}")
+        elif codec is None:
+            codec = self.load_codec(device=device, dtype=dtype or torch.float32)
+        else:
+            codec = Codec.load(codec, device=device, dtype=dtype or torch.float32)
+        channels, codes = self.config.decoder.num_channels, self.config.eos_token_id
+        if codec.num_codebooks != channels or codec.codebook_size < codes:
+            raise ValueError(
+                f"the codec has {codec.num_codebooks} codebooks of {codec.codebook_size}, the model speaks {channels} "
+                f"channels of {codes} codes; name the codec that belongs to the model"
+            )
+        return codec
+
     @abstractmethod
     def codec_config(self) -> CodecConfig:
         """The sizes of the codec that `load_codec` gives, without its weights; nothing is fetched.

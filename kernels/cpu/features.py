@@ -23,6 +23,11 @@ def has_avx2() -> bool:
     return _supported("_is_avx2_supported")
 
 
+def has_avx_vnni() -> bool:
+    """The same in registers of 256 bits, which CPUs without AVX-512 may have: Intel's for desktops since 2021."""
+    return "avx_vnni" in _linux_flags()  # torch does not tell
+
+
 def has_avx512() -> bool:
     return _supported("_is_avx512_supported")
 
@@ -36,3 +41,14 @@ def has_avx512_bf16() -> bool:
 def _supported(name: str) -> bool:
     query = getattr(torch.cpu, name, None)  # underscored in torch 2.9 to 2.13: one that has gone counts as "no"
     return bool(query and query())
+
+
+@functools.cache
+def _linux_flags() -> frozenset[str]:
+    """The features of the first core, by Linux' names; none on other systems."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return frozenset()
+    return frozenset(flags.partition(":")[2].split())

@@ -33,6 +33,7 @@ VARIANTS = tuple(
 _NEEDS: dict[str, Callable[[], bool]] = {
     "avx512bf16": lambda: features.has_avx512() and features.has_vnni() and features.has_avx512_bf16(),
     "avx512": lambda: features.has_avx512() and features.has_vnni(),
+    "avx2vnni": lambda: features.has_avx2() and features.has_avx_vnni(),
     "avx2": features.has_avx2,
     "neon": lambda: platform.machine() in ("aarch64", "arm64"),
 }

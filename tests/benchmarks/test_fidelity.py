@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import fidelity
 from dia_engine.sampling_params import ResolvedSamplingParams
+from dia_engine.weights.recipes import RECIPES
 from dia_engine.weights.synthetic import synthetic_config
 
 CONFIG = synthetic_config("synthetic:tiny")
@@ -55,10 +56,16 @@ def test_rows_are_heavy_tailed():
     assert outliers > 1.2 * (gaussian.abs().amax(dim=1) / gaussian.square().mean(dim=1).sqrt()).median()
 
 
+def test_the_talker_by_its_name(monkeypatch, capsys):
+    monkeypatch.setattr(fidelity, "recipes", lambda: {"bfloat16": (torch.bfloat16, {})})
+    assert fidelity.main(["--model", "talker", "--rows", "2"]) == 0
+    assert capsys.readouterr().out.startswith("talker, 2 rows x 4 channels against float32")
+
+
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fidelity, "HEAVY_CONFIG", CONFIG)
     assert fidelity.main(["--rows", "2", "--modules", "--json", str(tmp_path / "x.json")]) == 0
     report = json.loads((tmp_path / "x.json").read_text())
-    assert [row["name"] for row in report["recipes"]] == ["bfloat16", "int8", "nf4"]
+    assert [row["name"] for row in report["recipes"]] == ["bfloat16", *RECIPES]
     assert len(report["modules"]) == 14
     assert "mlp.down in nf4" in capsys.readouterr().out

@@ -211,6 +211,8 @@ def test_a_benchmark_goes_on_after_the_results_it_has(tmp_path, monkeypatch, cap
         return measure
 
     monkeypatch.setattr(sys, "argv", ["tokens_per_sec", *arguments])
+    monkeypatch.setattr(tokens_per_sec, "read_bandwidth", lambda: 5e9)
+    monkeypatch.setattr(tokens_per_sec, "copy_bandwidth", lambda *_: 5e9)
     monkeypatch.setattr(tokens_per_sec, "_measure", stops_after(1))
     with pytest.raises(KeyboardInterrupt):
         tokens_per_sec.main()

@@ -8,7 +8,7 @@ import yaml
 
 from dia_engine.cluster.arguments import Scaling, most_ongoing, read_arguments
 from dia_engine.cluster.paths import as_seen_elsewhere
-from tests.helpers import ROOT, run_python
+from tests.helpers import ROOT
 
 
 def test_text_of_the_command_line_and_values_of_a_config_file_say_the_same():
@@ -74,13 +74,13 @@ def test_files_are_named_so_that_other_processes_find_them(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("module", ["ray", "ray.data"])
-def test_without_ray_a_line_says_what_to_install(tmp_path, module):
+def test_without_ray_a_line_says_what_to_install(warm_python, tmp_path, module):
     (tmp_path / "scripts.jsonl").write_text(json.dumps({"id": "a", "text": "[S1] Hello."}) + "\n")
     command = ["batch", str(tmp_path / "scripts.jsonl"), "-o", str(tmp_path / "out"), "--model", "talker", "--ray"]
     script = f"import sys; sys.modules[{module!r}] = None; from dia_engine.cli import main; sys.exit(main({command}))"
-    done = run_python("-c", script)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "pip install 'dia-engine[ray]'" in done.stderr and not (tmp_path / "out").exists()
+    done = warm_python.run(script)
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1, done.stderr
+    assert b"pip install 'dia-engine[ray]'" in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_without_ray_the_application_says_so(monkeypatch):

@@ -1,13 +1,8 @@
 """Forked processes: what cannot work says so at once, what can work does."""
 
 import os
-import signal
-import subprocess
-import sys
 
 import pytest
-
-from tests.helpers import ROOT
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 FORK = """
@@ -43,14 +38,6 @@ LOAD = "print(Engine.load('synthetic:tiny', load_dac=False))"
         (1, 1, GENERATE, "True"),
     ],
 )
-def test_a_forked_child(parent, child, work, shown):
-    script = FORK.format(parent=parent, child=child, work=work)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        output, _ = process.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert shown in output
+def test_a_forked_child(warm_python, parent, child, work, shown):
+    done = warm_python.run(FORK.format(parent=parent, child=child, work=work))
+    assert shown in done.stdout.decode(), done.stderr

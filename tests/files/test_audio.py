@@ -2,8 +2,6 @@
 
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +17,6 @@ ROOT = Path(__file__).parents[2]
 
 def tone(samples=8000, rate=16000, frequency=440.0, level=0.5):
     return (level * np.sin(2 * np.pi * frequency * np.arange(samples) / rate)).astype(np.float32)
-
-
-def run_python(script, *arguments):
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 # Reading
@@ -207,7 +200,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
-def test_a_forged_length_costs_no_memory(tmp_path):
+def test_a_forged_length_costs_no_memory(warm_python, tmp_path):
     """A FLAC header counts up to 2**36 samples: a quarter of a terabyte as float32."""
     path = tmp_path / "forged.flac"
     write_audio(path, tone(), 16000)
@@ -215,7 +208,7 @@ def test_a_forged_length_costs_no_memory(tmp_path):
     data[21] |= 0x0F  # the upper 4 of the 36 bits
     data[22:26] = b"\xff\xff\xff\xff"
     path.write_bytes(data)
-    message, megabytes = run_python(FORGED_SCRIPT, path).stdout.splitlines()
+    message, megabytes = warm_python.run(FORGED_SCRIPT, path).stdout.decode().splitlines()
     assert "forged.flac" in message and int(megabytes) < 200
     seen = []
 
@@ -362,9 +355,9 @@ with tempfile.TemporaryDirectory() as top:
 """
 
 
-def test_check_writable_permissions():
-    result = run_python(PERMISSION_SCRIPT)
-    folder, file = result.stdout.splitlines()
+def test_check_writable_permissions(warm_python):
+    result = warm_python.run(PERMISSION_SCRIPT)
+    folder, file = result.stdout.decode().splitlines()
     assert "a.wav: no permission to write in folder" in folder and "locked" in folder
     assert "no permission to overwrite this file" in file and "taken.wav" in file
 
@@ -383,11 +376,12 @@ except OSError as error:
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
-def test_disk_that_takes_no_more(tmp_path, name):
+def test_disk_that_takes_no_more(warm_python, tmp_path, name):
     """A limit on the file's size stands in for a full disk: the same system call fails in the same place."""
     (tmp_path / name).write_bytes(b"old")
-    result = run_python(FULL_DISK_SCRIPT, tmp_path / name)
-    assert result.stdout == f"OSError 27 [Errno 27] could not write {tmp_path / name}: File too large\n", result.stderr
+    result = warm_python.run(FULL_DISK_SCRIPT, tmp_path / name)
+    message = f"OSError 27 [Errno 27] could not write {tmp_path / name}: File too large\n"
+    assert result.stdout.decode() == message, result.stderr
     assert (tmp_path / name).read_bytes() == b"old"
     assert os.listdir(tmp_path) == [name]
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -233,28 +232,28 @@ FIND_CODEC = FIND.replace("resolve_model(*sys.argv[1:])", "Codec.load(sys.argv[1
 FIND_CODEC = FIND_CODEC.replace("import json, sys", "import json, sys; from dia_engine.codec import Codec")
 
 
-def ask(cache: Path, *arguments: str, program: str = FIND, **environment: str) -> dict:
-    """`find_model` in a process of its own, since huggingface_hub reads its environment once."""
-    answer, _ = ask_counting(cache, *arguments, program=program, **environment)
-    return answer
+@pytest.fixture
+def ask_counting(warm_python, tmp_path):
+    """`find_model` in a process of its own, since huggingface_hub reads its environment once -> its answer, and how
+    many connections it tried to open."""
+
+    def ask(*arguments: str, program: str = FIND, **environment: str) -> tuple[dict, int]:
+        clean = {key: value for key, value in os.environ.items() if not key.upper().startswith("HF_")}
+        clean = {key: value for key, value in clean.items() if "PROXY" not in key.upper()}
+        settings = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        done = warm_python.run(program, *arguments, environment={**clean, **settings, **environment})
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        assert "\n" not in answer.get("message", "")
+        return answer, answer.pop("connections")
+
+    return ask
 
 
-def ask_counting(cache: Path, *arguments: str, program: str = FIND, **environment: str) -> tuple[dict, int]:
-    """As `ask`, and how many connections it tried to open."""
-    clean = {key: value for key, value in os.environ.items() if not key.upper().startswith("HF_")}
-    clean = {key: value for key, value in clean.items() if "PROXY" not in key.upper()}
-    settings = {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env={**clean, **settings, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert "\n" not in answer.get("message", "")
-    return answer, answer.pop("connections")
+@pytest.fixture
+def ask(ask_counting):
+    """As `ask_counting`, the answer alone."""
+    return lambda *arguments, **keywords: ask_counting(*arguments, **keywords)[0]
 
 
 def repository(*names: str) -> dict[str, bytes]:
@@ -283,10 +282,10 @@ REAL_REPOSITORY += ["tokenizer_config.json", "dia-v1.pth", "pytorch_model.bin", 
         (["config.json", "dia-v1.pth"], ["config.json", "dia-v1.pth"], ["dia-v1.pth"]),
     ],
 )
-def test_fetches_only_what_is_needed_and_then_needs_no_network(tmp_path, hub, present, fetched, taken):
+def test_fetches_only_what_is_needed_and_then_needs_no_network(ask, tmp_path, hub, present, fetched, taken):
     hub.files = repository(*present)
     snapshot = tmp_path / "models--owner--name" / "snapshots" / COMMIT
-    found = ask(tmp_path, "owner/name", HF_ENDPOINT=hub.url)
+    found = ask("owner/name", HF_ENDPOINT=hub.url)
     assert found == {
         "config": str(snapshot / "config.json"),
         "weights": [str(snapshot / name) for name in taken],
@@ -294,15 +293,14 @@ def test_fetches_only_what_is_needed_and_then_needs_no_network(tmp_path, hub, pr
     }
     assert sorted(hub.asked) == sorted(fetched)
     assert Path(found["weights"][0]).read_bytes() == hub.files[taken[0]]
-    for network in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        assert ask(tmp_path, "owner/name", **network) == found
-        assert ask(tmp_path, "owner/name", COMMIT, **network) == found
+    assert ask("owner/name", HF_HUB_OFFLINE="1") == found
+    assert ask("owner/name", COMMIT, HF_ENDPOINT="http://127.0.0.1:9") == found
 
 
-def test_nothing_large_is_fetched_of_a_model_that_cannot_be_read(tmp_path, hub):
+def test_nothing_large_is_fetched_of_a_model_that_cannot_be_read(ask, tmp_path, hub):
     old = json.dumps({"model": {"encoder": {"n_layer": 12}}}).encode()
     hub.files = {**repository("dia-v0_1.pth", "model.safetensors"), "config.json": old}
-    answer = ask(tmp_path, "owner/name", HF_ENDPOINT=hub.url)
+    answer = ask("owner/name", HF_ENDPOINT=hub.url)
     assert answer["error"] == "ValueError" and DEFAULT_MODEL in answer["message"]
     assert hub.asked == ["config.json"]
 
@@ -316,30 +314,30 @@ def test_nothing_large_is_fetched_of_a_model_that_cannot_be_read(tmp_path, hub):
         (["config.json", INDEX, SHARDS[0]], "FileNotFoundError", f"{INDEX} names {SHARDS[1]}, not there"),
     ],
 )
-def test_repositories_that_hold_no_model(tmp_path, hub, present, error, message):
+def test_repositories_that_hold_no_model(ask, tmp_path, hub, present, error, message):
     hub.files = repository(*present)
-    answer = ask(tmp_path, "owner/name", HF_ENDPOINT=hub.url)
+    answer = ask("owner/name", HF_ENDPOINT=hub.url)
     assert answer["error"] == error and message in answer["message"]
 
 
-def test_wrong_names_and_missing_rights(tmp_path, hub):
+def test_wrong_names_and_missing_rights(ask, tmp_path, hub):
     hub.files = repository("config.json", "model.safetensors")
-    answer = ask(tmp_path, "someone/else", HF_ENDPOINT=hub.url)
+    answer = ask("someone/else", HF_ENDPOINT=hub.url)
     assert answer["error"] == "FileNotFoundError"
     assert "no folder and no hub model someone/else; check the name, or log in" in answer["message"]
-    answer = ask(tmp_path, "owner/name", "v9", HF_ENDPOINT=hub.url)
+    answer = ask("owner/name", "v9", HF_ENDPOINT=hub.url)
     assert answer == {"error": "FileNotFoundError", "message": "the hub's owner/name has no revision v9"}
     hub.gated = True
-    answer = ask(tmp_path, "owner/name", HF_ENDPOINT=hub.url)
+    answer = ask("owner/name", HF_ENDPOINT=hub.url)
     assert answer["error"] == "FileNotFoundError"
     assert "owner/name is gated: ask for access at https://huggingface.co/owner/name" in answer["message"]
-    answer = ask(tmp_path, "not a/valid id!", HF_ENDPOINT=hub.url)
+    answer = ask("not a/valid id!", HF_ENDPOINT=hub.url)
     assert answer["error"] == "ValueError" and "'not a/valid id!' is neither a folder nor a hub id" in answer["message"]
 
 
-def test_a_codec_is_told_of_as_a_model_is(tmp_path, hub):
+def test_a_codec_is_told_of_as_a_model_is(ask, tmp_path, hub):
     def refusal(*arguments, **environment):
-        answer = ask(tmp_path, *arguments, program=FIND_CODEC, **{"HF_ENDPOINT": hub.url, **environment})
+        answer = ask(*arguments, program=FIND_CODEC, **{"HF_ENDPOINT": hub.url, **environment})
         assert answer["error"] == "FileNotFoundError"
         return answer["message"]
 
@@ -361,8 +359,8 @@ def test_a_codec_is_told_of_as_a_model_is(tmp_path, hub):
         {"HF_ENDPOINT": "http://hub.invalid", "HTTP_PROXY": "http://127.0.0.1:9"},
     ],
 )
-def test_out_of_reach_and_not_in_the_cache(tmp_path, network):
-    answer, connections = ask_counting(tmp_path, "owner/name", "main", **network)
+def test_out_of_reach_and_not_in_the_cache(ask_counting, tmp_path, network):
+    answer, connections = ask_counting("owner/name", "main", **network)
     assert connections <= 2, "a refused connection must not be tried again and again"
     assert answer["error"] == "FileNotFoundError" and "owner/name at revision main" in answer["message"]
 
@@ -381,31 +379,31 @@ def cached(cache: Path, *names: str) -> Path:
 
 @pytest.mark.parametrize("network", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
 @pytest.mark.parametrize("present, taken", [([INDEX, *SHARDS], SHARDS), (["pytorch_model.bin"], ["pytorch_model.bin"])])
-def test_a_cache_that_others_filled_serves_without_a_network(tmp_path, network, present, taken):
+def test_a_cache_that_others_filled_serves_without_a_network(ask, tmp_path, network, present, taken):
     snapshot = cached(tmp_path, "config.json", *present)
-    found = ask(tmp_path, "owner/name", **network)
+    found = ask("owner/name", **network)
     assert found["weights"] == [str(snapshot / name) for name in taken]
 
 
 @pytest.mark.parametrize("present", [[], [INDEX, SHARDS[0]], [SHARDS[0]]])
-def test_a_partly_filled_cache_without_a_network(tmp_path, present):
+def test_a_partly_filled_cache_without_a_network(ask, tmp_path, present):
     cached(tmp_path, "config.json", *present)
-    answer = ask(tmp_path, "owner/name", HF_HUB_OFFLINE="1")
+    answer = ask("owner/name", HF_HUB_OFFLINE="1")
     assert answer["error"] == "FileNotFoundError"
     assert "owner/name is only partly in the cache" in answer["message"] and "offline mode" in answer["message"]
 
 
-def test_a_partly_filled_cache_is_completed(tmp_path, hub):
+def test_a_partly_filled_cache_is_completed(ask, tmp_path, hub):
     snapshot = cached(tmp_path, "config.json", INDEX, SHARDS[0])
     hub.files = repository("config.json", INDEX, *SHARDS, "dia-v1.pth")
-    found = ask(tmp_path, "owner/name", HF_ENDPOINT=hub.url)
+    found = ask("owner/name", HF_ENDPOINT=hub.url)
     assert found["weights"] == [str(snapshot / name) for name in SHARDS]
     assert "dia-v1.pth" not in hub.asked and SHARDS[1] in hub.asked
 
 
-def test_a_model_from_the_hub_loads(tmp_path, hub):
+def test_a_model_from_the_hub_loads(ask, tmp_path, hub):
     hub.files = {path.name: path.read_bytes() for path in NARI_FOLDER.iterdir()}
-    found = ask(tmp_path, "owner/name", "main", HF_ENDPOINT=hub.url)
+    found = ask("owner/name", "main", HF_ENDPOINT=hub.url)
     config = DiaConfig.from_file(found["config"])
     weights = load_weights([Path(path) for path in found["weights"]], config, dtype=torch.float32, device="cpu")
     stored = load_file(NARI_FOLDER / "model.safetensors")

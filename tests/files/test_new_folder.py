@@ -78,20 +78,14 @@ def test_a_broken_link_is_in_the_way(tmp_path):
         pass
 
 
-def quantizing(target, *before):
-    command = [
-        sys.executable,
-        "-c",
-        "; ".join([*before, "from dia_engine.cli import main", "sys.exit(main(sys.argv[1:]))"]),
-    ]
-    return subprocess.Popen(
-        [*command, "quantize", "talker", str(target), "--quant", "int8"], stderr=subprocess.PIPE, text=True
-    )
+def quantizing(before):
+    return f"{before}; from dia_engine.cli import main; sys.exit(main(['quantize', 'talker', *sys.argv[1:]]))"
 
 
 def test_sigterm_while_a_model_is_quantized_leaves_nothing(tmp_path):
     pause = "import sys, time, safetensors.torch as s; s.save_file = lambda *a, **k: time.sleep(60)"
-    process = quantizing(tmp_path / "deep" / "small", pause)
+    command = [sys.executable, "-c", quantizing(pause), str(tmp_path / "deep" / "small"), "--quant", "int8"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.rglob("model.safetensors")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
@@ -101,14 +95,13 @@ def test_sigterm_while_a_model_is_quantized_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0, 200, 100_000], ids=["config", "weights", "middle of the weights"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, limit):
+def test_a_full_disk_is_one_line_and_leaves_nothing(warm_python, tmp_path, limit):
     # A limit on the size of files is what a full disk looks like to a writer.
     full = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
     )
-    process = quantizing(tmp_path / "small", full)
-    _, errors = process.communicate(timeout=60)
-    lines = errors.splitlines()
-    assert process.returncode == 2 and len(lines) == 1 and f"could not write {tmp_path / 'small'}" in lines[0], errors
+    done = warm_python.run(quantizing(full), tmp_path / "small", "--quant", "int8")
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 2 and len(lines) == 1 and f"could not write {tmp_path / 'small'}" in lines[0], lines
     assert os.listdir(tmp_path) == []

@@ -1,6 +1,7 @@
 """A CPU's compiled products: equal to their references, a row alike in any batch; and what happens without
 a compiler."""
 
+import io
 import re
 import shutil
 import sys
@@ -12,8 +13,8 @@ import torch
 
 from dia_engine import Engine
 from dia_engine.kernels.cpu import build as compiling
+from dia_engine.kernels.cpu import features, variants
 from dia_engine.kernels.cpu import matmul as product
-from dia_engine.kernels.cpu import variants
 from dia_engine.kernels.cpu.limbs import digits_of, write_digits
 from dia_engine.kernels.cpu.matmul import is_compiled, multiply, multiply_sequence, read
 from dia_engine.kernels.cpu.onednn import PackedInt8Weight, pack_for_device
@@ -217,8 +218,9 @@ def test_one_pool_of_threads():
 
 @pytest.fixture
 def no_kept_library(monkeypatch, tmp_path):
-    """Nothing on disk that an earlier run has compiled."""
+    """Nothing on disk that an earlier run has compiled; and quickly compiled, without optimization."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiling, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in compiling.FLAGS))
 
 
 def compile_anew():
@@ -303,6 +305,38 @@ def test_no_library_is_taken_from_where_others_write(no_kept_library, tmp_path):
     folder.chmod(0o777)
     assert compile_anew() is not None
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "torchs, linuxs, name",
+    [
+        ("avx2 avx512 vnni avx512_bf16", "avx_vnni", "avx512bf16"),
+        ("avx2 avx512 vnni", "", "avx512"),
+        ("avx2 avx512", "", "avx2"),
+        ("avx2", "avx_vnni", "avx2vnni"),
+        ("avx2", "avx512_vnni", "avx2"),
+        ("", "avx_vnni", None),
+    ],
+)
+def test_the_rule(monkeypatch, torchs, linuxs, name):
+    monkeypatch.delenv("DIA_CPU", raising=False)
+    monkeypatch.setattr(variants.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(features, "_supported", lambda query: query[4:-10] in torchs.split())
+    monkeypatch.setattr(features, "_linux_flags", lambda: frozenset(linuxs.split()))
+    chosen = variants.chosen_variant()
+    assert (chosen and chosen.name) == name
+
+
+def test_features_by_linux_names(monkeypatch):
+    said = "processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\nbugs\t\t: spectre_v1\n\nflags\t\t: other\n"
+    monkeypatch.setattr(features, "open", lambda *args, **kwargs: io.StringIO(said), raising=False)
+    assert features._linux_flags.__wrapped__() == {"fpu", "avx2", "avx_vnni"}
+
+    def refused(*args, **kwargs):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(features, "open", refused)
+    assert features._linux_flags.__wrapped__() == frozenset()
 
 
 @pytest.mark.skipif(not HERE, reason="no variant for this CPU")

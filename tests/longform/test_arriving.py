@@ -5,7 +5,9 @@ from itertools import repeat
 
 import pytest
 
-from dia_engine import Engine
+from dia_engine import FLUSH, Engine
+from dia_engine.longform.source import Arriving
+from dia_engine.longform_settings import LongFormSettings
 
 PARTS = ("[S1] Can you count? ", "[S2] Yes, my friend.")
 
@@ -97,3 +99,39 @@ def test_errors_of_an_iterator_are_the_readers(talker, fails_in):
     for call in (talker.generate, lambda text: list(talker.stream(text))):
         with pytest.raises(ZeroDivisionError, match="of the text"):
             call(Text())
+
+
+TALKER = LongFormSettings(good_bytes=128, piece_bytes=65, anchor_bytes=65)
+
+
+def pieces_of(parts, one_turn=False):
+    """The pieces of a text that arrives in parts, as they can be taken: before its end, and behind it."""
+    source = Arriving(1, TALKER, None, one_turn, False, check=lambda piece: None)
+    early = []
+    for part in parts:
+        source.feed(part)
+        while source.ready:
+            early.append(source.take(idle=False))
+        assert len(source._text) < 4 * TALKER.piece_bytes, "what waits is looked at again with every part"
+    source.end()
+    return early, [*early, *iter(lambda: source.take(idle=False), None)]
+
+
+@pytest.mark.parametrize("text", ["word " * 2000, "x" * 9000, "(" + "laughs " * 900, "\u4f60\u597d" * 900])
+def test_a_sentence_without_an_end_is_cut_while_it_arrives(text):
+    for size in (4, 1000):
+        early, pieces = pieces_of(text[start : start + size] for start in range(0, len(text), size))
+        assert len(early) >= len(pieces) - 8 > 70
+        assert "".join(piece.text for piece in pieces).replace(" ", "") == text.replace(" ", "")
+        assert all(piece.size <= 1.5 * TALKER.piece_bytes + 8 for piece in pieces)
+
+
+@pytest.mark.parametrize("parts, turns", [
+    (["Hello. ", "My friend. ", FLUSH, "Yes."], [("Hello. My friend.", True), ("Yes.", False)]),
+    (["[S1] ", FLUSH, "Hello. ", FLUSH, "Yes. [S2] ", FLUSH, "No."],
+     [("[S1] Hello.", True), ("[S1] Yes.", False), ("[S2] No.", True)]),
+    (["[S1] Hello. [S2] ", FLUSH, "[S1] Yes."], [("[S1] Hello.", True), ("[S1] Yes.", False)]),
+])  # fmt: skip
+def test_turns_begin_where_the_speaker_changes_however_the_text_is_cut(parts, turns):
+    _, pieces = pieces_of(parts, one_turn=True)
+    assert [(piece.text, piece.opens_turn) for piece in pieces] == turns

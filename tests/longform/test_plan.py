@@ -147,10 +147,13 @@ def test_sentences():
 
 
 def test_whole_sentences():
-    assert whole_sentences("Hello the") == 0 and whole_sentences("Hello.") == 0
-    assert whole_sentences("Hello. Th") == 6 and whole_sentences("Hello [S2] a") == 6
-    assert whole_sentences("[S1] (Hm. Well") == 0 and whole_sentences("Yes. (Hm. Well") == 4
-    assert whole_sentences("(Hm. Well) a. b") == 13
+    for text, whole in (
+        ("Hello the", 0), ("Hello.", 0), ("Hello. Th", 6), ("Hello [S2] a", 6),
+        ("[S1] (Hm. Well", 0), ("Yes. (Hm. Well", 4), ("(Hm. Well) a. b", 13),
+    ):  # fmt: skip
+        assert whole_sentences(text, 65) == whole
+    assert whole_sentences("one two, three four five six seven eight nine", 20) == len("one two,")
+    assert whole_sentences("(one two three four five six seven eight nine", 20) == 0, "it may still be closed"
 
 
 def test_settings_are_checked():

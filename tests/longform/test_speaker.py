@@ -11,7 +11,7 @@ from dia_engine.longform import speaker
 from dia_engine.longform.checks import Pace, best, guard_frames, is_good
 from dia_engine.longform.plan import plan_script
 from dia_engine.longform_settings import LongFormSettings
-from dia_engine.runtime.call import Generation
+from dia_engine.results import Generation
 
 SCRIPT = (
     "[S1] Can you count? [S2] Yes, I can count very well. [S1] I see two black cats. [S2] Five six seven eight. "
@@ -213,7 +213,7 @@ def test_progress_by_piece(talker, whole, capsys):
     stream = talker.stream(iter([SCRIPT]), seed=3, on_progress=heard.append)
     sum(map(len, stream))
     assert [each.pieces for each in heard] == list(range(1, len(stream.result.pieces) + 1))
-    assert all(each.total is None and each.left is None for each in heard) and "1 pieces" in str(heard[0])
+    assert all(each.total is None and each.left is None for each in heard) and "1 piece," in str(heard[0])
     talker.generate(SHORT, seed=5, on_progress=lambda _: pytest.fail("a script that is not planned has no pieces"))
 
 

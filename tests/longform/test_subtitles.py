@@ -1,10 +1,15 @@
 """Subtitles and names: text in, text out."""
 
-import pytest
+import signal
 
-from dia_engine.longform.subtitles import check_subtitles_path, cues, write_subtitles
+import numpy as np
+import pytest
+import soundfile
+
+from dia_engine.cli import main
+from dia_engine.longform.subtitles import Levels, check_subtitles_path, cues, write_subtitles
 from dia_engine.longform.voices import parse_speakers, with_tags
-from dia_engine.runtime.call import PieceResult
+from dia_engine.results import PieceResult
 
 PIECES = (
     PieceResult("[S1] Yes. Go on. [S2] No.", 1, 1, "stop", 0.0, 3.0),
@@ -21,6 +26,30 @@ def test_turns_are_exact_at_joins_and_divided_by_bytes_inside():
     ]
     assert found[0].start == 0 and found[1].end == pytest.approx(3.0) and found[2].start == 3.5
     assert found[0].end == found[1].start == pytest.approx(3.0 * 11 / 14)
+
+
+def test_silence_near_the_estimate_ends_a_turn():
+    piece = PieceResult("[S1] Yes. Go on. [S2] No, my friend.", 1, 1, "stop", 1.0, 4.0)
+    sound = np.full(5 * 8000, 0.1, np.float32)
+    estimate = next(cues([piece])).end
+    for start, end in ((1.2, 1.5), (2.0, 2.1), (2.25, 2.3), (3.8, 3.9)):  # the first and the last are out of reach
+        sound[round(start * 8000) : round(end * 8000)] = 0.001
+    levels = Levels(8000)
+    for first in range(0, len(sound), 1234):
+        levels.add(sound[first : first + 1234])
+    first, second = cues([piece], levels)
+    assert 2.1 < estimate < 2.5 and first.end == second.start == pytest.approx(2.05, abs=0.006) and second.end == 4.0
+    loud = Levels(8000)
+    loud.add(np.full(5 * 8000, 0.1, np.float32))
+    assert next(cues([piece], loud)).end == next(cues([piece], Levels(8000))).end == estimate
+
+
+def test_a_blank_line_in_a_script_does_not_end_a_cue(tmp_path):
+    fake = "[S1] Hello\n\n7\n00:00:00,000 --> 00:00:09,000\nmy friend. [S2] No."
+    for name in ("a.srt", "a.vtt"):
+        write_subtitles(str(tmp_path / name), [PieceResult(fake, 1, 1, "stop", 0.0, 3.0)])
+        lines = (tmp_path / name).read_text().splitlines()
+        assert lines.count("") == (1 if name == "a.srt" else 3) and len(lines) == (7 if name == "a.srt" else 10)
 
 
 def test_srt_and_vtt(tmp_path):
@@ -56,3 +85,44 @@ def test_names_become_tags():
         with_tags("Hello.", speakers)
     with pytest.raises(ValueError, match="the script begins with 'Once.*', before any"):
         with_tags("Once.\nAnn: Hi.", speakers)
+
+
+SAY = ["say", "--model", "talker", "--seed", "1", "-q"]
+LINES = "Ann: Can you count?\nBob: Yes, my friend."
+
+
+@pytest.mark.parametrize("way", [["-"], ["--file", "script.txt"]])
+@pytest.mark.parametrize("streams", [[], ["--stream"]])
+def test_subtitles_of_a_short_script_are_of_the_script_that_was_said(tmp_path, monkeypatch, way, streams):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.txt").write_text(LINES)
+    monkeypatch.setattr("sys.stdin", (tmp_path / "script.txt").open())
+    names = ["--speakers", "Ann=S1,Bob=S2", "--subtitles", "a.srt", "-o", "a.wav"]
+    assert main([*SAY, *way, *streams, *names]) == 0
+    lines = (tmp_path / "a.srt").read_text().splitlines()
+    assert lines[2] == "[S1] Can you count?" and lines[6] == "[S2] Yes, my friend."
+    info = soundfile.info(tmp_path / "a.wav")
+    assert lines[5].endswith(f"{info.duration:06.3f}".replace(".", ","))
+
+
+@pytest.mark.parametrize("streams", [[], ["--stream"]])
+def test_ctrl_c_leaves_what_is_made_of_a_long_script(tmp_path, monkeypatch, capsys, streams):
+    from dia_engine.cli import say
+
+    pieces, note = [], say._Subtitles.note
+
+    def interrupted(self, progress):
+        note(self, progress)
+        pieces.append(progress.last)
+        if len(pieces) == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(say._Subtitles, "note", interrupted)
+    monkeypatch.chdir(tmp_path)
+    script = "[S1] Can you count? [S2] Yes, my little robot. " * 12
+    assert main([*SAY, script, *streams, "--subtitles", "a.vtt", "-o", "a.wav"]) == 130
+    seconds = soundfile.info("a.wav").duration
+    assert f"interrupted, {seconds:.2f} s of sound are in a.wav" in capsys.readouterr().err
+    assert pieces[0].end < seconds <= pieces[-1].end
+    told = (tmp_path / "a.vtt").read_text()
+    assert told.count("-->") >= 4 and sorted(path.name for path in tmp_path.iterdir()) == ["a.vtt", "a.wav"]

@@ -27,7 +27,7 @@ def make_request(index: int, max_tokens: int) -> Request:
     return Request(text, prompt, ResolvedSamplingParams(max_tokens=max_tokens), seed=index)
 
 
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+@pytest.fixture
 def threads(request):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -35,7 +35,7 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("batch", [2, 3, 7])
+@pytest.mark.parametrize(("threads", "batch"), [(1, 2), (1, 3), (1, 7), (2, 7)], indirect=["threads"])
 def test_a_row_has_the_same_bits_in_any_batch(model, batch, threads):
     requests = [make_request(index % 4, max_tokens=80) for index in range(batch)]
     together = start_batch(model, requests)

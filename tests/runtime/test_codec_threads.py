@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dia_engine import Engine
-from dia_engine import engine as engine_module
 from dia_engine.codec import Codec
 from dia_engine.codec.workers import DecodeWorkers
+from dia_engine.devices import threads as thread_counts
 from tests.runtime.helpers import HANGS, wait_until
 from tests.sound import small_codec
 
@@ -26,7 +26,7 @@ def load(monkeypatch):
     made = []
 
     def load(threads: int) -> Engine:
-        monkeypatch.setattr(engine_module, "_codec_threads", lambda: threads)
+        monkeypatch.setattr("dia_engine.runtime.engine_thread.codec_threads", lambda: threads)
         codec = small_codec(n_codebooks=9, codebook_size=1024)
         made.append(Engine.load("synthetic:tiny", device="cpu", codec=codec))
         return made[-1]
@@ -83,7 +83,7 @@ def test_closing_ends_the_threads_and_fails_what_runs(load):
 
 
 def test_an_engine_that_nobody_holds_ends_the_threads(load, monkeypatch):
-    monkeypatch.setattr(engine_module, "_codec_threads", lambda: 2)
+    monkeypatch.setattr("dia_engine.runtime.engine_thread.codec_threads", lambda: 2)
     engine = Engine.load("synthetic:tiny", device="cpu")
     engine.generate(TEXTS[0], seed=0, max_tokens=30)
     assert codec_threads() >= 1
@@ -160,7 +160,7 @@ def test_a_forked_child_has_threads_of_its_own(load):
 @pytest.mark.parametrize(("threads", "wanted"), [(1, 0), (2, 1), (4, 3), (64, 4)])
 def test_threads_of_the_codec_are_those_that_torch_has_beside_the_steps(monkeypatch, threads, wanted):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert engine_module._codec_threads() == wanted
+    assert thread_counts.codec_threads() == wanted
 
 
 def test_no_threads_for_a_large_model_nor_without_a_codec(load, monkeypatch):
@@ -168,7 +168,7 @@ def test_no_threads_for_a_large_model_nor_without_a_codec(load, monkeypatch):
         assert engine._thread.scheduler.workers is not None
     with Engine.load("synthetic:tiny", device="cpu", load_dac=False) as engine:
         assert engine._thread.scheduler.workers is None
-    monkeypatch.setattr(engine_module, "is_small", lambda *_: False)
+    monkeypatch.setattr("dia_engine.engine.is_small", lambda *_: False)
     assert load(2)._thread.scheduler.workers is None
 
 

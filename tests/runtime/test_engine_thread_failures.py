@@ -1,9 +1,6 @@
 """The hard cases of the engine's thread: a broken device, a call while it ends, a fork, several readers of a stream."""
 
 import os
-import signal
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -131,24 +128,6 @@ def test_a_request_that_fails_fails_alone(monkeypatch):
         assert engine.usable
 
 
-def run_script(script: str, seconds: float = HANGS, send: int | None = None) -> str:
-    """Run a script in a process group of its own; `send` is a signal for it, once it has printed a line."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    try:
-        first = process.stdout.readline() if send else ""
-        if send:
-            process.send_signal(send)
-        output, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, first + output
-    return first + output
-
-
 PRELUDE = """
 import logging, os, sys, threading
 import torch
@@ -160,13 +139,6 @@ TEXT = "[S1] Hello there."
 wanted = engine.generate(TEXT, seed=1, max_tokens=30)
 stream = engine.stream(TEXT, seed=2, max_tokens=3072)
 next(stream)
-def in_background(function):
-    def work():
-        try:
-            function()
-        except RuntimeError as error:
-            assert str(error) == "this engine is closed"
-    threading.Thread(target=work, daemon=True).start()
 def same():
     return (engine.generate(TEXT, seed=1, max_tokens=30) == wanted).all()
 """
@@ -174,9 +146,9 @@ def same():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("busy", [False, True], ids=["while a stream is open", "while the lock is held"])
-def test_a_forked_child_works_and_the_parents_stream_is_an_error_there(busy):
+def test_a_forked_child_works_and_the_parents_stream_is_an_error_there(warm_python, busy):
     hold = "engine._thread._lock.acquire(); stream._starting.acquire()" if busy else ""
-    output = run_script(f"""{PRELUDE}
+    done = warm_python.run(f"""{PRELUDE}
 thread = threading.Thread(target=lambda: [{hold.replace("; ", ", ") or "None"}])
 thread.start(); thread.join()
 if os.fork():
@@ -194,6 +166,8 @@ engine.close()
 del stream, engine
 os._exit(0)
 """)
+    assert done.returncode == 0, done
+    output = done.stdout.decode()
     assert "child 0 True" in output and "this stream was made in the process that this one was forked" in output
     assert "parent 0 True True" in output
 

@@ -1,18 +1,22 @@
 """A server in a thread, and a client."""
 
+import json
 import re
+import socket
 import threading
 import time
 
 import httpx
 import numpy as np
 
+from dia_engine.files.wav_stream import pcm16
 from dia_engine.server.app import build_app
 from dia_engine.server.listener import Listener, bound_socket
 from dia_engine.server.settings import Settings
 
 TEXT = "[S1] Can you count?"
 LONG = "[S1] Can you count? [S2] Five six seven eight nine. " * 2
+SENTENCES = "Can you count five six seven eight nine? ", "Hello, my little robot. Can you count five six seven?"
 HANGS = 60  # seconds after which a test that waits gives up
 
 
@@ -31,6 +35,7 @@ class Server:
         self.thread.start()
         self.client = httpx.Client(base_url=self.url, timeout=HANGS)
         until(lambda: self.status() != 503)
+        self.loop = self.listener._loop
         return self
 
     def __exit__(self, *error):
@@ -68,12 +73,27 @@ def body(text=TEXT, **fields):
     return {name: value for name, value in {**plain, **fields}.items() if value is not None}
 
 
+def raw(server, content):
+    """A connection on which a request for speech has been sent."""
+    connection = socket.create_connection(server.socket.getsockname())
+    data = json.dumps(content).encode()
+    head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+    connection.sendall(head.encode() + b"\r\n\r\n" + data)
+    return connection
+
+
 def until(condition):
     """Wait for a condition; fail after a minute."""
     end = time.monotonic() + HANGS
     while not condition():
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.01)
+
+
+def close(data, audio):
+    """Whether 16-bit samples are those of audio, but for a rounding."""
+    found, wanted = np.frombuffer(data, "<i2").astype(int), np.frombuffer(pcm16(audio), "<i2").astype(int)
+    return len(found) == len(wanted) and np.abs(found - wanted).max() <= 1
 
 
 def samples(data):

@@ -1,7 +1,6 @@
 """Who gets a slot: floods, leavers, slow readers, keys, the end of a server."""
 
 import contextlib
-import json
 import logging
 import socket
 import time
@@ -10,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.server.helpers import LONG, TEXT, Server, body, samples, until
+from tests.server.helpers import LONG, TEXT, Server, body, raw, samples, until
 
 
 def test_a_flood_gets_429_and_those_admitted_are_served(talker, voices):
@@ -45,15 +44,6 @@ def test_a_request_in_a_crowd_where_half_leave_is_what_it_is_alone(server):
             if result is not None:
                 assert result[1] == alone[result[0]]
     server.idle()
-
-
-def raw(server, content):
-    """A connection on which a request for speech has been sent."""
-    connection = socket.create_connection(server.socket.getsockname())
-    data = json.dumps(content).encode()
-    head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
-    connection.sendall(head.encode() + b"\r\n\r\n" + data)
-    return connection
 
 
 def test_a_client_that_leaves_frees_its_slot_whenever_it_leaves(server, talker):

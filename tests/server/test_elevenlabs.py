@@ -8,19 +8,15 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from dia_engine.files.wav_stream import pcm16
-from dia_engine.server.routes.elevenlabs import script
+from dia_engine import FLUSH
+from dia_engine.server.speech.dialogue import DialogueWriter, script
+from dia_engine.server.speech.socket import IdleTimer
 from dia_engine.server.voices.voice import Prompt, continued, tagged, together
-from tests.server.helpers import HANGS
+from tests.server.helpers import HANGS, SENTENCES, close
 
 TURNS = [("Can you count?", "s1"), ("Five six seven.", "s2")]
 DIALOGUE = {"inputs": [{"text": text, "voice_id": voice} for text, voice in TURNS], "seed": 3}
 SPOKEN = "[S1] Can you count? [S2] Five six seven."
-
-
-def close(data, audio):
-    found, wanted = np.frombuffer(data, "<i2").astype(int), np.frombuffer(pcm16(audio), "<i2").astype(int)
-    return len(found) == len(wanted) and np.abs(found - wanted).max() <= 1
 
 
 @pytest.mark.parametrize("path", ["/v1/text-to-dialogue", "/v1/text-to-dialogue/stream"])
@@ -59,11 +55,22 @@ def test_mistakes(server, content, query, message):
 
 
 def test_scripts_of_turns():
-    assert script([("Hello.", 0), ("[laughs] Hi!", 1)]) == "[S1] Hello. [S2] (laughs) Hi!"
-    assert script([("A.", 0), ("B.", 0), ("C.", 1)]) == "[S1] A. B. [S2] C."
-    assert script([("[S1] A. [S2] B.", 0)]) == "[S1] A. [S2] B."
-    assert script([("[whispers] A.", 0)]) == "[S1] [whispers] A."
+    assert script([("Hello.", "a"), ("[laughs] Hi!", "b")]) == "[S1] Hello. [S2] (laughs) Hi!"
+    assert script([("A.", "a"), ("B.", "a"), ("C.", "b"), ("D.", "a")]) == "[S1] A. B. [S2] C. [S1] D."
+    assert script([("[S1] A. [S2] B.", "a")]) == "[S1] A. [S2] B."
+    assert script([("[whispers] A. [laughs", "a"), (" ", "b")]) == "[S1] [whispers] A. [laughs"
     assert tagged(" A.") == "[S1] A." and tagged("A. [S2] B.") == "A. [S2] B."
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_a_script_is_the_same_in_whatever_pieces_it_comes(size):
+    turns = [(" [S2] Hello. [laughs]  Hi, [you] ", "a"), ("[Sighs] No.[", "b"), ("So ", "a"), ("it is.", "a")]
+    writer, parts = DialogueWriter(), []
+    for text, voice in turns:
+        parts += [writer.add(text[start : start + size], voice) for start in range(0, len(text), size)]
+    written = "".join([*parts, writer.finish()])
+    assert written == "[S2] Hello. (laughs)  Hi, [you] [S2] (sighs) No.[ [S1] So it is."
+    assert writer.voices == ["a", "b"]
 
 
 def test_a_speaker_who_goes_on_has_no_second_tag():
@@ -203,3 +210,63 @@ def test_a_socket_that_closes_frees_its_slots(server):
     server.idle()
     with Socket(server, query="output_format=ape") as client:
         assert "output_format" in client.receive()["message"]
+
+
+def test_speaking_begins_with_the_first_sentence_and_reads_on(server, talker):
+    """As `astream` speaks it; and one request speaks all of it, in one voice."""
+    requests = server.metric("dia_requests_total")
+    with Socket(server, "/v1/text-to-speech/default/multi-stream-input") as client:
+        client.send(text=SENTENCES[0], context_id="c")
+        audio = client.receive()["audio"]  # before the context is closed, or anything flushed
+        client.send(text=SENTENCES[1][:10], context_id="c")
+        client.send(text=SENTENCES[1][10:], context_id="c")
+        client.send(context_id="c", close_context=True)
+        rest, _ = client.until_final("isFinal")
+    expected = list(talker.stream(iter([f"[S1] {SENTENCES[0]}", FLUSH, SENTENCES[1], FLUSH]), seed=3))
+    assert close(base64.b64decode(audio) + rest["c"], np.concatenate(expected))
+    assert server.metric("dia_requests_total") == requests + 1
+
+
+def test_another_voice_begins_another_request(server):
+    requests = server.metric("dia_requests_total")
+    with Socket(server) as client:
+        client.send(context_id="c", inputs=[{"text": SENTENCES[0], "voice_id": "s1"}])
+        client.receive()
+        client.send(context_id="c", inputs=[{"text": "Five six.", "voice_id": "s2"}])
+        client.send(context_id="c", close_context=True)
+        _, others = client.until_final()
+    assert [bool(each.get("is_final_audio_for_turn")) for each in others] == [True, True, False]
+    assert server.metric("dia_requests_total") == requests + 2
+
+
+def test_a_text_that_is_not_ended_ends_by_itself(server, monkeypatch):
+    """A client that stands still does not hold a place for ever."""
+    monkeypatch.setattr(IdleTimer.__init__, "__defaults__", (0.2,))
+    with Socket(server, "/v1/text-to-speech/default/multi-stream-input") as client:
+        client.send(text=SENTENCES[0] + "And ", context_id="c")
+        audio, _ = client.until_final("isFinal")
+        assert audio["c"]
+    server.idle()
+
+
+def test_a_page_of_another_site_opens_no_socket(server):
+    url = server.url.replace("http", "ws") + "/v1/text-to-dialogue/multi-stream-input"
+    for origin, is_taken in (("http://elsewhere.example", False), ("http://[", False), (server.url, True)):
+        with connect(url, additional_headers={"Origin": origin}) as connection:
+            if is_taken:
+                connection.send(json.dumps({"close_socket": True}))
+                with pytest.raises(ConnectionClosed):
+                    connection.recv(HANGS)
+            else:
+                assert json.loads(connection.recv(HANGS))["code"] == 403
+
+
+def test_texts_that_wait_are_counted(server):
+    with Socket(server) as client:
+        for _ in range(200):
+            client.send(context_id="c", inputs=[{"text": "Hello. ", "voice_id": "default"}], flush=True)
+        with pytest.raises(ConnectionClosed):
+            while "texts may wait" not in client.receive().get("message", ""):
+                pass
+            client.receive()
+    server.idle()

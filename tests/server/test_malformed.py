@@ -1,5 +1,6 @@
 """Hundreds of malformed requests to all routes: each is told what is wrong with it, and the server goes on."""
 
+import gzip
 import http.client
 import json
 import random
@@ -20,12 +21,14 @@ from websockets.sync.client import connect
 from tests.server.helpers import HANGS, Server, body
 
 SPEECH, DIALOGUE, TEXT = "/v1/audio/speech", "/v1/text-to-dialogue", "/v1/text-to-speech/default"
+BATCH, STREAM = f"{SPEECH}/batch", f"{SPEECH}/stream"
 VOICES = "/v1/audio/voices"
 TURN = {"text": "Hello.", "voice_id": "default"}
 GOOD = {
     SPEECH: body("[S1] Hello.", max_tokens=40),
     DIALOGUE: {"inputs": [TURN]},
     f"{DIALOGUE}/stream": {"inputs": [TURN]},
+    BATCH: {"items": [{"input": "Hello."}], "voice": "default"},
     TEXT: {"text": "Hello."},
     f"{TEXT}/stream": {"text": "Hello."},
 }
@@ -64,6 +67,15 @@ WRONG = {
             '[{"text": "' + "x" * 5001 + '", "voice_id": "s1"}]',
         ),
         "seed": NO_INTEGERS,
+    },
+    BATCH: {
+        "items": (
+            *NO_STRINGS, '"x"', '{"input": "x"}', '["x"]', "[null]", "[[]]", "[3]",
+            "[" + '{"input": "x"},' * 40 + "{}]",
+        ),
+        "voice": NO_STRINGS[:-1],
+        "seed": ('"3"', "[]", "0.5", "true", "NaN"),
+        "response_format": NO_STRINGS,
     },
     TEXT: {"text": (*NO_STRINGS, '""', '" "', '"' + "x" * 5001 + '"'), "seed": NO_INTEGERS},
 }  # fmt: skip
@@ -108,7 +120,7 @@ def wrong_bodies() -> Iterator[Case]:
                 b"\x80" + json.dumps(good).encode(),
                 {"Content-Type": kind},
             )
-        yield Case("POST", path, b" " * 1_100_000 if path != SPEECH else b" " * 2_100_000, statuses=(413,))
+        yield Case("POST", path, b" " * 1_100_000 if path not in (SPEECH, BATCH) else b" " * 2_100_000, statuses=(413,))
 
 
 def wrong_uploads() -> Iterator[Case]:
@@ -312,6 +324,14 @@ MESSAGES = [
     json.dumps({"context_id": "x" * 500}), json.dumps({"inputs": [{"text": "x" * 30_000}]}), "x" * 1_100_000,
 ]  # fmt: skip
 SPOKEN = ['{"text": 3}', '{"text": []}', '{"text": {}, "flush": true}', '{"text": false}', '{"contextId": false}', "{"]
+STREAMED = [
+    f'{{"type": "session.config", {fields}}}'
+    for fields in (
+        '"voice": 3', '"voice": "../x"', '"voice": "\\ud800"', '"seed": -1', '"seed": "x"', '"session": []',
+        '"speed": 9', '"speed": NaN', '"model": "nothing"', '"response_format": "ape"',
+        '"stream_audio": 3', '"ref_audio": "x"',
+    )
+]  # fmt: skip
 QUERIES = ("output_format=mp3", "output_format=", "seed=-1", "seed=x", "seed=%C2%B2", "seed=9" + "9" * 40)
 MULTI = "multi-stream-input"
 
@@ -332,6 +352,7 @@ def test_malformed_messages_of_sockets(strict):
     cases: list[tuple[str, str | bytes | None]] = [(dialogue, message) for message in MESSAGES]
     cases += [(spoken, message) for message in SPOKEN]
     cases += [(f"{path}?{query}", None) for path in (dialogue, spoken) for query in QUERIES]
+    cases += [(STREAM, message) for message in (*MESSAGES, *STREAMED)]
     cases += [
         (f"/v1/text-to-speech/{name}/{MULTI}", '{"text": "Hello.", "flush": true}') for name in ("nobody", "%2e%2e")
     ]
@@ -339,10 +360,53 @@ def test_malformed_messages_of_sockets(strict):
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(lambda case: converse(strict, *case), cases))
     for (path, message), answer in zip(cases, answers, strict=True):
-        silent = isinstance(message, bytes) or len(message or "") > 2**20  # the protocol's own close says why
-        assert (answer.get("code") == 400 and answer["message"]) or (silent and not answer), (path, message, answer)
+        silent = len(message or "") > 2**20  # the protocol's own close says why
+        told = answer.get("code", answer.get("type"))  # of ElevenLabs' sockets, of the other one
+        assert (told in (400, "error") and answer["message"]) or (silent and not answer), (path, message, answer)
     with pytest.raises(InvalidStatus):
         connect(strict.url.replace("http", "ws") + "/v1/nothing", open_timeout=HANGS)
     strict.idle()
     assert strict.status() == 200 and strict.speak().status_code == 200
     assert not [each for each in threading.enumerate() if each.name == "dia-engine script"]
+
+
+def test_odd_but_usual_requests(strict):
+    for path in ("/", "/health", "/metrics", "/v1/models", "/v1/audio/voices", "/player.js"):
+        head, found = strict.client.head(path), strict.client.get(path)
+        assert head.status_code == 200 and not head.content, path
+        assert head.headers["content-type"] == found.headers["content-type"]
+    assert strict.client.head("/v1/audio/speech").status_code == 405
+    for path in ("/v1/audio/speech/", "/health/"):  # a redirection would name the address behind a proxy
+        assert strict.client.get(path, follow_redirects=False).status_code == 404
+    packed = strict.client.post(SPEECH, content=gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"})
+    assert packed.status_code == 415 and "gzip" in packed.json()["error"]["message"]
+    unseen = strict.speak("\u202e\u200b")
+    assert unseen.status_code == 400 and unseen.json()["error"]["param"] == "input"
+
+
+def test_a_client_that_leaves_in_its_body_is_no_bug(strict, caplog):
+    for path in (SPEECH, VOICES):
+        with socket.create_connection(strict.socket.getsockname()) as connection:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"
+            connection.sendall(head.encode())
+    with socket.create_connection(strict.socket.getsockname()) as connection:
+        connection.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        with pytest.raises(OSError):
+            for _ in range(1000):  # fields behind the body, without an end
+                connection.sendall(b"a: b\r\n" * 10_000)
+    assert strict.speak().status_code == 200
+    assert not [line for line in caplog.records if line.exc_info]
+
+
+def test_a_flood_of_pings_by_a_client_that_does_not_read_ends(strict):
+    pings = struct.pack(">BB4x", 0x80 | 9, 0x80 | 125) + b"p" * 125
+    with socket.create_connection(strict.socket.getsockname(), timeout=HANGS) as connection:
+        connection.sendall(
+            b"GET /v1/audio/speech/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert b" 101 " in connection.recv(100)
+        with pytest.raises(OSError):
+            for _ in range(1000):
+                connection.sendall(pings * 1000)
+    assert strict.status() == 200

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.helpers import ROOT
-from tests.server.helpers import TEXT
+from tests.server.helpers import LONG, TEXT, until
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "dia-engine.json"
 NAME = re.compile(r"\bdia_[a-z_]+")
@@ -35,6 +35,17 @@ def test_a_request_is_counted(server, talker):
     assert server.metric("dia_model_info") == 1
 
 
+def test_a_long_script_is_one_request_in_several_slots(server):
+    with server.stream(LONG * 30) as answer:
+        chunks = answer.iter_raw()
+        next(chunks)
+        until(lambda: server.metric("dia_slots_used") > 1)
+        assert server.metric("dia_requests_running") == 1 and server.metric("dia_requests_waiting") == 0
+        state = server.client.get("/health").json()
+        assert state["running"] == 1 and state["slots_used"] <= state["slots"] == 4
+    until(lambda: server.metric("dia_slots_used") == 0)
+
+
 def test_every_metric_of_the_dashboard_exists(server):
     dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
@@ -47,6 +58,17 @@ def test_every_metric_is_documented_and_every_documented_one_exists(server):
     documented = set(re.findall(r"`(dia_[a-z_]+)(?:\{[^}]*\})?`", document))
     names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in published(server) if name.startswith("dia_")}
     assert documented == {name for name in names if not name.endswith("_created")}
+
+
+def test_the_schema_tells_what_is_sent(server):
+    schema = server.client.get("/openapi.json").json()
+    for path, route in schema["paths"].items():
+        for method, operation in route.items():
+            assert "422" not in operation["responses"] and "4XX" in operation["responses"], path
+            assert ("security" in operation) == (method == "delete" or method == "post"), path
+    spoken = schema["paths"]["/v1/audio/speech"]["post"]["responses"]["200"]["content"]
+    assert {"audio/mpeg", "audio/pcm", "text/event-stream"} <= set(spoken)
+    assert "application/json" not in spoken
 
 
 def test_every_route_is_documented(server):

@@ -29,3 +29,4 @@ def test_the_defaults_that_it_shows_are_the_engines(server, talker):
     described = server.client.get("/v1/models").json()["data"][0]["dia"]
     assert described["defaults"]["temperature"] == talker.defaults["temperature"]
     assert described["sample_rate"] == 16_000 and described["max_bytes"] == 256 and described["is_toy"]
+    assert described["good_bytes"] == talker.long_form.good_bytes

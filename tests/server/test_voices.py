@@ -159,6 +159,16 @@ def test_damaged_folders_are_no_voices(talker, tmp_path):
         prompt(store, "bad-json")
 
 
+def test_a_voice_that_is_deleted_twice_at_once(talker, tmp_path, recording, monkeypatch):
+    store = VoiceStore(tmp_path, "talker")
+    store.attach(talker)
+    voice = asyncio.run(store.create("mine", recording, SAID))
+    monkeypatch.setattr(store, "_read", lambda identity: voice)  # as both see it
+    store.delete(voice.id)
+    with pytest.raises(ApiError, match="there is no voice"):
+        store.delete(voice.id)
+
+
 KILLED = """
 import asyncio, sys
 from pathlib import Path

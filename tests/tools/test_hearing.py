@@ -19,7 +19,12 @@ pytestmark = pytest.mark.slow
 SCRIPTS = held_out_scripts(60)
 WORD_ERROR = 10.0  # per cent, the most that float32 may have
 # Points of word error that each may lose against float32 on the same scripts and seeds.
-MARGINS = {"bfloat16": ({"dtype": "bfloat16"}, 2.0), "int8": ({"quant": "int8"}, 2.0), "nf4": ({"quant": "nf4"}, 5.0)}
+MARGINS = {
+    "bfloat16": ({"dtype": "bfloat16"}, 2.0),
+    "int8": ({"quant": "int8"}, 2.0),
+    "nf4": ({"quant": "nf4"}, 5.0),
+    "nf4-all": ({"quant": "nf4-all"}, 5.0),
+}
 
 
 @pytest.fixture(scope="module")

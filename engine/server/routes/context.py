@@ -1,16 +1,21 @@
 """What every route needs of the application and of its request."""
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import HTTPConnection
 
-from ..access import Keys
+from ..access import Keys, check_origin
 from ..audio.formats import AudioFormat
+from ..errors import ApiError
+from ..speech.places import Places
 from ..speech.request import Speech
 from ..speech.service import SpeechService
 from ..speech.session import Session
+
+logger = logging.getLogger(__name__)
 
 
 def service_of(connection: HTTPConnection) -> SpeechService:
@@ -46,15 +51,29 @@ class Caller:
             speech, audio_format, key=self.key, request_id=self.request_id, received=self.received
         )
 
+    def bug(self) -> ApiError:
+        """What to tell of the exception that is being handled, which is in the log alone: it can hold paths."""
+        logger.exception("a bug", extra={"fields": {"request": self.request_id}})
+        return ApiError(500, "an internal error; the server's log has it under the request's id", code="failed")
+
+    def item(self, index: int, places: Places, speech: Speech, audio_format: AudioFormat) -> Session:
+        """`begin` for one of several that are asked for at once, in the places that are held for them."""
+        return self.service.begin(
+            speech, audio_format, key=self.key, request_id=f"{self.request_id}/{index}", received=time.perf_counter(),
+            places=places,
+        )  # fmt: skip
+
 
 def caller_of(connection: HTTPConnection) -> Caller:
     """Who asks for speech.
 
     Raises:
-        ApiError: 401 without a valid key; 503 while no request is taken.
+        ApiError: 401 without a valid key; 403 for a page of another site; 503 while no request is taken.
     """
     key = keys_of(connection).require(connection)
     service = service_of(connection)
+    if connection.scope["type"] == "websocket":  # of JSON over HTTP a browser asks first
+        check_origin(connection, service.settings.cors_origin)
     service.check_state()
     state: dict[str, Any] = connection.scope.get("state", {})
     return Caller(service, key, state.get("request_id", ""), state.get("received", time.perf_counter()))

@@ -1,15 +1,13 @@
 """ElevenLabs' WebSockets: text arrives in pieces, for several contexts over one connection, and audio goes back.
 
-Dia reads the whole of a text before its first frame, so what has arrived is spoken at a flush, at the close of a
-context, or once a sentence is whole and long enough. The voice is held by its prompt. Of one context, one text is
-spoken after another; contexts run side by side.
+What comes between two flushes is one text, spoken by one request, which begins once a sentence is whole and long
+enough and reads on while it speaks. The voice is held by its prompt. Of one context, one text is spoken after another;
+contexts run side by side.
 """
 
 import asyncio
 import base64
-import json
-import logging
-import re
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,19 +15,17 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from ..audio.formats import AudioFormat, elevenlabs_format
 from ..errors import ApiError
+from ..speech.arriving import check_waiting
+from ..speech.dialogue import ArrivingDialogue
 from ..speech.session import Session
+from ..speech.socket import IdleTimer, Messages
+from ..voices.mint import DEFAULT
 from .context import Caller, caller_of
-from .elevenlabs import DEFAULT_FORMAT, dialogue_speech
+from .elevenlabs import DEFAULT_FORMAT, speech_of_voices
 
-logger = logging.getLogger(__name__)
 router = APIRouter()
 
 MAX_CONTEXTS = 16
-MAX_TEXT = 20_000  # characters of a context that wait to be spoken
-IDLE_SECONDS = 20.0  # after which a context that says nothing is closed, as theirs is
-POLICY_VIOLATION = 1008
-SENTENCE_END = re.compile(r"[.!?…][\"')\]]*\s*$")
-LONG_ENOUGH = 40  # characters of a sentence that is spoken without a flush
 
 
 @router.websocket("/v1/text-to-dialogue/multi-stream-input")
@@ -43,55 +39,68 @@ async def speech_socket(socket: WebSocket, voice_id: str) -> None:
 
 
 class _Context:
-    """One stream of text and its audio.
+    """One stream of texts and their audio.
 
     Attributes:
         identity: its name.
-        turns: (text, voice) that wait to be spoken.
+        voices: that its first message named.
+        texts: that are spoken or wait for it.
         closing: no more text will come.
+        changed: set with each change.
+        session: that speaks.
     """
 
-    def __init__(self, identity: str, voices: list[str], task: Callable[["_Context"], Any]):
+    def __init__(self, identity: str, voices: list[str], speak: Callable[["_Context"], Any]):
         self.identity, self.voices = identity, voices
-        self.turns: list[tuple[str, str]] = []
-        self.ready: list[list[tuple[str, str]]] = []
+        self.texts: deque[ArrivingDialogue] = deque()
         self.closing = False
         self.changed = asyncio.Event()
         self.session: Session | None = None
-        self.task = asyncio.create_task(task(self))
+        self.idle = IdleTimer(self.close)
+        self._open: ArrivingDialogue | None = None
+        self.task = asyncio.create_task(speak(self))
 
     def add(self, text: str, voice: str) -> None:
-        """Take text; what continues the last turn is appended as it comes."""
-        if self.turns and self.turns[-1][1] == voice:
-            self.turns[-1] = (self.turns[-1][0] + text, voice)
-        else:
-            self.turns.append((text, voice))
-        if sum(len(said) for turns in (self.turns, *self.ready) for said, _ in turns) > MAX_TEXT:
-            raise ApiError(400, f"at most {MAX_TEXT} characters may wait to be spoken", code="text_too_long")
-        said = self.turns[-1][0]
-        if len(said) >= LONG_ENOUGH and SENTENCE_END.search(said):
+        """Take text.
+
+        Raises:
+            ApiError: 400, too much waits to be spoken.
+        """
+        if self._open is None or not self._open.takes(voice):
             self.flush()
+            self._open = ArrivingDialogue()
+            self.texts.append(self._open)
+            self.changed.set()
+        self._open.add(text, voice)
+        check_waiting([each.script for each in self.texts])
 
     def flush(self) -> None:
         """Have what has come spoken."""
-        if any(text.strip() for text, _ in self.turns):
-            self.ready.append(self.turns)
-        self.turns = []
-        self.changed.set()
+        if self._open is not None:
+            self._open.end()
+        self._open = None
 
     def close(self) -> None:
         """No more text will come."""
+        self.idle.stop()
         self.closing = True
         self.flush()
+        self.changed.set()
+
+    def give_up(self) -> None:
+        """Nobody hears it any more."""
+        self.idle.stop()
+        self.task.cancel()
+        if self.session is not None:
+            self.session.close()
 
 
 class _Connection:
     """One WebSocket. `voice` is that of the address, or None for dialogues, whose messages name theirs."""
 
     def __init__(self, socket: WebSocket, voice: str | None):
-        self._socket, self._voice = socket, voice
+        self._socket, self._voice, self._messages = socket, voice, Messages(socket)
         self._contexts: dict[str, _Context] = {}
-        self._sending = asyncio.Lock()
 
     async def run(self) -> None:
         """Serve it to its end."""
@@ -101,28 +110,23 @@ class _Connection:
             query = self._socket.query_params
             self._format: AudioFormat = elevenlabs_format(query.get("output_format", DEFAULT_FORMAT))
             self._seed = _seed(query.get("seed"))
-            while True:
-                message = _parsed(await self._socket.receive_text())
-                if message.get("close_socket"):
-                    break
+            while not (message := await self._messages.receive()).get("close_socket"):
                 self._take(message)
             await self._finish()
         except ApiError as error:
-            await self._send_error(error, None)
-        except (WebSocketDisconnect, RuntimeError, KeyError):
-            pass  # the client has left, or sent bytes
+            await self._tell(error, None)
+        except WebSocketDisconnect:
+            pass
         finally:
             for context in self._contexts.values():
-                context.task.cancel()
-                if context.session is not None:
-                    context.session.close()
+                context.give_up()
 
     async def _finish(self) -> None:
         """Speak what is left, then close."""
-        for context in list(self._contexts.values()):
+        for context in self._contexts.values():
             context.close()
-        await asyncio.gather(*(context.task for context in list(self._contexts.values())), return_exceptions=True)
-        await self._socket.close()
+        await asyncio.gather(*(context.task for context in self._contexts.values()), return_exceptions=True)
+        await self._messages.close()
 
     def _take(self, message: dict[str, Any]) -> None:
         identity = next((message[name] for name in ("context_id", "contextId") if message.get(name) is not None), "")
@@ -134,13 +138,13 @@ class _Connection:
             if message.get("close_context"):
                 return  # it has ended meanwhile
             context = self._open(identity, message)
+        context.idle.restart()
         for text, voice in self._texts(context, message):
             context.add(text, voice)
         if message.get("close_context"):
             context.close()
         elif message.get("flush"):
             context.flush()
-        context.changed.set()
 
     def _open(self, identity: str, message: dict[str, Any]) -> _Context:
         if len(self._contexts) >= MAX_CONTEXTS:
@@ -166,7 +170,7 @@ class _Connection:
         for each in inputs:
             text, voice = each.get("text", ""), each.get("voice_id")
             if voice in (None, ""):
-                voice = next(iter(context.voices), "alloy")
+                voice = next(iter(context.voices), DEFAULT)
             if not isinstance(text, str) or not isinstance(voice, str):
                 raise ApiError(400, "text and voice_id must be strings", param="inputs")
             found.append((text, voice))
@@ -176,32 +180,37 @@ class _Connection:
         """Speak a context's texts, one after another, to its end."""
         try:
             while True:
-                if context.ready:
-                    await self._speak_turns(context, context.ready.pop(0))
-                    continue
-                if context.closing:
+                if context.texts:
+                    await self._speak_text(context, context.texts[0])
+                    context.texts.popleft()
+                elif context.closing:
                     break
-                context.changed.clear()
-                try:
-                    await asyncio.wait_for(context.changed.wait(), IDLE_SECONDS)
-                except asyncio.TimeoutError:
-                    context.close()
-            await self._send(context, {_final(self._voice): True})
+                else:
+                    context.changed.clear()
+                    await context.changed.wait()
+            await self._send(context, {"is_final" if self._voice is None else "isFinal": True})
         except ApiError as error:
-            await self._send_error(error, context)
-        except (WebSocketDisconnect, RuntimeError, OSError):
+            await self._tell(error, context)
+        except WebSocketDisconnect:
             pass
+        except Exception:
+            await self._tell(self._caller.bug(), context)
         finally:
+            context.idle.stop()
             if self._contexts.get(context.identity) is context:
                 del self._contexts[context.identity]
 
-    async def _speak_turns(self, context: _Context, turns: list[tuple[str, str]]) -> None:
-        speech = await dialogue_speech(self._caller, turns, self._seed)
-        self._caller.service.check_state()
-        context.session = session = self._caller.begin(speech, self._format)
+    async def _speak_text(self, context: _Context, text: ArrivingDialogue) -> None:
+        voices = await text.begin()
+        if not voices:
+            return
+        speech = await speech_of_voices(self._caller, text.script, voices, self._seed)
+        context.session = session = self._caller.begin(speech.settled(), self._format)
         try:
             while (data := await session.read()) is not None:
                 await self._send(context, {"audio": base64.b64encode(data).decode()})
+                if not context.closing:
+                    context.idle.restart()
         finally:
             session.close()
         if self._voice is None:
@@ -209,10 +218,10 @@ class _Connection:
 
     async def _send(self, context: _Context, content: dict[str, Any]) -> None:
         name = "context_id" if self._voice is None else "contextId"
-        async with self._sending:
-            await self._socket.send_text(json.dumps({**content, name: context.identity}))
+        await self._messages.send({**content, name: context.identity})
 
-    async def _send_error(self, error: ApiError, context: _Context | None) -> None:
+    async def _tell(self, error: ApiError, context: _Context | None) -> None:
+        """Tell an error of a context, or one that ends the connection."""
         content: dict[str, Any] = {
             "error": error.code or "invalid_request",
             "message": error.message,
@@ -222,26 +231,11 @@ class _Connection:
         if context is not None:
             content |= {"context_id": context.identity, "contextId": context.identity}
         try:
-            async with self._sending:
-                await self._socket.send_text(json.dumps(content))
-                if context is None:
-                    await self._socket.close(POLICY_VIOLATION, error.message[:100].encode("ascii", "replace").decode())
-        except (WebSocketDisconnect, RuntimeError, OSError):
+            await self._messages.send(content)
+            if context is None:
+                await self._messages.close(error)
+        except WebSocketDisconnect:
             pass
-
-
-def _final(voice: str | None) -> str:
-    return "is_final" if voice is None else "isFinal"
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        message = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ApiError(400, "a message must be a JSON object", code="invalid_json") from None
-    if not isinstance(message, dict):
-        raise ApiError(400, "a message must be a JSON object", code="invalid_json")
-    return message
 
 
 def _seed(text: str | None) -> int | None:

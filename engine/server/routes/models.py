@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from fastapi import APIRouter, Request
+from starlette.requests import HTTPConnection
 
 from ...sampling_params import SamplingParams
 from ..errors import ApiError
@@ -16,18 +17,18 @@ OWNER = "dia-engine"
 TOYS = ("talker", "synthetic:tiny", "synthetic:full")
 
 
-def names(request: Request) -> list[str]:
+def names(connection: HTTPConnection) -> list[str]:
     """The model's name and the aliases."""
-    return list(dict.fromkeys([service_of(request).settings.model, *ALIASES]))
+    return list(dict.fromkeys([service_of(connection).settings.model, *ALIASES]))
 
 
-def check_model(request: Request, model: str | None) -> None:
+def check_model(connection: HTTPConnection, model: str | None) -> None:
     """Check that a request's model is the one that is served.
 
     Raises:
         ApiError: 404.
     """
-    if model is not None and model not in names(request):
+    if model is not None and model not in names(connection):
         raise ApiError(404, f"there is no model {model[:80]!r} here", param="model", code="model_not_found")
 
 
@@ -42,6 +43,7 @@ def _described(request: Request, name: str) -> dict[str, object]:
         described["dia"] = {
             "defaults": params,
             "sample_rate": engine.sample_rate,
+            "good_bytes": engine.long_form.good_bytes,
             "max_bytes": engine.config.encoder.max_position_embeddings,
             "is_toy": service.settings.model in TOYS,
         }

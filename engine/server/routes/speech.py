@@ -6,18 +6,22 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import HTTPConnection
 
+from ...model.tokenizer import has_visible_text
+from ..access import KEY_IN_SCHEMA
 from ..audio.decode import decode_audio
-from ..audio.formats import openai_format
+from ..audio.formats import AudioFormat, openai_format
 from ..errors import ApiError, bad_request
+from ..speech.arriving import ArrivingText
 from ..speech.request import Speech
-from ..speech.response import streamed, whole
+from ..speech.response import AUDIO_OR_EVENTS, streamed, whole
 from ..voices.mint import DEFAULT
 from ..voices.voice import tagged
 from .context import Caller, caller_of
 from .models import check_model
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], dependencies=[KEY_IN_SCHEMA])
 
 MAX_CHARACTERS = 4096
 SAMPLING = (
@@ -33,18 +37,15 @@ class VoiceName(BaseModel):
     id: str
 
 
-class SpeechBody(BaseModel):
-    """OpenAI's fields, and what Dia has beyond. Unknown fields are ignored: clients send some."""
+class SpeechFields(BaseModel):
+    """How a script is spoken: OpenAI's fields and Dia's own. Unknown ones are ignored: clients send some."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    input: str = Field(description="the script, 1 to 4096 characters; without [S1] or [S2] it is the first speaker's")
     model: str | None = Field(None, description="the served model or an alias")
     voice: str | VoiceName = Field(DEFAULT, description="a name of GET /v1/audio/voices; `default` for none")
     response_format: str = Field("mp3", description="mp3, opus, aac, flac, wav or pcm")
     speed: float = Field(1.0, description="0.25 to 4")
-    stream_format: str = Field("audio", description="audio, or sse for server-sent events")
-    stream: bool | None = Field(None, description="false: the whole at once, with its length")
     instructions: str | None = Field(None, description="taken and ignored: Dia has no such thing")
     sample_rate: int | None = Field(None, description="in Hz; 24000 by default, 48000 for opus")
     seed: int | None = Field(None, description="the same seed and script give the same audio; drawn if left out")
@@ -61,44 +62,78 @@ class SpeechBody(BaseModel):
     ref_text: str | None = Field(None, description="what is said in ref_audio")
 
 
-@router.post("/v1/audio/speech", summary="A script to audio, streamed from the first chunk on")
+class SpeechBody(SpeechFields):
+    """A script, and how it is spoken."""
+
+    input: str = Field(description="the script, 1 to 4096 characters; without [S1] or [S2] it is the first speaker's")
+    stream_format: str = Field("audio", description="audio, or sse for server-sent events")
+    stream: bool | None = Field(None, description="false: the whole at once, with its length")
+
+
+@router.post(
+    "/v1/audio/speech", summary="A script to audio, streamed from the first chunk on", response_class=Response,
+    responses=AUDIO_OR_EVENTS,
+)  # fmt: skip
 async def speech(request: Request, body: SpeechBody) -> Response:
     caller = caller_of(request)
-    check_model(request, body.model)
-    audio_format = openai_format(body.response_format, body.sample_rate)
+    audio_format = checked_format(request, body)
     if body.stream_format not in ("audio", "sse"):
         raise ApiError(
             400, f"stream_format must be audio or sse, got {body.stream_format[:40]!r}", param="stream_format"
         )
-    session = caller.begin(await _speech(caller, body), audio_format)
+    check_input(body.input)
+    session = caller.begin(await speech_of(caller, tagged(body.input), body), audio_format)
     if body.stream is False and body.stream_format == "audio":
         return await whole(request, session)
     return await streamed(request, session, events=body.stream_format == "sse")
 
 
-async def _speech(caller: Caller, body: SpeechBody) -> Speech:
-    if not body.input.strip() or len(body.input) > MAX_CHARACTERS:
-        got = f"{len(body.input)}" if body.input.strip() else "none that can be seen"
+def checked_format(connection: HTTPConnection, fields: SpeechFields) -> AudioFormat:
+    """The encoding that is asked for, of the model that is served.
+
+    Raises:
+        ApiError: 404, another model; 400, another encoding.
+    """
+    check_model(connection, fields.model)
+    return openai_format(fields.response_format, fields.sample_rate)
+
+
+def check_input(script: str) -> None:
+    """Check the length of a script.
+
+    Raises:
+        ApiError: 400.
+    """
+    is_visible = has_visible_text(script)
+    if not is_visible or len(script) > MAX_CHARACTERS:
+        got = f"{len(script)}" if is_visible else "none that can be seen"
         raise ApiError(400, f"input must have 1 to {MAX_CHARACTERS} characters, got {got}", param="input")
-    params: dict[str, Any] = {name: getattr(body, name) for name in SAMPLING if name in body.model_fields_set}
-    if body.seed is not None:
-        params["seed"] = body.seed
-    text = tagged(body.input)
+
+
+async def speech_of(caller: Caller, text: str | ArrivingText, fields: SpeechFields) -> Speech:
+    """What is spoken of a text with speaker tags.
+
+    Raises:
+        ApiError: 400.
+    """
+    params: dict[str, Any] = {name: getattr(fields, name) for name in SAMPLING if name in fields.model_fields_set}
+    if fields.seed is not None:
+        params["seed"] = fields.seed
     try:
-        if body.ref_audio is not None:
-            prompt = await caller.service.in_thread(_reference, body.ref_audio)
-            if not (body.ref_text or "").strip():
+        if fields.ref_audio is not None:
+            prompt = await caller.service.in_thread(_reference, fields.ref_audio)
+            if not (fields.ref_text or "").strip():
                 raise ApiError(400, "ref_text must say what is said in ref_audio", param="ref_text")
-            return _made(text, params, prompt=prompt, transcript=body.ref_text, speed=body.speed)
-        voice = await caller.service.voices.prompt(body.voice if isinstance(body.voice, str) else body.voice.id)
+            return _made(text, params, prompt=prompt, transcript=fields.ref_text, speed=fields.speed)
+        voice = await caller.service.voices.prompt(fields.voice if isinstance(fields.voice, str) else fields.voice.id)
         if voice is None:
-            return _made(text, params, speed=body.speed)
-        return _made(text, params, prompt=voice.codes, transcript=voice.transcript, speed=body.speed)
+            return _made(text, params, speed=fields.speed)
+        return _made(text, params, prompt=voice.codes, transcript=voice.transcript, speed=fields.speed)
     except (TypeError, ValueError) as error:
         raise bad_request(error) from None
 
 
-def _made(text: str, params: dict[str, Any], **more: Any) -> Speech:
+def _made(text: str | ArrivingText, params: dict[str, Any], **more: Any) -> Speech:
     seed = {"seed": params.pop("seed")} if "seed" in params else {}
     return Speech(text, params=params, **seed, **more)
 

@@ -1,10 +1,10 @@
 """Voices: list, upload, delete, as OpenAI's and ElevenLabs' clients do."""
 
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 
+from ..access import KEY_IN_SCHEMA, check_origin
 from ..errors import ApiError
 from ..voices.voice import Voice
 from .context import key_number, keys_of, service_of
@@ -32,7 +32,10 @@ def elevenlabs_voices(request: Request) -> dict[str, object]:
     return {"voices": shown, "has_more": False, "total_count": len(shown)}
 
 
-@router.post("/v1/audio/voices", summary="Upload a voice, with its transcript and a statement of consent")
+@router.post(
+    "/v1/audio/voices", summary="Upload a voice, with its transcript and a statement of consent",
+    dependencies=[KEY_IN_SCHEMA],
+)  # fmt: skip
 async def create(
     request: Request,
     name: Annotated[str, Form()],
@@ -43,7 +46,7 @@ async def create(
 ) -> dict[str, object]:
     service = service_of(request)
     service.check_state()
-    _check_origin(request)
+    check_origin(request, service.settings.cors_origin)
     if not ref_text.strip():
         raise ApiError(400, "ref_text must say what is said in audio_sample", param="ref_text")
     if not consent.strip():
@@ -53,21 +56,8 @@ async def create(
     return shown | {"type": "audio_sample"}
 
 
-def _check_origin(request: Request) -> None:
-    """Refuse forms of other sites' pages: a browser sends these, unlike JSON, without asking first.
-
-    Raises:
-        ApiError: 403.
-    """
-    origin, allowed = request.headers.get("origin"), service_of(request).settings.cors_origin
-    if origin is None or origin in allowed or "*" in allowed:
-        return
-    if urlsplit(origin).netloc != request.headers.get("host"):
-        raise ApiError(403, "uploads from pages of other origins need --cors-origin", code="origin_not_allowed")
-
-
-@router.delete("/v1/audio/voices/{voice_id}", summary="Delete an uploaded voice")
-@router.delete("/v1/voices/{voice_id}", summary="The same for ElevenLabs' clients")
+@router.delete("/v1/audio/voices/{voice_id}", summary="Delete an uploaded voice", dependencies=[KEY_IN_SCHEMA])
+@router.delete("/v1/voices/{voice_id}", summary="The same for ElevenLabs' clients", dependencies=[KEY_IN_SCHEMA])
 def delete(request: Request, voice_id: str, key: int = Depends(key_number)) -> dict[str, object]:
     service_of(request).voices.delete(voice_id)
     return {"id": voice_id, "object": "audio.voice.deleted", "deleted": True, "status": "ok"}

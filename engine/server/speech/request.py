@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from ...runtime.prompts import AudioPrompt
 from ...runtime.stream import AudioStream
 from ...sampling_params import check_seed
 from ..voices.voice import continued
+from .arriving import ArrivingText
 
 MIN_SPEED, MAX_SPEED = 0.25, 4.0
 
@@ -22,7 +23,7 @@ class Speech:
     """One script to speak.
 
     Attributes:
-        text: the script, with speaker tags.
+        text: the script, with speaker tags; or as it arrives.
         prompt: of the voice: codes [P, C], or (waveform, rate); None for none.
         transcript: of the prompt.
         seed: in [0, 2^63).
@@ -33,7 +34,7 @@ class Speech:
         TypeError, ValueError: a seed or a speed that cannot be.
     """
 
-    text: str = field(repr=False)
+    text: str | ArrivingText = field(repr=False)
     prompt: AudioPrompt | None = field(default=None, repr=False)
     transcript: str | None = field(default=None, repr=False)
     seed: int = field(default_factory=lambda: secrets.randbelow(2**31))
@@ -45,8 +46,24 @@ class Speech:
         if not (math.isfinite(self.speed) and MIN_SPEED <= self.speed <= MAX_SPEED):
             raise ValueError(f"speed must be in [{MIN_SPEED}, {MAX_SPEED}], got {self.speed}")
 
+    @property
+    def script(self) -> str:
+        """The text, as far as it has come."""
+        return self.text if isinstance(self.text, str) else self.text.so_far
+
+    @property
+    def arrives(self) -> bool:
+        """Whether it was begun before all of its text had come."""
+        return not isinstance(self.text, str)
+
+    def settled(self) -> "Speech":
+        """The same, as a text that is known if all of it has come: it is spoken as over HTTP."""
+        return (
+            replace(self, text=self.script.strip()) if isinstance(self.text, ArrivingText) and self.text.ended else self
+        )
+
     def open(self, engine: Engine) -> AudioStream[np.ndarray]:
-        """The stream of its audio, not begun.
+        """The stream of its audio, not begun. For text that arrives, in the event loop that it belongs to.
 
         Raises:
             TypeError, ValueError: as `Engine.stream`.
@@ -54,9 +71,13 @@ class Speech:
         pause = self.params.get("pause", 0.0)
         text, transcript = self.text, self.transcript
         # A planned script takes care of it.
-        if transcript and not engine.plan(text, audio_prompt_text=transcript, pause=pause).is_split:
+        if (
+            isinstance(text, str)
+            and transcript
+            and not engine.plan(text, audio_prompt_text=transcript, pause=pause).is_split
+        ):
             text = continued(transcript, text)
-        stream: Any = engine.stream(
+        stream: Any = engine.astream(
             text,
             audio_prompt=self.prompt,
             audio_prompt_text=transcript,

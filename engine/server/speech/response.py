@@ -4,16 +4,28 @@ import asyncio
 import base64
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from ..audio.encoders import with_sizes
+from ..audio.formats import CONTENT_TYPES
 from ..errors import ApiError
 from .session import Session
 
 Result = TypeVar("Result")
+Schema = dict[int | str, dict[str, Any]]
+
+
+def _schema(*kinds: str) -> Schema:
+    """Of a route whose responses are audio."""
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
+    return {200: {"description": "Audio as it is made", "content": content}}
+
+
+AUDIO = _schema(*CONTENT_TYPES.values(), "audio/pcm")
+AUDIO_OR_EVENTS = _schema(*CONTENT_TYPES.values(), "audio/pcm", "text/event-stream")
 CLIENT_LEFT = 499  # nobody reads this status
 
 
@@ -128,6 +140,6 @@ def _delta(data: bytes) -> bytes:
 
 def _done(session: Session) -> bytes:
     """The last event: tokens are bytes of text and frames of audio."""
-    given, made = len(session.speech.text.encode("utf-8", "replace")), session.frames
+    given, made = len(session.speech.script.encode("utf-8", "replace")), session.frames
     usage = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
     return _event("speech.audio.done", {"usage": usage})

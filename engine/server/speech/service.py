@@ -4,8 +4,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from ...engine import Engine
@@ -14,6 +15,7 @@ from ..errors import ApiError
 from ..metrics import Metrics
 from ..settings import Settings
 from ..voices.store import VoiceStore
+from .places import Places, room
 from .request import Speech
 from .session import Session
 
@@ -39,15 +41,17 @@ class SpeechService:
         self.settings, self.metrics = settings, metrics or Metrics()
         self.sessions: set[Session] = set()
         self.voices = VoiceStore(settings.voices_folder, settings.model)
+        self._places: set[Places] = set()
         self._engine: Engine | None = None
         self._state = STARTING
         self._pool = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="dia-encode")
         self._buffered = 0
         self._generation_seconds = 2.0  # of a request, a running mean
         gauge = self.metrics.gauge
-        gauge("dia_requests_running", "Requests that have a slot", lambda: self.running)
-        gauge("dia_requests_waiting", "Requests that wait for a slot", lambda: self.waiting)
-        gauge("dia_slots", "Requests that can run at the same time", lambda: self.slots)
+        gauge("dia_requests_running", "Requests that have had a slot and have not ended", lambda: self.running)
+        gauge("dia_requests_waiting", "Requests that wait for their first slot", lambda: self.waiting)
+        gauge("dia_slots", "Requests, and pieces of scripts, that can run at the same time", lambda: self.slots)
+        gauge("dia_slots_used", "Slots of the last launch of decode steps", lambda: self.slots_used)
         gauge("dia_queue_size", "Requests that may wait", lambda: self.max_waiting)
         gauge("dia_buffered_bytes", "Audio that waits for slow readers", lambda: self._buffered)
 
@@ -91,42 +95,82 @@ class SpeechService:
         return self._engine.max_slots if self._engine is not None else 0
 
     @property
+    def slots_used(self) -> int:
+        """Slots that are busy. A script in pieces takes several, or for a moment none."""
+        return self.metrics.in_launch if self._engine is not None and self._engine.active_requests else 0
+
+    @property
     def max_waiting(self) -> int:
         """Requests that may wait for a slot."""
         return self.settings.waiting_room(self.slots)
 
     @property
     def running(self) -> int:
-        """Requests that have a slot."""
+        """Requests that have had a slot and have not ended."""
         return sum(1 for session in self.sessions if session.generating and session.started)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a slot."""
+        """Requests that wait for their first slot."""
         return sum(1 for session in self.sessions if session.generating and not session.started)
 
     def begin(
-        self, speech: Speech, audio_format: AudioFormat, *, key: int = 0, request_id: str = "", received: float = 0.0
+        self,
+        speech: Speech,
+        audio_format: AudioFormat,
+        *,
+        key: int = 0,
+        request_id: str = "",
+        received: float = 0.0,
+        places: Places | None = None,
     ) -> Session:
         """Admit a request. Its place is taken in the same step as the check, or a flood would pass it.
+
+        Args:
+            places: of `reserve`, one of which it has.
 
         Raises:
             ApiError: 429, as many run and wait as may; 503, the server is starting, draining or has failed.
         """
+        if places is None:
+            self.check_state()
+            self._find_room(key)
+        session = Session(self, speech, audio_format, key=key, request_id=request_id, received=received, places=places)
+        self.sessions.add(session)
+        return session
+
+    @contextmanager
+    def reserve(self, count: int, key: int) -> Iterator[Places]:
+        """Places for up to so many requests, as many as there is room for; also while the server drains.
+
+        Raises:
+            ApiError: as `begin`, if there is room for none.
+        """
         self.check_state()
-        generating = [session for session in self.sessions if session.generating]
+        places = Places(min(count, self._find_room(key)), key)
+        self._places.add(places)
+        try:
+            yield places
+        finally:
+            self._places.discard(places)
+
+    def _find_room(self, key: int) -> int:
+        """Places that are free for a key.
+
+        Raises:
+            ApiError: 429, there is none.
+        """
         most = self.settings.max_per_key
-        if key and most is not None and sum(1 for session in generating if session.key == key) >= most:
+        found = room(self.sessions, self._places, most=self.slots + self.max_waiting, key=key, most_per_key=most)
+        if found.left_of_key is not None and found.left_of_key <= 0:
             self._refuse()
             raise ApiError(
                 429, f"this API key has {most} requests in progress, the most that it may have",
                 code="key_limit", retry_after=self.retry_after(),
             )  # fmt: skip
-        if len(generating) >= self.slots + self.max_waiting:
+        if found.left <= 0:
             raise self.full()
-        session = Session(self, speech, audio_format, key=key, request_id=request_id, received=received)
-        self.sessions.add(session)
-        return session
+        return found.free
 
     def check_state(self) -> None:
         """Check that requests are taken.
@@ -151,7 +195,7 @@ class SpeechService:
 
     def slot_free(self, session: Session) -> None:
         """Called by a session when the engine's work on it is over."""
-        if session.started:
+        if session.started and not session.speech.arrives:
             seconds = time.perf_counter() - session.started
             self._generation_seconds += 0.2 * (seconds - self._generation_seconds)
             if session.generated_seconds and seconds > 0:
@@ -177,7 +221,7 @@ class SpeechService:
 
     async def idle(self) -> None:
         """Return when no request is left."""
-        while self.sessions:
+        while self.sessions or self._places:
             await asyncio.sleep(0.02)
 
     def close(self) -> None:

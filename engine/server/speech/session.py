@@ -17,6 +17,7 @@ from ...runtime.stream import AudioStream
 from ..audio.encoders import Output
 from ..audio.formats import AudioFormat
 from ..errors import ApiError, bad_request
+from .places import Places
 from .request import Speech
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Session:
         speech, format: what is made.
         key: number of the API key that asked for it.
         request_id: of log lines.
+        places: one of which it has, of a caller who holds several.
         generating: whether the engine is still at work on it, or will be.
         buffered: bytes that wait for the reader.
         sent_seconds: of audio that the reader has taken.
@@ -47,9 +49,11 @@ class Session:
         key: int = 0,
         request_id: str = "",
         received: float = 0.0,
+        places: Places | None = None,
     ):
         """`received` is when the request came in, in seconds of `time.perf_counter`. Use `SpeechService.begin`."""
         self.speech, self.format, self.key, self.request_id = speech, audio_format, key, request_id
+        self.places = places
         self.generating, self.buffered, self.sent_seconds, self.frames = True, 0, 0.0, 0
         self._service, self._received = service, received or time.perf_counter()
         self._stream: AudioStream[np.ndarray] | None = None
@@ -57,7 +61,7 @@ class Session:
         self._arrived = asyncio.Event()
         self._error: ApiError | None = None
         self._whole = self._closed = False
-        self._first = self._slot = self._underrun = self._made = 0.0
+        self._first = self._slot = self._underrun = self._made = self._read_at = 0.0
         self._task = asyncio.create_task(self._run())
         self._patience = asyncio.get_running_loop().call_later(service.settings.max_wait, self._lose_patience)
 
@@ -74,29 +78,38 @@ class Session:
         Raises:
             ApiError: it failed.
         """
-        while True:
-            if self._pieces:
-                data, seconds = self._pieces.popleft()
-                self._release(len(data))
-                self.sent_seconds += seconds
-                return data
+        while not self._pieces:
             if self._error is not None:
                 raise self._error
             if self._whole:
+                self._note_end()
                 return None
-            self._arrived.clear()
-            await self._arrived.wait()
+            await self._arrival()
+        data, seconds = self._pieces.popleft()
+        self._release(len(data))
+        self.sent_seconds += seconds
+        return data
 
     async def read_all(self) -> bytes:
-        """All bytes, once they are made.
+        """All bytes, once they are made. Until `close` they count as waiting for the reader.
 
         Raises:
             ApiError: it failed.
         """
-        parts = []
-        while (data := await self.read()) is not None:
-            parts.append(data)
-        return b"".join(parts)
+        while self._error is None and not self._whole:
+            await self._arrival()
+        if self._error is not None:
+            raise self._error
+        self._note_end()
+        self.sent_seconds += sum(seconds for _, seconds in self._pieces)
+        return b"".join(data for data, _ in self._pieces)
+
+    async def _arrival(self) -> None:
+        self._arrived.clear()
+        await self._arrived.wait()
+
+    def _note_end(self) -> None:
+        self._read_at = self._read_at or time.perf_counter()
 
     def fail(self, error: ApiError) -> None:
         """End it with an error for the reader; what waits for him is dropped."""
@@ -111,17 +124,19 @@ class Session:
         if self._closed:
             return
         self._closed = True
-        complete = self._whole and not self._pieces
         self._drop()
         self._task.cancel()
         self._give_up_slot()
         self._service.end(self)
-        self._note("finished" if complete else "failed" if self._error else "aborted")
+        self._note("finished" if self._read_at else "failed" if self._error else "aborted")
 
     async def _run(self) -> None:
         service = self._service
         try:
-            self._stream = await service.in_thread(self.speech.open, service.engine)
+            if self.speech.arrives:
+                self._stream = self.speech.open(service.engine)
+            else:
+                self._stream = await service.in_thread(self.speech.open, service.engine)
             output = Output(service.engine.sample_rate, self.format)
             async for chunk in self._stream:
                 seconds = output.seconds
@@ -196,24 +211,25 @@ class Session:
 
     def _note(self, outcome: str) -> None:
         """Metrics and a line of the log."""
-        now, metrics = time.perf_counter(), self._service.metrics
+        now, metrics = self._read_at or time.perf_counter(), self._service.metrics
         metrics.requests.labels(outcome).inc()
         metrics.sent_seconds.labels(outcome).inc(self.sent_seconds)
         if self.started:
             metrics.queue.observe(self.started - self._received)
         if outcome == "finished":
             metrics.request.observe(now - self._received)
-            metrics.underrun.observe(self._underrun)
+            if not self.speech.arrives:  # else a pause may be the text's
+                metrics.underrun.observe(self._underrun)
         fields = {
             "request": self.request_id, "outcome": outcome, "sent_seconds": round(self.sent_seconds, 3),
             "first_audio": round(self._first - self._received, 4) if self._first else None,
             "waited": round(self.started - self._received, 4) if self.started else None,
             "seconds": round(now - self._received, 3), "format": self.format.name, "seed": self.speech.seed,
-            "bytes_of_text": len(self.speech.text.encode("utf-8", "replace")),
+            "bytes_of_text": len(self.speech.script.encode("utf-8", "replace")),
             "error": self._error.message if self._error else None,
         }  # fmt: skip
         if self._service.settings.log_text:
-            fields["text"] = self.speech.text
+            fields["text"] = self.speech.script
         logger.info("speech", extra={"fields": fields})
 
     @property

@@ -105,11 +105,14 @@ class VoiceStore:
         if identity in SEEDS or identity in NO_PROMPT:
             raise ApiError(400, f"{identity} comes with the server and cannot be deleted", param="voice")
         if voice is None:
-            raise ApiError(404, f"there is no voice {identity[:64]!r}", param="voice", code="voice_not_found")
+            raise _not_there(identity)
         self._prompts.pop(identity, None)
         path = self._folder / identity
         gone = path.with_name(f".{identity}.{secrets.token_hex(8)}.partial")
-        path.rename(gone)  # at once, as it came
+        try:
+            path.rename(gone)  # at once, as it came
+        except FileNotFoundError:  # another request was faster
+            raise _not_there(identity) from None
         shutil.rmtree(gone, ignore_errors=True)
 
     @property
@@ -202,6 +205,10 @@ class VoiceStore:
 def _write_voice(folder: Path, voice: Voice) -> None:
     content = {name: value for name, value in asdict(voice).items() if name != "id"}
     (folder / "voice.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _not_there(identity: str) -> ApiError:
+    return ApiError(404, f"there is no voice {identity[:64]!r}", param="voice", code="voice_not_found")
 
 
 def _unknown(name: str) -> ApiError:

@@ -6,7 +6,7 @@ from importlib import metadata
 
 import torch
 
-from . import __version__
+from .. import __version__
 
 PACKAGES = ("triton", "numpy", "huggingface_hub", "soundfile")
 

@@ -1,8 +1,8 @@
 """What a newcomer meets: do the pinned versions resolve, and do `make demo` and the tests end well on a bare machine?
 
-    python3 -m tools.test_install                        # all of it: the resolver, then both systems
-    python3 -m tools.test_install resolve                # Python 3.10 to 3.13
-    python3 -m tools.test_install trixie --tests all     # `make demo` and the whole `make test` in Debian 13
+    python3 -m tools.installation                        # all of it: the resolver, then both systems
+    python3 -m tools.installation resolve                # Python 3.10 to 3.13
+    python3 -m tools.installation trixie --tests all     # `make demo` and the whole `make test` in Debian 13
 
 `resolve` asks the package index, and nothing else, for what setup.py and constraints.txt name: no local wheels, no
 configuration of pip. It runs pip with each `python3.x` on the PATH that works, and uv's resolver for the others.

@@ -1,0 +1,94 @@
+"""Text that a client sends in pieces, as `Engine.astream` reads it."""
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Collection
+
+from ...longform.source import FLUSH, Flush
+from ...longform.turns import whole_sentences
+from ..errors import ApiError
+
+MAX_TEXTS = 64  # of one client, with the one that is spoken
+MAX_WAITING = 20_000  # characters of one client that the engine has not taken
+LONG_ENOUGH = 40  # characters of a sentence with which speaking begins: a shorter one waits for the next
+SENTENCE_END = re.compile(r"[.!?…][\"')\]]*\s*$")
+
+
+class ArrivingText:
+    """A script of which more may come: an asynchronous iterator for one reader. Belongs to one event loop.
+
+    Attributes:
+        ended: no more comes.
+        waiting: characters that the reader has not taken.
+    """
+
+    def __init__(self) -> None:
+        self.ended, self.waiting = False, 0
+        self._said: list[str] = []
+        self._parts: deque[str | Flush] = deque()
+        self._unspoken = ""  # since the last flush
+        self._changed, self._speakable = asyncio.Event(), asyncio.Event()
+
+    @property
+    def so_far(self) -> str:
+        """All that has come."""
+        return "".join(self._said)
+
+    def add(self, text: str) -> None:
+        """Take more. What ends with a sentence is spoken without waiting for what may follow it."""
+        self.waiting += len(text)
+        self._said.append(text)
+        self._parts.append(text)
+        self._unspoken += text
+        self._changed.set()
+        if len(self._unspoken) < LONG_ENOUGH:
+            return
+        if SENTENCE_END.search(text):
+            self.flush()
+        elif not self._speakable.is_set() and whole_sentences(self._unspoken, len(self._unspoken)) >= LONG_ENOUGH:
+            self._speakable.set()
+
+    def flush(self) -> None:
+        """Have what has come spoken."""
+        if self._unspoken.strip():
+            self._parts.append(FLUSH)
+            self._speakable.set()
+        self._unspoken = ""
+        self._changed.set()
+
+    def end(self) -> None:
+        """No more comes."""
+        self.ended = True
+        self._speakable.set()
+        self._changed.set()
+
+    async def speakable(self) -> None:
+        """Return when there is something to speak, or all of it has come."""
+        await self._speakable.wait()
+
+    def __aiter__(self) -> "ArrivingText":
+        return self
+
+    async def __anext__(self) -> str | Flush:
+        while not self._parts:
+            if self.ended:
+                raise StopAsyncIteration
+            self._changed.clear()
+            await self._changed.wait()
+        part = self._parts.popleft()
+        if isinstance(part, str):
+            self.waiting -= len(part)
+        return part
+
+
+def check_waiting(texts: Collection[ArrivingText]) -> None:
+    """Check what waits to be spoken for a client.
+
+    Raises:
+        ApiError: 400, it is too much.
+    """
+    if len(texts) > MAX_TEXTS:
+        raise ApiError(400, f"at most {MAX_TEXTS} texts may wait to be spoken", code="text_too_long")
+    if sum(text.waiting for text in texts) > MAX_WAITING:
+        raise ApiError(400, f"at most {MAX_WAITING} characters may wait to be spoken", code="text_too_long")

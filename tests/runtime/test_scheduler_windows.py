@@ -1,0 +1,235 @@
+"""The scheduler and the codec: which window is decoded when and by whom, over a runner that is only arithmetic."""
+
+from contextlib import nullcontext
+from itertools import pairwise
+
+import pytest
+import torch
+
+from dia_engine.codec.windowed import CodeWindows
+from dia_engine.codec.workers import DecodeWorkers
+from dia_engine.runtime.call import Call
+from dia_engine.runtime.chunking import ChunkSizes, Window
+from dia_engine.runtime.scheduler import Scheduler, Sequence, _deadline
+from tests.runtime.helpers import MAX_DELAY, SIZES, ArithmeticRunner, chunks_of, request, run, scheduler_over
+
+
+def test_windows_of_streams_ahead_of_their_players_give_way_to_a_first_chunk():
+    scheduler = scheduler_over(ArithmeticRunner(max_slots=2))
+    order = []
+    decode = scheduler.decoder.decode
+    scheduler.decoder.decode = lambda codes, *part: (order.append(int(codes[0, 0]) // 1000), decode(codes, *part))[1]
+    ahead, new, bulk = Call(1, streaming=True), Call(1, streaming=True), Call(1, streaming=False)
+    scheduler.add(request(400, seed=0), 0, ahead, ChunkSizes(60, 60))
+    while not order:
+        scheduler.step()
+    scheduler.add(request(70, seed=1), 0, new, ChunkSizes(60, 60))
+    while 1 not in order:
+        scheduler.step()
+    assert order == [0, 1], "0.7 s of audio are ahead: its second window waits"
+    new.abort()
+    scheduler.add(request(9, seed=2), 0, bulk, SIZES)
+    run(scheduler)
+    assert chunks_of(ahead).tolist() == list(range(400)) and len(chunks_of(bulk)) == 9
+
+
+def test_a_codec_that_holds_up_the_steps_decodes_one_window_that_can_wait_between_two_launches():
+    """A request that comes in between waits for one, not for those of all."""
+    runner = ArithmeticRunner(max_slots=3)
+    runner.prefill_budget = 1000  # they run from the same launch on, so that their windows are complete at the same one
+    scheduler = scheduler_over(runner)
+    calls = [Call(1, streaming=False) for _ in range(3)]
+    decode = scheduler.decoder.decode
+    scheduler.decoder.decode = lambda *window: (runner.log.append(("window",)), decode(*window))[1]
+    for seed, call in enumerate(calls):
+        scheduler.add(request(20, seed=seed), 0, call, ChunkSizes(10, 10))
+    run(scheduler)
+    names = [entry[0] for entry in runner.log if entry[0] in ("launch", "window")]
+    last_launch = len(names) - names[::-1].index("launch")
+    assert names.count("window") == 6 and ("window", "window") not in pairwise(names[:last_launch])
+    assert [chunks_of(call).tolist() for call in calls] == [list(range(1000 * i, 1000 * i + 20)) for i in range(3)]
+
+
+def test_a_codec_that_holds_up_the_steps_emits_each_chunk_before_it_decodes_the_next():
+    runner = ArithmeticRunner(max_slots=3)
+    runner.prefill_budget = 1000
+    scheduler = scheduler_over(runner)
+    calls = [Call(1, streaming=True) for _ in range(3)]
+    order, decode = [], scheduler.decoder.decode
+    scheduler.decoder.decode = lambda *window: (order.append("window"), decode(*window))[1]
+    for seed, call in enumerate(calls):
+        call.emit = lambda *_: order.append("chunk")
+        scheduler.add(request(5, seed=seed), 0, call, ChunkSizes(10, 10))
+    run(scheduler)
+    assert order == ["window", "chunk"] * 3
+
+
+# Windows in threads of their own
+
+
+class Hand(DecodeWorkers):
+    """Workers that do nothing by themselves: a test decodes pieces with `help`, when it likes."""
+
+    def _start_thread(self):
+        pass
+
+
+def scheduler_by_hand(runner, workers: int = 9) -> Scheduler:
+    return Scheduler(
+        runner, CodeWindows(torch.device("cpu")), max_delay=MAX_DELAY, frames_per_second=86,
+        workers=Hand(workers, nullcontext),
+    )  # fmt: skip
+
+
+def finish_steps(scheduler: Scheduler) -> None:
+    """Step until only windows are left. None of them is decoded before `help` is the workers' own again."""
+    scheduler.workers.help = lambda **_: False
+    while scheduler.running or not scheduler.finishing:
+        scheduler.step()
+
+
+def test_steps_go_on_while_windows_are_decoded_and_chunks_come_in_order():
+    scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
+    calls = [Call(1, streaming=True) for _ in range(2)]
+    for seed, call in enumerate(calls):
+        scheduler.add(request(30, seed), 0, call, SIZES)
+    finish_steps(scheduler)
+    assert len(scheduler.finishing) == 2 and scheduler._free == [0, 1], "all steps are done, the slots are free"
+    assert all(call._items.empty() for call in calls), "and no window"
+    del scheduler.workers.help
+    run(scheduler)
+    for seed, call in enumerate(calls):
+        assert chunks_of(call).tolist() == [1000 * seed + frame for frame in range(30)]
+
+
+def test_while_several_listeners_wait_the_steps_thread_helps_with_first_windows_between_steps():
+    runner = ArithmeticRunner(max_slots=3)
+    runner.prefill_budget = 1000
+    scheduler = scheduler_by_hand(runner, workers=1)
+    calls = [Call(1, streaming=True) for _ in range(3)]
+    for seed, call in enumerate(calls):
+        call.emit = lambda *_: runner.log.append(("chunk",))
+        scheduler.add(request(40, seed), 0, call, ChunkSizes(30, 4))
+    while runner.log.count(("chunk",)) < 2:
+        scheduler.step()
+        assert scheduler.running, "before the steps have come to their end"
+    for _ in range(5):
+        scheduler.step()
+    assert runner.log.count(("chunk",)) == 2, "the worker has one in hand"
+    run(scheduler)
+
+
+def test_from_four_requests_on_steps_use_the_cores_that_have_no_window_to_decode():
+    runner = ArithmeticRunner(max_slots=4)
+    runner.prefill_budget = 1000
+    scheduler = scheduler_by_hand(runner, workers=3)
+    lent = []
+    for seed in range(4):
+        scheduler.add(request(20, seed), 0, Call(1, streaming=True), ChunkSizes(12, 12))
+        scheduler.step()
+        lent.append(runner.lent)
+    assert lent == [0, 0, 0, 3]
+    while not scheduler.running[0].pending:
+        scheduler.step()
+    scheduler.step()
+    assert runner.lent == 2, "one of them decodes the first request's window"
+    run(scheduler)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_new_streams_first_window_goes_before_all_others(streaming):
+    scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
+    others, new = Call(1, streaming=streaming), Call(1, streaming=True)
+    scheduler.add(request(60, seed=1), 0, others, ChunkSizes(4, 4))
+    finish_steps(scheduler)
+    scheduler.add(request(60, seed=2), 0, new, ChunkSizes(4, 4))
+    while not scheduler.running or not next(iter(scheduler.running.values())).pending:
+        scheduler.step()
+    del scheduler.workers.help
+    if streaming:  # whose own first window came before
+        for _ in range(2):
+            assert scheduler.workers.help()
+    assert [scheduler.workers.help() for _ in range(2)] == [True, True]
+    scheduler._emit()
+    assert next(new).audio[:, 0].tolist() == [2000, 2001, 2002, 2003]
+    run(scheduler)
+    assert len(chunks_of(others)) == 60 and len(chunks_of(new)) == 56
+
+
+def test_windows_of_streams_go_by_when_their_players_run_dry_and_bulk_waits_two_seconds_at_most():
+    window, early = Window(0, 9, 4, 8, ends=False), Window(0, 9, 0, 4, ends=False)
+
+    def deadline(streaming: bool, first_emitted: float, window: Window, since: float) -> float:
+        sequence = Sequence(request(9), 0, Call(1, streaming=streaming), None, None, first_emitted=first_emitted)
+        return _deadline(sequence, window, since, frames_per_second=8)
+
+    assert deadline(True, 0.0, early, since=100.0) < deadline(True, 10.0, window, since=11.0)
+    assert deadline(True, 10.0, window, since=10.2) == 10.5, "4 frames of 1/8 s"
+    assert deadline(True, 11.0, window, since=10.2) > deadline(True, 10.0, window, since=10.3)
+    assert deadline(False, 0.0, window, since=10.2) == 12.2 and deadline(False, 0.0, early, since=10.2) == 12.2
+    assert deadline(True, 20.0, window, since=10.2) == 12.2
+
+
+def test_an_aborted_call_takes_its_windows_along():
+    scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
+    calls = [Call(1, streaming=True) for _ in range(2)]
+    for seed, call in enumerate(calls):
+        scheduler.add(request(30, seed), 0, call, SIZES)
+    finish_steps(scheduler)
+    jobs = [job for job, _ in scheduler.finishing[0].pending]
+    calls[0].abort()
+    scheduler.step()
+    assert scheduler.ended == 1 and jobs and all(job.ready() for job in jobs), "cancelled"
+    del scheduler.workers.help
+    run(scheduler)
+    assert len(chunks_of(calls[1])) == 30
+
+
+def test_a_request_whose_window_fails_in_a_worker_fails_alone():
+    scheduler = scheduler_by_hand(ArithmeticRunner())
+    pieces = scheduler.decoder.pieces
+
+    def failing(codes, first, last):
+        if int(codes[0, 0]) // 1000 == 1:
+            raise ValueError("its codec fails")
+        return (yield from pieces(codes, first, last))
+
+    scheduler.decoder.pieces = failing
+    calls = [Call(1, streaming=True) for _ in range(3)]
+    for seed, call in enumerate(calls):
+        scheduler.add(request(9, seed), 0, call, SIZES)
+    run(scheduler)
+    with pytest.raises(ValueError, match="its codec fails"):
+        list(calls[1])
+    assert len(chunks_of(calls[0])) == len(chunks_of(calls[2])) == 9
+
+
+def test_no_more_requests_than_slots_wait_for_the_codec():
+    """Or steps, which are faster, would pile windows up without bound."""
+    scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
+    scheduler.workers.help = lambda **_: False
+    calls = [Call(1, streaming=False) for _ in range(9)]
+    for seed, call in enumerate(calls):
+        scheduler.add(request(5, seed), 0, call, SIZES)
+    most = 0
+    for _ in range(200):
+        scheduler.step()
+        most = max(most, len(scheduler.finishing))
+    assert 2 <= most <= 4 and scheduler.waiting, "those that had slots when the others ended come in addition"
+    del scheduler.workers.help
+    run(scheduler)
+    assert [len(chunks_of(call)) for call in calls] == [5] * 9
+
+
+def test_after_a_failure_of_the_device_no_window_is_decoded():
+    scheduler = scheduler_by_hand(ArithmeticRunner())
+    scheduler.workers.help = lambda **_: False
+    call = Call(1, streaming=True)
+    scheduler.add(request(9), 0, call, SIZES)
+    while not scheduler.finishing:
+        scheduler.step()
+    jobs = [job for job, _ in scheduler.finishing[0].pending]
+    scheduler.fail_all(RuntimeError("the device has failed"))
+    assert jobs and all(job.ready() for job in jobs)
+    with pytest.raises(RuntimeError, match="the device has failed"):
+        list(call)
