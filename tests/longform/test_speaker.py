@@ -95,7 +95,7 @@ def test_a_cut_end_is_told_and_trimmed(talker):
         len(trimmed.audio) - 512 * talker.windows.receptive_field.after
     )  # from there the sound depends on what was dropped
     assert np.abs(trimmed.audio[:same] - kept.audio[:same]).max() < 1e-5
-    assert abs(trimmed.audio[-1]) < 1e-3
+    assert not trimmed.audio[-talker.sample_rate // 50 :].any() and trimmed.audio[-talker.sample_rate // 30 :].any()
     streamed = np.concatenate(list(talker.stream(SHORT, trim_cut_end=True, **params)))
     assert streamed.shape == trimmed.audio.shape and np.abs(streamed - trimmed.audio).max() < 1e-5
     pieces = talker.generate(SCRIPT, details=True, **params)
