@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..audio.stretch import TimeStretch
+from ..audio.stretch import SHIFTED_SECONDS, TimeStretch
 from ..codec.receptive_field import ReceptiveField
 from ..runtime.chunking import ChunkSchedule, ChunkSizes
 from .options import FADE_SECONDS, SILENT_SECONDS, SpeechOptions
@@ -40,7 +40,8 @@ class Assembler:
         self._inserted = 0
         self._speed, self._rate = options.speed, sample_rate
         self._fade = round(FADE_SECONDS * sample_rate) if sample_rate else 0
-        self._silent = round(SILENT_SECONDS * sample_rate) if sample_rate else 0
+        silent = SILENT_SECONDS if options.speed == 1 else SILENT_SECONDS * options.speed + SHIFTED_SECONDS
+        self._silent = round(silent * sample_rate) if sample_rate else 0
         self._held_back = max(0, self._fade + self._silent - receptive_field.after * hop)
         self._held = np.zeros(0, np.float32)
         self._stretch = TimeStretch(options.speed, sample_rate) if sample_rate and options.speed != 1 else None

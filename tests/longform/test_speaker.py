@@ -98,6 +98,8 @@ def test_a_cut_end_is_told_and_trimmed(talker):
     assert not trimmed.audio[-talker.sample_rate // 50 :].any() and trimmed.audio[-talker.sample_rate // 30 :].any()
     streamed = np.concatenate(list(talker.stream(SHORT, trim_cut_end=True, **params)))
     assert streamed.shape == trimmed.audio.shape and np.abs(streamed - trimmed.audio).max() < 1e-5
+    for speed in (0.75, 1.3):  # a window of stretched sound is taken from somewhat before its place
+        assert not talker.generate(SHORT, trim_cut_end=True, speed=speed, **params)[-talker.sample_rate // 50 :].any()
     pieces = talker.generate(SCRIPT, details=True, **params)
     assert pieces.finish_reason == "length" and any(piece.finish_reason == "length" for piece in pieces.pieces)
 
