@@ -10,6 +10,7 @@ import numpy as np
 
 HOP_SECONDS = 0.020
 SEARCH_SECONDS = 0.010  # to both sides
+SHIFTED_SECONDS = 2 * HOP_SECONDS + SEARCH_SECONDS  # how far from its place something of the input can be heard
 
 
 class TimeStretch:

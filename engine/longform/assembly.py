@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..audio.stretch import TimeStretch
+from ..audio.stretch import SHIFTED_SECONDS, TimeStretch
 from ..codec.receptive_field import ReceptiveField
 from ..runtime.chunking import ChunkSchedule, ChunkSizes
-from .options import FADE_SECONDS, SpeechOptions
+from .options import FADE_SECONDS, SILENT_SECONDS, SpeechOptions
 
 # Codes [W, C] of a window, and the frames [first, last) of it that are wanted, to the end if last is None -> samples.
 Decode = Callable[[np.ndarray, int, int | None], np.ndarray]
@@ -35,11 +35,14 @@ class Assembler:
         self._codes: np.ndarray | None = None
         self._dropped = 0  # frames before `_codes`
         self._frames = self._decoded = self._emitted = 0
-        self._edits: deque[tuple[int, int]] = deque()  # fade out before a sample, put samples of silence there
+        # Before a sample so many are silent, behind a fade; and so many samples of silence are put there.
+        self._edits: deque[tuple[int, int, int]] = deque()
         self._inserted = 0
         self._speed, self._rate = options.speed, sample_rate
         self._fade = round(FADE_SECONDS * sample_rate) if sample_rate else 0
-        self._held_back = max(0, self._fade - receptive_field.after * hop)
+        silent = SILENT_SECONDS if options.speed == 1 else SILENT_SECONDS * options.speed + SHIFTED_SECONDS
+        self._silent = round(silent * sample_rate) if sample_rate else 0
+        self._held_back = max(0, self._fade + self._silent - receptive_field.after * hop)
         self._held = np.zeros(0, np.float32)
         self._stretch = TimeStretch(options.speed, sample_rate) if sample_rate and options.speed != 1 else None
         self._tail = round(options.tail_silence * sample_rate) if sample_rate else 0
@@ -56,15 +59,15 @@ class Assembler:
         self._frames += len(codes)
 
     def fade_out(self) -> None:
-        """What has been added ends in a fade, because it was cut."""
+        """What has been added ends in a fade and a moment of silence, because it was cut."""
         if self._rate:
-            self._edits.append((self._frames * self._hop, 0))
+            self._edits.append((self._frames * self._hop, self._silent, 0))
 
     def pause(self, seconds: float) -> None:
         """Silence goes behind what has been added, into which that fades."""
         samples = round(seconds * self._speed * self._rate) if self._rate else 0
         if samples:
-            self._edits.append((self._frames * self._hop, samples))
+            self._edits.append((self._frames * self._hop, 0, samples))
             self._inserted += samples
 
     @property
@@ -109,11 +112,13 @@ class Assembler:
         start, stop = self._emitted, self._emitted + len(chunk)
         self._emitted = stop
         parts, taken = [], 0
-        for place, silence in self._edits:
-            if place - self._fade < stop and place > start:
-                first, last = max(place - self._fade, start), min(place, stop)
+        for place, silent, silence in self._edits:
+            fading = place - silent - self._fade
+            if fading < stop and place > start:
+                first, last = max(fading, start), min(place, stop)
                 chunk = chunk.copy() if not chunk.flags.writeable else chunk
-                gain = 0.5 + 0.5 * np.cos(np.pi * (np.arange(first, last) + 1 - (place - self._fade)) / self._fade)
+                faded = np.minimum(np.arange(first, last) + 1 - fading, self._fade)
+                gain = 0.5 + 0.5 * np.cos(np.pi * faded / self._fade)
                 chunk[first - start : last - start] *= gain.astype(np.float32)
             if start <= place <= stop and silence:
                 parts += [chunk[taken : place - start], np.zeros(silence, np.float32)]

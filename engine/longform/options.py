@@ -18,7 +18,7 @@ AudioPrompts: TypeAlias = OnePrompt | Sequence[OnePrompt | None] | None
 Transcript: TypeAlias = str | Mapping[str, str]
 Transcripts: TypeAlias = Transcript | Sequence[Transcript | None] | None
 
-FADE_SECONDS = 0.010
+FADE_SECONDS, SILENT_SECONDS = 0.010, 0.020  # in which a cut end fades, and the silence that ends it
 SLOWEST, FASTEST = 0.25, 4.0
 LONGEST_SILENCE = 60.0
 QUIETEST, LOUDEST = -70.0, 0.0  # LUFS; what is quieter, BS.1770 takes for silence
