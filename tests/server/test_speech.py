@@ -2,12 +2,14 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soxr
 
 from dia_engine.files.wav_stream import pcm16
+from dia_engine.server.speech.request import Speech
 from tests.server.helpers import LONG, TEXT, body
 
 
@@ -228,3 +230,21 @@ def test_documents_describe_the_routes(server):
     paths = server.client.get("/openapi.json").json()["paths"]
     assert {"/v1/audio/speech", "/v1/text-to-dialogue", "/health", "/metrics"} <= set(paths)
     assert server.client.get("/docs").status_code == 200
+
+
+def test_what_the_model_says_nothing_for_is_tried_with_other_seeds(server, monkeypatch):
+    """Unless the request has one: then another try would end as this one."""
+    seeds, another = [], Speech.with_another_seed
+
+    def sounding(speech):
+        seeds.append(speech.seed)
+        return replace(another(speech), text="[S1] Hello.")
+
+    monkeypatch.setattr(Speech, "with_another_seed", sounding)
+    answer = server.speak("@", voice="alloy", seed=1)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "no_audio" and not seeds
+    answer = server.speak("@", voice="alloy", seed=None)
+    assert answer.status_code == 200 and len(seeds) == 1 and answer.headers["x-seed"] != str(seeds[0])
+    monkeypatch.setattr(Speech, "with_another_seed", another)
+    answer = server.speak("@", voice="alloy", seed=None)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "input"

@@ -93,8 +93,7 @@ async def speech_of_voices(caller: Caller, text: str | ArrivingText, voices: Seq
     prompt = _joined([await caller.service.voices.prompt(voice) for voice in voices])
     codes, transcript = (None, None) if prompt is None else (prompt.codes, prompt.transcript)
     try:
-        more: dict[str, Any] = {} if seed is None else {"seed": seed}
-        return Speech(text, codes, transcript, **more)
+        return Speech(text, codes, transcript, seed)
     except (TypeError, ValueError) as error:
         raise bad_request(error) from None
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import HTTPConnection
 
 from ...model.tokenizer import has_visible_text
+from ...runtime.prompts import AudioPrompt
 from ..access import KEY_IN_SCHEMA
 from ..audio.decode import decode_audio
 from ..audio.formats import AudioFormat, openai_format
@@ -117,25 +118,23 @@ async def speech_of(caller: Caller, text: str | ArrivingText, fields: SpeechFiel
         ApiError: 400.
     """
     params: dict[str, Any] = {name: getattr(fields, name) for name in SAMPLING if name in fields.model_fields_set}
-    if fields.seed is not None:
-        params["seed"] = fields.seed
+    prompt: AudioPrompt | None = None
+    transcript = None
     try:
         if fields.ref_audio is not None:
             prompt = await caller.service.in_thread(_reference, fields.ref_audio)
             if not (fields.ref_text or "").strip():
                 raise ApiError(400, "ref_text must say what is said in ref_audio", param="ref_text")
-            return _made(text, params, prompt=prompt, transcript=fields.ref_text, speed=fields.speed)
-        voice = await caller.service.voices.prompt(fields.voice if isinstance(fields.voice, str) else fields.voice.id)
-        if voice is None:
-            return _made(text, params, speed=fields.speed)
-        return _made(text, params, prompt=voice.codes, transcript=voice.transcript, speed=fields.speed)
+            transcript = fields.ref_text
+        elif (voice := await caller.service.voices.prompt(_name(fields.voice))) is not None:
+            prompt, transcript = voice.codes, voice.transcript
+        return Speech(text, prompt, transcript, fields.seed, fields.speed, params)
     except (TypeError, ValueError) as error:
         raise bad_request(error) from None
 
 
-def _made(text: str | ArrivingText, params: dict[str, Any], **more: Any) -> Speech:
-    seed = {"seed": params.pop("seed")} if "seed" in params else {}
-    return Speech(text, params=params, **seed, **more)
+def _name(voice: str | VoiceName) -> str:
+    return voice if isinstance(voice, str) else voice.id
 
 
 def _reference(uri: str) -> Any:

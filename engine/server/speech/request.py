@@ -26,7 +26,8 @@ class Speech:
         text: the script, with speaker tags; or as it arrives.
         prompt: of the voice: codes [P, C], or (waveform, rate); None for none.
         transcript: of the prompt.
-        seed: in [0, 2^63).
+        given_seed: in [0, 2^63); None to draw one.
+        seed: that one, or the drawn one.
         speed: 1.0 is the model's own.
         params: sampling parameters and chunk sizes, by the names of `Engine.stream`.
 
@@ -37,12 +38,15 @@ class Speech:
     text: str | ArrivingText = field(repr=False)
     prompt: AudioPrompt | None = field(default=None, repr=False)
     transcript: str | None = field(default=None, repr=False)
-    seed: int = field(default_factory=lambda: secrets.randbelow(2**31))
+    given_seed: int | None = None
     speed: float = 1.0
     params: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = field(init=False)
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        seed = secrets.randbelow(2**31) if self.given_seed is None else self.given_seed
+        check_seed(seed)
+        object.__setattr__(self, "seed", seed)
         if not (math.isfinite(self.speed) and MIN_SPEED <= self.speed <= MAX_SPEED):
             raise ValueError(f"speed must be in [{MIN_SPEED}, {MAX_SPEED}], got {self.speed}")
 
@@ -55,6 +59,15 @@ class Speech:
     def arrives(self) -> bool:
         """Whether it was begun before all of its text had come."""
         return not isinstance(self.text, str)
+
+    @property
+    def can_try_again(self) -> bool:
+        """Whether another seed may be drawn: nobody asked for this one, and the text is still there."""
+        return self.given_seed is None and not self.arrives
+
+    def with_another_seed(self) -> "Speech":
+        """The same with another seed, if it is drawn."""
+        return replace(self)
 
     def settled(self) -> "Speech":
         """The same, as a text that is known if all of it has come: it is spoken as over HTTP."""

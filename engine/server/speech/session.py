@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TRIES = 3  # of a request without a seed of its own, for which the model ends at once
+
 
 class Session:
     """The audio of one request, for one reader.
@@ -133,19 +135,14 @@ class Session:
     async def _run(self) -> None:
         service = self._service
         try:
-            if self.speech.arrives:
-                self._stream = self.speech.open(service.engine)
-            else:
-                self._stream = await service.in_thread(self.speech.open, service.engine)
-            output = Output(service.engine.sample_rate, self.format)
-            async for chunk in self._stream:
-                seconds = output.seconds
-                data = await service.in_thread(output.encode, chunk)
-                self._put(data, output.seconds - seconds)
+            for _ in range(TRIES):
+                output = await self._generate()
+                if output.seconds or not self.speech.can_try_again:
+                    break
+                self.speech = self.speech.with_another_seed()
             if not output.seconds:
-                raise ApiError(500, f"the model ended at once, seed {self.speech.seed}", code="no_audio")
-            result: Any = self._stream.result
-            self.frames = result.frames
+                message = f"the model says nothing for this input, seed {self.speech.seed}"
+                raise ApiError(400, message, param="input", code="no_audio")
             self._put(await service.in_thread(output.finish), 0.0)
             self._whole = True
         except ApiError as error:
@@ -160,6 +157,22 @@ class Session:
         finally:
             self._give_up_slot()
             self._arrived.set()
+
+    async def _generate(self) -> Output:
+        """Generate and encode; what there is has no seconds if the model ended at once."""
+        service = self._service
+        if self.speech.arrives:
+            self._stream = self.speech.open(service.engine)
+        else:
+            self._stream = await service.in_thread(self.speech.open, service.engine)
+        output = Output(service.engine.sample_rate, self.format)
+        async for chunk in self._stream:
+            seconds = output.seconds
+            data = await service.in_thread(output.encode, chunk)
+            self._put(data, output.seconds - seconds)
+        result: Any = self._stream.result
+        self.frames = result.frames
+        return output
 
     def _put(self, data: bytes, seconds: float) -> None:
         """Keep bytes for the reader, and how long a player would have waited for them."""
