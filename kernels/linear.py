@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from .cpu import read_back
-from .cpu.matmul import is_compiled, multiply, multiply_sequence
+from .cpu.matmul import is_compiled, is_fast_for_sequences, multiply, multiply_sequence
 from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .cpu.read_back import Product
 from .dequantize import dequantize
@@ -41,6 +41,8 @@ def sequence_linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
         return linear_by_parts(x.to(weight.dtype), weight, READ_BACK, dequantize)
     if is_compiled(weight):
         return multiply_sequence(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
+    if is_fast_for_sequences(weight) and not uses_triton(x):
+        return multiply(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
     if isinstance(weight, PackedInt8Weight):
         return weight.product(x.flatten(0, -2)).unflatten(0, x.shape[:-1]).to(weight.dtype)
     if is_quantized(weight) and weight.device.type == "cpu":

@@ -348,3 +348,22 @@ def test_a_variant_can_be_chosen(monkeypatch):
     monkeypatch.setenv("DIA_CPU", "avx1024")
     with pytest.raises(ValueError, match="DIA_CPU must name a variant .* got 'avx1024'"):
         variants.chosen_variant()
+
+
+@compiled
+def test_a_sequence_in_float32_is_torchs_product_and_a_row_has_its_bits_in_any_sequence():
+    x, weight = torch.randn(2, 70, 96), torch.randn(40, 96)
+    found = sequence_linear(x, weight)
+    torch.testing.assert_close(found, torch.nn.functional.linear(x, weight))
+    if product.is_fast_for_sequences(weight):
+        assert torch.equal(sequence_linear(x[1, 3:4], weight), found[1, 3:4])
+
+
+def test_other_dtypes_and_other_cpus_leave_sequences_to_torch(monkeypatch):
+    assert not product.is_fast_for_sequences(torch.zeros(4, 4, dtype=torch.bfloat16))
+    monkeypatch.setenv("DIA_CPU", "none")
+    product._has_avx512.cache_clear()
+    try:
+        assert not product.is_fast_for_sequences(torch.zeros(4, 4))
+    finally:
+        product._has_avx512.cache_clear()
