@@ -9,7 +9,6 @@ a long stream is played in simulation: the player starts with the first chunk an
 """
 
 import argparse
-import copy
 import json
 import statistics
 import sys
@@ -22,13 +21,13 @@ import torch
 
 from dia_engine import Engine
 from dia_engine.codec.windowed import HostCopy, SoundWindows
-from dia_engine.devices.precision import full_float32
 from dia_engine.model.tokenizer import encode_text
 from dia_engine.runtime.call import Call
 from dia_engine.runtime.chunking import ChunkSizes, full_windows
 from dia_engine.runtime.request import parse_requests
 from dia_engine.runtime.runner import ModelRunner
 from dia_engine.runtime.scheduler import Scheduler
+from dia_engine.weights.source import resolve_model
 
 from .command import run
 from .memory import WorkingMemory
@@ -58,7 +57,7 @@ def main() -> None:
     report["split"] = _split(trace, sizes, max(3, options.runs // 4))
     report["stream"], report["timeline"] = _long_stream(trace, sizes, options.stream_frames)
     report["codec_work"] = _codec_work(engine, sizes, frames)
-    report["codec_errors"] = _codec_errors(engine)
+    report["codec_errors"] = _codec_errors(options.model, engine)
     ours = Ours(engine.model, f"{options.quant or ''} whole".lstrip())
     codec_seconds = frames * report["codec_work"]["whole_seconds_a_frame"]
     report["whole"] = [
@@ -319,15 +318,13 @@ def _codec_work(engine: Engine, sizes: ChunkSizes, frames: int) -> dict:
 
 
 @torch.no_grad()
-def _codec_errors(engine: Engine) -> dict[str, float]:
+def _codec_errors(model: str, engine: Engine) -> dict[str, float]:
     """Of the sound in half precision against that in float32, as a share of the sound's size (deviations)."""
-    codec = engine.codec
-    codes = torch.randint(codec.codebook_size, (30, codec.num_codebooks), device=codec.device)
-    latent, sounds = codec.quantizer.decode(codes), {}
+    source, sounds = resolve_model(model), {}
+    codes = torch.randint(engine.codec.codebook_size, (30, engine.codec.num_codebooks), device=engine.device)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        with full_float32():
-            sound = copy.deepcopy(codec.decoder).to(dtype)(latent.to(dtype)).float()
-        sounds[str(dtype).removeprefix("torch.")] = sound
+        codec = source.load_codec(device=engine.device, dtype=dtype)
+        sounds[str(dtype).removeprefix("torch.")] = codec.synthesize(codes)
     exact = sounds.pop("float32")
     return {name: float((sound - exact).std() / exact.std()) for name, sound in sounds.items()}
 

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from dia_engine.environment import cores, processor
 
 from dia_engine import Engine
+from dia_engine.devices.environment import cores, processor
 from dia_engine.info import weight_bytes
 from dia_engine.kernels.advance import RUNNING
 from dia_engine.kernels.cpu.matmul import thread_count

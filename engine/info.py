@@ -109,6 +109,7 @@ def _slots(plan: Footprint, slots: int, dtype: str) -> list[str]:
         ("  keys/values of text", plan.cross_cache, dtype),
         ("  buffers and codes", rest, ""),
         (f"default slots, {slots}", slots * plan.slot, ""),
+        ("prompts used again", plan.slot, "at most: their keys/values without text"),
     )
     return [f"{name:24}{'':>16}{size / 1e6:>12,.1f}   {remark}".rstrip() for name, size, remark in rows]
 

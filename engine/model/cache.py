@@ -75,6 +75,10 @@ class PrefixCache:
         """Bytes that are kept."""
         return sum(cache.nbytes for cache in self._kept.values())
 
+    def clear(self) -> None:
+        """Forget everything, as its memory is needed."""
+        self._kept.clear()
+
     def find(self, prompt: torch.Tensor) -> KVCache | None:
         """What was kept of a prompt, codes [P, C] int64 on the CPU: [L, G, P, Dh]."""
         key = _key(prompt)
@@ -92,7 +96,7 @@ class PrefixCache:
         try:
             self._kept[_key(prompt)] = cache.clone()
         except torch.OutOfMemoryError:
-            self._kept.clear()
+            self.clear()
 
 
 def _key(prompt: torch.Tensor) -> bytes:

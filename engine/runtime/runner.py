@@ -262,7 +262,10 @@ class ModelRunner:
         """
         room = self._free_bytes() if self.on_gpu else None
         if room is not None and slots * self.slot_bytes() > room:
-            raise self._out_of_memory(slots, room)
+            self._prefixes.clear()
+            room = self._free_bytes()
+            if slots * self.slot_bytes() > room:
+                raise self._out_of_memory(slots, room)
         config, model = self.model.config, self.model
         text = config.encoder.max_position_embeddings
         try:

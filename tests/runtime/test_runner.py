@@ -128,9 +128,11 @@ def test_too_many_slots_are_refused_with_the_number_that_fits(model):
     runner = GraphRunner(model, memory=14)
     runner.prepare(4)
     state = runner._state
+    runner._prefixes.keep(torch.ones(9, 9, dtype=torch.int64), state.self_cache.rows_of(0, 9))
     with pytest.raises(torch.OutOfMemoryError, match="^16 requests at once need .* at most 8 fit$"):
         runner.prepare(13)
     assert runner._state is state, "what is there is kept"
+    assert not runner._prefixes.nbytes, "but for prompts, whose memory might have been enough"
     runner.prepare(8)
     with pytest.raises(torch.OutOfMemoryError, match="at most 0 fit"):
         GraphRunner(model, memory=0).prepare(1)
