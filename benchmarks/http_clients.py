@@ -1,6 +1,7 @@
 """First audio over HTTP: clients of `dia-engine serve` that come at the same moment, against one alone.
 
     python -m benchmarks.http_clients --model talker
+    python -m benchmarks.http_clients --model talker --over 1      # at random moments of a second
 
 Starts a server of this checkout in a process of its own. Each client asks OpenAI's speech route for pcm and plays what
 arrives as `player.py` says; its times count from before it connects.
@@ -12,6 +13,8 @@ import statistics
 import time
 from pathlib import Path
 
+import numpy as np
+
 from .clients import Script, listen, open_loop
 from .command import run
 from .player import Heard, percentiles
@@ -19,23 +22,24 @@ from .served import Served, started_server
 from .setting import cpu_setting
 
 TEXT = "[S1] Can you count? [S2] Five six seven eight nine."
-AT_ONCE = [0.0]  # arrivals
 
 
 def main() -> None:
     options = _arguments()
     report = {**cpu_setting(), "benchmark": "http_clients", "model": options.model, "clients": options.clients}
+    report["over_seconds"] = options.over
     with started_server({"model": options.model}, options.options) as url:
         target = Served(url, voice=options.voice)
         rounds = [
             [Script(options.text, number * options.clients + client) for client in range(options.clients)]
             for number in range(options.rounds)
         ]
-        open_loop(target, rounds[0], AT_ONCE * options.clients)  # first calls allocate
+        moments = np.random.default_rng(0)
+        open_loop(target, rounds[0], [0.0] * options.clients)  # first calls allocate
         alone, together = [], []
         for crowd in rounds:
             alone += [listen(target, script, time.perf_counter()) for script in crowd]
-            together += open_loop(target, crowd, AT_ONCE * options.clients)
+            together += open_loop(target, crowd, sorted(moments.uniform(0, options.over, options.clients).tolist()))
     report |= figures(alone, together)
     print(line(report))
     if options.json:
@@ -46,6 +50,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.http_clients", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="talker", help="hub id, folder, talker or synthetic:... (%(default)s)")
     parser.add_argument("--clients", type=int, default=8, help="at the same moment (%(default)s)")
+    parser.add_argument("--over", type=float, default=0.0, help="seconds within which they come (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of each kind (%(default)s)")
     parser.add_argument("--text", default=TEXT, help="what each client asks for (%(default)s)")
     parser.add_argument("--voice", default="alloy", help="whose prompt is read before it (%(default)s)")
@@ -55,6 +60,8 @@ def _arguments() -> argparse.Namespace:
     for name in ("clients", "rounds"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if not 0 <= options.over <= 60:
+        parser.error(f"--over must be in [0, 60] seconds, got {options.over}")
     return options
 
 
@@ -75,9 +82,10 @@ def figures(alone: list[Heard], together: list[Heard]) -> dict:
 
 def line(report: dict) -> str:
     alone, together = report["alone_seconds"], report["together_seconds"]
+    moments = f"within {report['over_seconds']:g} s" if report["over_seconds"] else "at once"
     return (
         f"first audio over HTTP: alone p50 {alone['p50']:.3f} s, p95 {alone['p95']:.3f} s; "
-        f"{report['clients']} clients at once p50 {together['p50']:.3f} s, p95 {together['p95']:.3f} s; "
+        f"{report['clients']} clients {moments} p50 {together['p50']:.3f} s, p95 {together['p95']:.3f} s; "
         f"p95 is {report['ratio']:.2f} times p50 alone, {report['ratio_p95']:.2f} times p95 alone; "
         f"{report['underruns']} streams ran dry, {report['failed']} failed"
     )

@@ -278,9 +278,9 @@ def test_figures_of_clients_over_http():
 def test_clients_over_http(monkeypatch, tmp_path, capsys):
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
-    report = run(http_clients, monkeypatch, tmp_path, "--clients", "2", "--rounds", "1")
+    report = run(http_clients, monkeypatch, tmp_path, "--clients", "2", "--rounds", "1", "--over", "0.1")
     assert report["failed"] == 0 and report["alone_seconds"]["p50"] > 0 and report["together_seconds"]["p95"] > 0
-    assert "2 clients at once" in capsys.readouterr().out
+    assert "2 clients within 0.1 s p50" in capsys.readouterr().out
 
 
 def test_clients_that_ask_again_and_again():
@@ -327,6 +327,7 @@ def test_windows_of_several_requests(monkeypatch, tmp_path, capsys):
     (load, ["--slots", "4", "-1"], "--slots must be more than 0, got -1"),
     (together, ["--callers", "0"], "--callers must be at least 1, got 0"),
     (http_clients, ["--rounds", "0"], "--rounds must be at least 1, got 0"),
+    (http_clients, ["--over", "-1"], "--over must be in [0, 60] seconds, got -1.0"),
     (against_commit, [".", "--pairs", "1"], "--pairs must be at least 2, got 1"),
 ])  # fmt: skip
 def test_options_that_cannot_work(module, arguments, message, monkeypatch, capsys):
