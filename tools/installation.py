@@ -3,12 +3,13 @@
     python3 -m tools.installation                        # all of it: the resolver, then both systems
     python3 -m tools.installation resolve                # Python 3.10 to 3.13
     python3 -m tools.installation trixie --tests all     # `make demo` and the whole `make test` in Debian 13
+    python3 -m tools.installation bookworm --compiler --tests wheel    # with gcc, and a wheel in an empty environment
 
 `resolve` asks the package index, and nothing else, for what setup.py and constraints.txt name: no local wheels, no
 configuration of pip. It runs pip with each `python3.x` on the PATH that works, and uv's resolver for the others.
 
 `bookworm` (Python 3.11) and `trixie` (Python 3.13) are Debian systems made by mmdebstrap. They hold python3,
-python3-venv, git, make and ca-certificates, no C compiler and no torch. The last commit is cloned into each. This needs
+python3-venv, git, make and ca-certificates, no torch, and no C compiler unless with `--compiler`. The last commit is cloned into each. This needs
 Linux, root, mmdebstrap, git, a network, and 7 GB of disk, given back at the end. Proxies, certificates and pip's index
 are taken from the environment. Prints minutes, and gigabytes downloaded and used; exits with 1 if anything failed.
 """
@@ -28,7 +29,14 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 SYSTEMS = ("bookworm", "trixie")
 PACKAGES = "python3,python3-venv,git,make,ca-certificates"
 KERNELS = "tests/kernels/test_kernels.py tests/kernels/test_quant_kernels.py"
-TESTS = {"none": [], "kernels": [f'make test TESTS="{KERNELS}"'], "all": ["make test"]}
+COMPILER = "gcc,libc6-dev,python3-dev"
+WHEEL = [
+    "python3 -m venv /root/builder && /root/builder/bin/pip install -q build && "
+    "/root/builder/bin/python -m build --wheel --outdir /root/wheel > /root/build.log && ls /root/wheel",
+    "python3 -m venv /root/user && /root/user/bin/pip install -q /root/wheel/*.whl",
+    'cd / && /root/user/bin/dia-engine say --model talker --seed 1 "[S1] Hello, my little robot." -o /root/hello.wav',
+]
+TESTS = {"none": [], "kernels": [f'make test TESTS="{KERNELS}"'], "all": ["make test"], "wheel": WHEEL}
 NETWORK = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "PIP_INDEX_URL")
 CERTIFICATES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE")  # each names a file
 
@@ -74,14 +82,16 @@ def works(python: str) -> bool:
     return subprocess.run([python, "-c", "import ensurepip"], check=False, capture_output=True).returncode == 0
 
 
-def install(system: str, folder: Path, targets: list[str]) -> None:
-    """Make a Debian system and run commands such as `make demo` in a clone of this repository there.
+def install(system: str, folder: Path, targets: list[str], compiler: bool) -> None:
+    """Make a Debian system, with a C compiler or without, and run commands such as `make demo` in a clone of this
+    repository there.
 
     Raises:
         CalledProcessError: a command failed; its output stands above.
     """
     root = folder / system
-    subprocess.run(["mmdebstrap", "-q", "--variant=minbase", f"--include={PACKAGES}", system, root], check=True)
+    packages = f"{PACKAGES},{COMPILER}" if compiler else PACKAGES
+    subprocess.run(["mmdebstrap", "-q", "--variant=minbase", f"--include={packages}", system, root], check=True)
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", root / "root/dia-engine"], check=True)
     environment = {
         "HOME": "/root",
@@ -102,7 +112,7 @@ def install(system: str, folder: Path, targets: list[str]) -> None:
         isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", f"--mount-proc={root}/proc"]
         subprocess.run([*isolated, "sh", "-c", inside, root, command], check=True, env=environment)
 
-    call("python3 --version && ! command -v cc gcc clang")
+    call(f"python3 --version && {'command -v gcc' if compiler else '! command -v cc gcc clang'}")
     empty = gigabytes(root)
     for target in targets:
         start = time.monotonic()
@@ -129,6 +139,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="part", help="resolve, bookworm, trixie; default: all")
     parser.add_argument("--tests", choices=TESTS, default="kernels", help="what to test in the systems, after the demo")
+    parser.add_argument("--compiler", action="store_true", help="the systems have gcc")
     parser.add_argument("--folder", help="where to make temporary folders, default: $TMPDIR or /tmp")
     arguments = parser.parse_args()
     known = ("resolve", *SYSTEMS)
@@ -152,7 +163,7 @@ def main() -> int:
                     if version:
                         resolve(version, Path(folder))
                     else:
-                        install(part, Path(folder), ["make demo", *TESTS[arguments.tests]])
+                        install(part, Path(folder), ["make demo", *TESTS[arguments.tests]], arguments.compiler)
                 except subprocess.CalledProcessError as error:
                     failed.append(name)
                     print(f"{name}: failed with {error.returncode}", flush=True)
