@@ -9,9 +9,10 @@
 configuration of pip. It runs pip with each `python3.x` on the PATH that works, and uv's resolver for the others.
 
 `bookworm` (Python 3.11) and `trixie` (Python 3.13) are Debian systems made by mmdebstrap. They hold python3,
-python3-venv, git, make and ca-certificates, no torch, and no C compiler unless with `--compiler`. The last commit is cloned into each. This needs
-Linux, root, mmdebstrap, git, a network, and 7 GB of disk, given back at the end. Proxies, certificates and pip's index
-are taken from the environment. Prints minutes, and gigabytes downloaded and used; exits with 1 if anything failed.
+python3-venv, git, make and ca-certificates, no torch, and no C compiler unless with `--compiler`. The last commit is
+cloned into each. This needs Linux, root, mmdebstrap, git, a network, and 7 GB of disk, given back at the end. Proxies,
+certificates and pip's index are taken from the environment. Prints minutes, and gigabytes downloaded and used; exits
+with 1 if anything failed.
 """
 
 import argparse
