@@ -191,7 +191,7 @@ def test_requests_in_flight_are_whole_when_replicas_go(cluster, url, expected):
 def test_a_wrong_argument_is_one_line(cluster):
     done = serve_run(cluster, "model=talker", "quant=int9")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == "Error: quant must be one of int8, nf4, 4bit, 8bit, got 'int9'"
+    assert done.stderr.splitlines()[-1] == "Error: quant must be one of int8, nf4, nf4-all, 4bit, 8bit, got 'int9'"
 
 
 @pytest.mark.skipif(not os.environ.get("BARS"), reason="make test-ray BARS=folder")
