@@ -105,6 +105,23 @@ def scheduler_over(runner) -> Scheduler:
     return Scheduler(runner, CodeWindows(torch.device("cpu")), max_delay=MAX_DELAY, frames_per_second=86)
 
 
+def add_streams(scheduler: Scheduler, count: int, frames: int) -> list[Call]:
+    """Streams of one request each, whose seeds are 0, 1, ..."""
+    calls = [Call(1, streaming=True) for _ in range(count)]
+    for seed, call in enumerate(calls):
+        scheduler.add(request(frames, seed), 0, call, SIZES)
+    return calls
+
+
+def second_of_three_fails(scheduler: Scheduler, match: str) -> None:
+    """Run three streams, of which the one with seed 1 fails and the others do not."""
+    calls = add_streams(scheduler, 3, frames=9)
+    run(scheduler)
+    with pytest.raises(ValueError, match=match):
+        list(calls[1])
+    assert len(chunks_of(calls[0])) == len(chunks_of(calls[2])) == 9
+
+
 def run(scheduler: Scheduler) -> None:
     for _ in range(10_000):
         if not scheduler.unfinished:

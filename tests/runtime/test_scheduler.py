@@ -7,7 +7,17 @@ import pytest
 from dia_engine.runtime.call import Call
 from dia_engine.runtime.runner import SlotStatus
 from dia_engine.runtime.scheduler import Scheduler
-from tests.runtime.helpers import MAX_DELAY, SIZES, ArithmeticRunner, chunks_of, request, run, scheduler_over
+from tests.runtime.helpers import (
+    MAX_DELAY,
+    SIZES,
+    ArithmeticRunner,
+    add_streams,
+    chunks_of,
+    request,
+    run,
+    scheduler_over,
+    second_of_three_fails,
+)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -164,13 +174,7 @@ class Broken:
 def test_a_request_whose_window_fails_fails_alone():
     scheduler = scheduler_over(ArithmeticRunner())
     scheduler.decoder = Broken(scheduler.decoder, seed=1)
-    calls = [Call(1, streaming=True) for _ in range(3)]
-    for seed, call in enumerate(calls):
-        scheduler.add(request(9, seed), 0, call, SIZES)
-    run(scheduler)
-    with pytest.raises(ValueError, match="its codec fails"):
-        list(calls[1])
-    assert len(chunks_of(calls[0])) == len(chunks_of(calls[2])) == 9
+    second_of_three_fails(scheduler, "its codec fails")
 
 
 def test_a_request_whose_prefill_fails_fails_alone(monkeypatch):
@@ -184,9 +188,7 @@ def test_a_request_whose_prefill_fails_fails_alone(monkeypatch):
         yield from prefill(slot, request)
 
     runner.prefill = failing
-    calls = [Call(1, streaming=True) for _ in range(2)]
-    for seed, call in enumerate(calls):
-        scheduler.add(request(9, seed), 0, call, SIZES)
+    calls = add_streams(scheduler, 2, frames=9)
     run(scheduler)
     with pytest.raises(ValueError, match="its prefill fails"):
         list(calls[0])

@@ -11,7 +11,17 @@ from dia_engine.codec.workers import DecodeWorkers
 from dia_engine.runtime.call import Call
 from dia_engine.runtime.chunking import ChunkSizes, Window
 from dia_engine.runtime.scheduler import Scheduler, Sequence, _deadline
-from tests.runtime.helpers import MAX_DELAY, SIZES, ArithmeticRunner, chunks_of, request, run, scheduler_over
+from tests.runtime.helpers import (
+    MAX_DELAY,
+    SIZES,
+    ArithmeticRunner,
+    add_streams,
+    chunks_of,
+    request,
+    run,
+    scheduler_over,
+    second_of_three_fails,
+)
 
 
 def test_windows_of_streams_ahead_of_their_players_give_way_to_a_first_chunk():
@@ -90,9 +100,7 @@ def finish_steps(scheduler: Scheduler) -> None:
 
 def test_steps_go_on_while_windows_are_decoded_and_chunks_come_in_order():
     scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
-    calls = [Call(1, streaming=True) for _ in range(2)]
-    for seed, call in enumerate(calls):
-        scheduler.add(request(30, seed), 0, call, SIZES)
+    calls = add_streams(scheduler, 2, frames=30)
     finish_steps(scheduler)
     assert len(scheduler.finishing) == 2 and scheduler._free == [0, 1], "all steps are done, the slots are free"
     assert all(call._items.empty() for call in calls), "and no window"
@@ -172,9 +180,7 @@ def test_windows_of_streams_go_by_when_their_players_run_dry_and_bulk_waits_two_
 
 def test_an_aborted_call_takes_its_windows_along():
     scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
-    calls = [Call(1, streaming=True) for _ in range(2)]
-    for seed, call in enumerate(calls):
-        scheduler.add(request(30, seed), 0, call, SIZES)
+    calls = add_streams(scheduler, 2, frames=30)
     finish_steps(scheduler)
     jobs = [job for job, _ in scheduler.finishing[0].pending]
     calls[0].abort()
@@ -195,13 +201,7 @@ def test_a_request_whose_window_fails_in_a_worker_fails_alone():
         return (yield from pieces(codes, first, last))
 
     scheduler.decoder.pieces = failing
-    calls = [Call(1, streaming=True) for _ in range(3)]
-    for seed, call in enumerate(calls):
-        scheduler.add(request(9, seed), 0, call, SIZES)
-    run(scheduler)
-    with pytest.raises(ValueError, match="its codec fails"):
-        list(calls[1])
-    assert len(chunks_of(calls[0])) == len(chunks_of(calls[2])) == 9
+    second_of_three_fails(scheduler, "its codec fails")
 
 
 def test_no_more_requests_than_slots_wait_for_the_codec():
