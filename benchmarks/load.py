@@ -30,7 +30,7 @@ from .command import run
 from .player import Heard, percentiles, summary
 from .plot import draw_load, require_matplotlib
 from .served import Served, started_server
-from .setting import cores, cpu_setting, machine
+from .setting import add_model_arguments, cores, cpu_setting, machine
 from .versions import Version, check_checkout
 
 TEXTS = (
@@ -117,10 +117,7 @@ def _write(report: dict, options: argparse.Namespace) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="talker", help="hub id, folder, talker or synthetic:... (%(default)s)")
-    parser.add_argument("--dtype", help="default: what suits the device")
-    parser.add_argument("--quant", help="int8 or nf4")
-    parser.add_argument("--device", help="default: cuda if there is one")
+    add_model_arguments(parser)
     parser.add_argument("--slots", nargs="+", type=int, help="requests that run at a time (the engine's default)")
     parser.add_argument(
         "--load", nargs="+", type=float, default=[0.2, 0.5, 0.8], help="rates, as shares of the capacity (%(default)s)"
@@ -181,9 +178,11 @@ def _served_setting(options: argparse.Namespace, url: str, state: dict) -> dict:
 
 
 def with_slots(engine: Engine, slots: int) -> Engine:
-    """An engine with the weights of another one."""
-    limits = Limits(max_slots=slots)
-    return Engine(engine.config, engine.weights, engine.codec, defaults=engine.defaults, limits=limits)
+    """An engine with the weights of another one, that plans scripts as it does."""
+    return Engine(
+        engine.config, engine.weights, engine.codec,
+        defaults=engine.defaults, limits=Limits(max_slots=slots), long_form=engine.long_form,
+    )  # fmt: skip
 
 
 def scripts(count: int, max_tokens: int | None) -> list[Script]:

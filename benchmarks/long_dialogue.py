@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 
 from dia_engine import Engine
-from dia_engine.runtime.limits import Limits
 
 from .clients import quiet_logs
 from .command import run
+from .load import with_slots
 from .memory import resident
-from .setting import cores, machine
+from .setting import add_model_arguments, cores, machine
 
 SINGLE_TURN = "[S1] Can you count very well?"
 SENTENCES = (
@@ -66,10 +66,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.long_dialogue", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="talker", help="hub id, folder, talker or synthetic:... (%(default)s)")
-    parser.add_argument("--dtype", help="default: what suits the device")
-    parser.add_argument("--quant", help="int8 or nf4")
-    parser.add_argument("--device", help="default: cuda if there is one")
+    add_model_arguments(parser)
     parser.add_argument("--minutes", type=float, default=10.0, help="of the streamed dialogue (%(default)s)")
     parser.add_argument("--compared-seconds", type=float, default=60.0, help="of that for slots (%(default)s)")
     parser.add_argument("--max-slots", type=int, nargs="+", default=[1, 4, 8], help="to be compared (1 4 8)")
@@ -162,7 +159,7 @@ def streamed(engine: Engine, script: str) -> dict:
 
 def slots_compared(engine: Engine, script: str, options: argparse.Namespace) -> dict:
     """Seconds of `generate` by number of slots, medians of alternating runs, and CPU seconds by what threads do."""
-    engines = {slots: _with_slots(engine, slots) for slots in options.max_slots}
+    engines = {slots: with_slots(engine, slots) for slots in options.max_slots}
     seconds, spent = {slots: [] for slots in engines}, {slots: Counter() for slots in engines}
     codes = []
     for number in range(1 + options.runs):
@@ -187,14 +184,6 @@ def slots_compared(engine: Engine, script: str, options: argparse.Namespace) -> 
             for slots, times in seconds.items()
         ],
     }  # fmt: skip
-
-
-def _with_slots(engine: Engine, slots: int) -> Engine:
-    """An engine with the weights of another one, that plans scripts as it does."""
-    return Engine(
-        engine.config, engine.weights, engine.codec,
-        defaults=engine.defaults, limits=Limits(max_slots=slots), long_form=engine.long_form,
-    )  # fmt: skip
 
 
 def _cpu_seconds() -> Counter:

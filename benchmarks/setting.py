@@ -21,6 +21,14 @@ PEERS = ("transformers", "transformers-compiled", "nari", "nari-compiled")
 STEPS_PER_SECOND_OF_SOUND = 44100 / 512
 
 
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is loaded, the talker unless told."""
+    parser.add_argument("--model", default="talker", help="hub id, folder, talker or synthetic:... (%(default)s)")
+    parser.add_argument("--dtype", help="default: what suits the device")
+    parser.add_argument("--quant", help="int8 or nf4")
+    parser.add_argument("--device", help="default: cuda if there is one")
+
+
 def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", nargs="*", default=[], choices=PEERS, metavar="PEER", help=" ".join(PEERS))
     parser.add_argument("--reference", metavar="PATH", help="checkout of nari-labs/dia, for the peers nari...")

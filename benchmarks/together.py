@@ -24,7 +24,7 @@ from .clients import quiet_logs
 from .command import run
 from .load import with_slots
 from .player import percentiles
-from .setting import cores, machine
+from .setting import add_model_arguments, cores, machine
 
 JOINS = 5  # streams that join others, for each run; those beside which another ended do not count
 TEXT = "[S1] Hello, my little robot. Can you sing? [S2] No, I can count very well."
@@ -49,10 +49,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.together", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="talker", help="hub id, folder, talker or synthetic:... (%(default)s)")
-    parser.add_argument("--dtype", help="default: what suits the device")
-    parser.add_argument("--quant", help="int8 or nf4")
-    parser.add_argument("--device", help="default: cuda if there is one")
+    add_model_arguments(parser)
     parser.add_argument("--callers", type=int, default=8, help="threads, and streams in all (%(default)s)")
     parser.add_argument("--max-tokens", type=int, help="of each generation; synthetic models do not end (200 for them)")
     parser.add_argument("--runs", type=int, default=5, help="of each comparison (%(default)s)")

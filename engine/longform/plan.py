@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..longform_settings import LongFormSettings
 from ..model.script import TAGS
-from .turns import Unit, units
+from .turns import Unit, last_tag, units
 
 SMALLEST = 0.4  # of a piece: a shorter rest joins its neighbor
 
@@ -263,9 +263,7 @@ class Planner:
         while len(anchors) > 1 and size_of(self._anchor(anchors)) + size > self._settings.good_bytes:
             anchors = anchors[1:]
         anchor = self._anchor(anchors)
-        last = (
-            _last_tag(anchor) if self._transcript is not None else self._last_speakers[anchors[-1]] if anchors else ""
-        )
+        last = last_tag(anchor) if self._transcript is not None else self._last_speakers[anchors[-1]] if anchors else ""
         piece = Piece(
             text=text,
             anchor=anchor,
@@ -307,10 +305,6 @@ def _joined(before: str, last: str, text: str) -> str:
     if last and text.startswith(last):
         text = text[len(last) :].lstrip()
     return f"{before} {text}"
-
-
-def _last_tag(text: str) -> str:
-    return max(TAGS, key=text.rfind) if any(tag in text for tag in TAGS) else ""
 
 
 def _shown(text: str) -> str:

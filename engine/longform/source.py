@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..longform_settings import LongFormSettings
+from ..model.script import TAGS
 from .plan import Piece, Plan, Planner
-from .turns import units, whole_sentences
+from .turns import last_tag, units, whole_sentences
 
 if TYPE_CHECKING:
     from .speaker import ScriptCall
@@ -162,9 +163,7 @@ class Arriving:
         whole, self._text = self._text[:end], self._text[end:]
         more = units(whole, self.settings.piece_bytes, self._speaker, self._last)
         self._last = more[-1].speaker if more else self._last
-        for tag in ("[S1]", "[S2]"):
-            if whole.rfind(tag) == max(whole.rfind("[S1]"), whole.rfind("[S2]")) >= 0:
-                self._speaker = tag
+        self._speaker = last_tag(whole) or self._speaker
         self._collect(self._planner.add(more, final=final))
 
     def _collect(self, pieces: Sequence[Piece]) -> None:
@@ -249,4 +248,4 @@ class Feeder:
 
 
 def _speakers_of(piece: Piece) -> set[str]:
-    return {tag for tag in ("[S1]", "[S2]") if tag in piece.text} or {""}
+    return {tag for tag in TAGS if tag in piece.text} or {""}

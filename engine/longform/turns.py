@@ -73,6 +73,11 @@ def sentences(text: str, most: int) -> list[str]:
     return parts
 
 
+def last_tag(text: str) -> str:
+    """The speaker tag that a text has last, "" for none."""
+    return max(TAGS, key=text.rfind) if any(tag in text for tag in TAGS) else ""
+
+
 def whole_sentences(text: str, most: int) -> int:
     """The length of the beginning of a growing text behind which no sentence is open; 0 if there is none.
 
