@@ -24,7 +24,7 @@ SPEECH = {
 }  # fmt: skip
 REPLACED_SECONDS, HANGS = 30, 120
 SERVE = [sys.executable, "-c", "import sys; from ray.serve.scripts import cli; sys.exit(cli())"]
-TALKER = ["model=talker", "quant=int8", "max_slots=8"]
+TALKER = ["model=talker", "quant=int8", "max_slots=8", "max_wait=600"]  # on a busy machine nobody is sent away
 
 
 def serve_run(cluster, *arguments):
