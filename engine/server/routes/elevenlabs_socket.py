@@ -7,7 +7,6 @@ contexts run side by side.
 
 import asyncio
 import base64
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +14,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from ..audio.formats import AudioFormat, elevenlabs_format
 from ..errors import ApiError
-from ..speech.arriving import check_waiting
-from ..speech.dialogue import ArrivingDialogue
+from ..speech.dialogue import ArrivingDialogue, TextQueue
 from ..speech.session import Session
 from ..speech.socket import IdleTimer, Messages
 from ..voices.mint import DEFAULT
@@ -45,16 +43,12 @@ class _Context:
         identity: its name.
         voices: that its first message named.
         texts: that are spoken or wait for it.
-        closing: no more text will come.
-        changed: set with each change.
         session: that speaks.
     """
 
     def __init__(self, identity: str, voices: list[str], speak: Callable[["_Context"], Any]):
         self.identity, self.voices = identity, voices
-        self.texts: deque[ArrivingDialogue] = deque()
-        self.closing = False
-        self.changed = asyncio.Event()
+        self.texts: TextQueue[ArrivingDialogue] = TextQueue()
         self.session: Session | None = None
         self.idle = IdleTimer(self.close)
         self._open: ArrivingDialogue | None = None
@@ -69,10 +63,9 @@ class _Context:
         if self._open is None or not self._open.takes(voice):
             self.flush()
             self._open = ArrivingDialogue()
-            self.texts.append(self._open)
-            self.changed.set()
+            self.texts.add(self._open)
         self._open.add(text, voice)
-        check_waiting([each.script for each in self.texts])
+        self.texts.check()
 
     def flush(self) -> None:
         """Have what has come spoken."""
@@ -83,9 +76,8 @@ class _Context:
     def close(self) -> None:
         """No more text will come."""
         self.idle.stop()
-        self.closing = True
         self.flush()
-        self.changed.set()
+        self.texts.close()
 
     def give_up(self) -> None:
         """Nobody hears it any more."""
@@ -179,15 +171,9 @@ class _Connection:
     async def _speak(self, context: _Context) -> None:
         """Speak a context's texts, one after another, to its end."""
         try:
-            while True:
-                if context.texts:
-                    await self._speak_text(context, context.texts[0])
-                    context.texts.popleft()
-                elif context.closing:
-                    break
-                else:
-                    context.changed.clear()
-                    await context.changed.wait()
+            while (text := await context.texts.first()) is not None:
+                await self._speak_text(context, text)
+                context.texts.pop()
             await self._send(context, {"is_final" if self._voice is None else "isFinal": True})
         except ApiError as error:
             await self._tell(error, context)
@@ -209,7 +195,7 @@ class _Connection:
         try:
             while (data := await session.read()) is not None:
                 await self._send(context, {"audio": base64.b64encode(data).decode()})
-                if not context.closing:
+                if not context.texts.closing:
                     context.idle.restart()
         finally:
             session.close()

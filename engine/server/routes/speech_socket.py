@@ -6,7 +6,6 @@ messages between `audio.start` and `audio.done`, then `session.done`, and anothe
 """
 
 import asyncio
-from collections import deque
 from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
@@ -15,8 +14,7 @@ from pydantic import ValidationError
 from ..audio.encoders import with_sizes
 from ..audio.formats import AudioFormat
 from ..errors import ApiError, invalid_fields
-from ..speech.arriving import check_waiting
-from ..speech.dialogue import ArrivingDialogue
+from ..speech.dialogue import ArrivingDialogue, TextQueue
 from ..speech.session import Session
 from ..speech.socket import IdleTimer, Messages
 from .context import Caller, caller_of
@@ -51,11 +49,9 @@ class _Connection:
     def __init__(self, socket: WebSocket):
         self._socket, self._messages = socket, Messages(socket)
         self._configured: tuple[SessionConfig, AudioFormat] | None = None
-        self._texts: deque[_Text] = deque()  # the one that is spoken, and those that wait
+        self._texts: TextQueue[_Text] = TextQueue()
         self._open: _Text | None = None  # which more may come of
-        self._changed = asyncio.Event()
         self._spoken = 0
-        self._closing = False
 
     async def run(self) -> None:
         """Serve it to its end."""
@@ -64,7 +60,7 @@ class _Connection:
         speaking = asyncio.create_task(self._speak())
         try:
             self._caller: Caller = caller_of(self._socket)
-            while not self._closing:
+            while not self._texts.closing:
                 await self._take(await self._messages.receive())
             await speaking
             await self._messages.close()
@@ -97,14 +93,13 @@ class _Connection:
                 self._end_text(is_asked=True)
             elif kind == "session.close":
                 self._end_text()
-                self._closing = True
-                self._changed.set()
+                self._texts.close()
             elif kind == "input.commit":
                 pass  # nothing was said
             else:
                 known = "session.config, input.text, input.commit, input.done or session.close"
                 raise ApiError(400, f"type must be {known}", param="type", code="unknown_type")
-            check_waiting([each.script for each in self._texts])
+            self._texts.check()
         except ApiError as error:
             if self._configured is None or error.code == "text_too_long":
                 raise
@@ -133,8 +128,7 @@ class _Connection:
         if self._open is None:
             assert self._configured is not None
             self._open = _Text(*self._configured)
-            self._texts.append(self._open)
-            self._changed.set()
+            self._texts.add(self._open)
         return self._open
 
     def _end_text(self, is_asked: bool = False) -> None:
@@ -146,16 +140,11 @@ class _Connection:
     async def _speak(self) -> None:
         """Speak the texts, one after another."""
         try:
-            while self._texts or not self._closing:
-                if self._texts:
-                    text = self._texts[0]
-                    spoken = await self._speak_text(text)
-                    self._texts.popleft()
-                    self._open = None if self._open is text else self._open  # it has failed
-                    await self._messages.send({"type": "session.done", "total_sentences": spoken})
-                else:
-                    self._changed.clear()
-                    await self._changed.wait()
+            while (text := await self._texts.first()) is not None:
+                spoken = await self._speak_text(text)
+                self._texts.pop()
+                self._open = None if self._open is text else self._open  # it has failed
+                await self._messages.send({"type": "session.done", "total_sentences": spoken})
         except WebSocketDisconnect:
             pass
         except Exception:

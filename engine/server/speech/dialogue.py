@@ -1,10 +1,13 @@
 """Turns of one or two voices as one script, as they come."""
 
+import asyncio
 import re
+from collections import deque
 from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 from ..voices.voice import TAG
-from .arriving import ArrivingText
+from .arriving import ArrivingText, check_waiting
 
 # ElevenLabs' audio tags that Dia has a sound for; others are read out.
 SOUNDS = {
@@ -119,3 +122,46 @@ class ArrivingDialogue:
     def _extend(self, part: str) -> None:
         if part:
             self.script.add(part)
+
+
+Text = TypeVar("Text", bound=ArrivingDialogue)
+
+
+class TextQueue(Generic[Text]):
+    """Texts of a client that are spoken one after another. Belongs to one event loop.
+
+    Attributes:
+        closing: no further text comes.
+    """
+
+    def __init__(self) -> None:
+        self.closing = False
+        self._texts: deque[Text] = deque()
+        self._changed = asyncio.Event()
+
+    def add(self, text: Text) -> None:
+        """Take one more."""
+        self._texts.append(text)
+        self._changed.set()
+
+    def close(self) -> None:
+        """No further one comes."""
+        self.closing = True
+        self._changed.set()
+
+    def check(self) -> None:
+        """Check what waits; raises ApiError, see `check_waiting`."""
+        check_waiting([text.script for text in self._texts])
+
+    async def first(self) -> Text | None:
+        """The next to be spoken, once there is one; it stays in the queue until `pop`. None at the end."""
+        while not self._texts:
+            if self.closing:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        return self._texts[0]
+
+    def pop(self) -> None:
+        """The first has been spoken."""
+        self._texts.popleft()
