@@ -191,8 +191,8 @@ class _TracedRunner(ModelRunner):
         super().__init__(model, max_slots=1)
         self.trace, self.started = trace, []
 
-    def prefill(self, slot, request):
-        yield from super().prefill(slot, request)
+    def resume(self, slot, request):
+        super().resume(slot, request)
         synchronize(self.model.device)
         self.trace.text.append([0.0, self.trace.now()])
 

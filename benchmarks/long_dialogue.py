@@ -38,7 +38,7 @@ SENTENCES = (
     "One two three four five.", "My robot can sing.", "Thank you, my friend.",
 )  # fmt: skip
 PARTS = ("first-chunk", "stream", "slots")
-STAGES = {"dia-engine": "steps", "dia-engine codec": "codec", "dia-engine script": "script"}  # by thread
+STAGES = {"dia-engine": "steps", "dia-engine worker": "codec and prefill", "dia-engine script": "script"}  # by thread
 
 
 def main() -> None:

@@ -53,8 +53,10 @@ class Ours:
         no_prompt = torch.zeros((0, self.model.config.decoder.num_channels), dtype=torch.int64)
         stamps, made = [time.perf_counter()], []
         for slot in range(batch):
-            for _ in runner.prefill(slot, Request(text, no_prompt, PARAMS, seed=slot)):
+            request = Request(text, no_prompt, PARAMS, seed=slot)
+            for _ in runner.start(slot, request):
                 pass
+            runner.resume(slot, request)
         while sum(made) <= steps:
             made.append(runner.decode(batch, STEPS_PER_LAUNCH[0]))
             if len(made) == 1:

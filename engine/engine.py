@@ -104,7 +104,7 @@ class Engine:
         self._modes = partial(computing, self.device, alone=small)
         self._thread = EngineThread(
             self.model, self.windows, limits, self._modes,
-            graph=graph, frames_per_second=self._frames_per_second, shares_codec=small and codec is not None,
+            graph=graph, frames_per_second=self._frames_per_second, uses_workers=small and codec is not None,
         )  # fmt: skip
         self._scripts = ScriptRunner(
             self._thread, self.windows, codec, config, self.long_form,

@@ -10,8 +10,8 @@ import torch
 # where other processes keep the cores busy, each wait lasts until the system gives that thread its turn. 64 MB is far
 # above the small models there are (12 MB) and far below the published Dia (3 GB).
 SMALL = 64e6
-# Threads that decode windows of a small model, beside the one that makes steps; fewer where torch has fewer.
-MOST_CODEC_THREADS = 4
+# Threads that prefill and decode windows of a small model, beside the one that makes steps; fewer if torch has fewer.
+MOST_WORKERS = 4
 
 
 def is_small(weight_bytes: Iterable[int], device: torch.device) -> bool:
@@ -19,9 +19,9 @@ def is_small(weight_bytes: Iterable[int], device: torch.device) -> bool:
     return device.type == "cpu" and sum(weight_bytes) <= SMALL
 
 
-def codec_threads() -> int:
-    """Threads for the codec of a model whose steps use one: as many as torch may use beside it."""
-    return min(torch.get_num_threads() - 1, MOST_CODEC_THREADS)
+def worker_threads() -> int:
+    """Threads beside the one that makes the steps of a small model: as many as torch may use more."""
+    return min(torch.get_num_threads() - 1, MOST_WORKERS)
 
 
 @contextmanager

@@ -5,14 +5,16 @@ spoken. So pieces do not depend on one another, and a voice that slips returns.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from ..longform_settings import LongFormSettings
 from ..model.script import TAGS
-from .turns import Unit, last_tag, units
+from .turns import Unit, last_tag, says_nothing, units
 
 SMALLEST = 0.4  # of a piece: a shorter rest joins its neighbor
+LOOKAHEAD = 128  # units that are looked at for the next piece, which never holds more
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,14 @@ def derived_seed(seed: int, piece: int, attempt: int = 0) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def whole_script(script: str, seed: int, settings: LongFormSettings, transcript: str = "") -> Plan:
-    """A plan of one piece: the script as it is."""
+def whole_script(script: str, seed: int, settings: LongFormSettings, transcript: str = "") -> Piece:
+    """The script as it is, as one piece."""
     size = size_of(script)
     sent = f"{transcript.rstrip()} {script}" if transcript.strip() else script
-    piece = Piece(script, transcript, (), seed, size * settings.seconds_per_byte, True, sent, size)
-    return Plan((piece,), is_split=False)
+    return Piece(script, transcript, (), seed, size * settings.seconds_per_byte, True, sent, size)
 
 
-def plan_script(
+def plan_pieces(
     script: str,
     seed: int,
     settings: LongFormSettings,
@@ -95,8 +96,8 @@ def plan_script(
     transcript: str | None = None,
     one_turn: bool = False,
     closing_tag: bool = False,
-) -> Plan:
-    """Plan a script in pieces.
+) -> Iterator[Piece]:
+    """Plan a script in pieces, each when it is asked for.
 
     Args:
         script: any text.
@@ -108,11 +109,10 @@ def plan_script(
     Raises:
         ValueError: nothing but tags.
     """
-    planner = Planner(seed, settings, transcript=transcript, one_turn=one_turn, closing_tag=closing_tag)
-    pieces = planner.add(units(script, settings.piece_bytes), final=True)
-    if not pieces:
+    if says_nothing(script):
         raise ValueError("text holds nothing but speaker tags: there is nothing to say")
-    return Plan(tuple(pieces), is_split=True)
+    planner = Planner(seed, settings, transcript=transcript, one_turn=one_turn, closing_tag=closing_tag)
+    return planner.pieces(units(script, settings.piece_bytes))
 
 
 class Planner:
@@ -134,6 +134,7 @@ class Planner:
         self._introduced: dict[str, int] = {}  # speaker -> the piece in which he first spoke
         self._pieces: list[Piece] = []
         self._last_speakers: list[str] = []  # of each piece
+        self._anchors: dict[tuple[int, ...], tuple[str, int]] = {}  # text and size, by their pieces
 
     def add(self, more: Sequence[Unit], *, final: bool) -> list[Piece]:
         """Take more units -> the pieces that are ready.
@@ -142,17 +143,28 @@ class Planner:
             final: nothing comes behind them for now: all is given out.
         """
         self._waiting += more
-        found, at = [], 0
-        while at < len(self._waiting):
-            rest = self._waiting[at : at + 256]  # a piece never holds more units
-            if not final and sum(unit.size for unit in rest) < 2 * self._settings.piece_bytes:
+        found = []
+        while self._waiting:
+            if not final and sum(unit.size for unit in self._waiting[:LOOKAHEAD]) < 2 * self._settings.piece_bytes:
                 break
-            count = self._count(rest)
-            at += count
-            following = self._waiting[at].speaker if at < len(self._waiting) else ""
-            found.append(self._piece(rest[:count], following))
-        self._waiting = self._waiting[at:]
+            found.append(self._next_piece())
         return found
+
+    def pieces(self, script: Iterable[Unit]) -> Iterator[Piece]:
+        """All pieces of a script whose end is known, planned one by one."""
+        left = iter(script)
+        while True:
+            self._waiting += islice(left, LOOKAHEAD + 1 - len(self._waiting))
+            if not self._waiting:
+                return
+            yield self._next_piece()
+
+    def _next_piece(self) -> Piece:
+        """The piece that the next of the waiting units make."""
+        rest = self._waiting[:LOOKAHEAD]
+        count = self._count(rest)
+        del self._waiting[:count]
+        return self._piece(rest[:count], self._waiting[0].speaker if self._waiting else "")
 
     def _count(self, rest: Sequence[Unit]) -> int:
         """How many of the next units make a piece."""
@@ -207,7 +219,7 @@ class Planner:
             size += unit.size
             if size > settings.piece_bytes:
                 break
-        anchor = size_of(self._anchor(self._anchor_pieces(speakers)))
+        _, anchor = self._anchor(self._anchor_pieces(speakers))
         return max(int(SMALLEST * settings.piece_bytes), min(settings.piece_bytes, settings.good_bytes - anchor))
 
     def _best_cut(self, rest: Sequence[Unit], fitting: int, budget: int) -> int:
@@ -219,7 +231,7 @@ class Planner:
             left += unit.size
             if left >= smallest:
                 break
-        if left < smallest and len(rest) < 256:
+        if left < smallest and len(rest) < LOOKAHEAD:
             budget = (sum(unit.size for unit in rest) + 1) // 2
         sizes, size = [], 0
         for unit in rest[:fitting]:
@@ -244,14 +256,15 @@ class Planner:
         known = {self._introduced[speaker] for speaker in speakers if speaker in self._introduced}
         return tuple(sorted(known or {0}))
 
-    def _anchor(self, pieces: tuple[int, ...]) -> str:
-        if self._transcript is not None:
-            return self._transcript.strip()
-        text, last = "", ""
-        for index in pieces:
-            text = _joined(text, last, self._pieces[index].text)
-            last = self._last_speakers[index]
-        return text
+    def _anchor(self, pieces: tuple[int, ...]) -> tuple[str, int]:
+        """The anchor that these pieces are, or the caller's, and its bytes."""
+        if pieces not in self._anchors:
+            text, last = (self._transcript or "").strip(), ""
+            for index in pieces:
+                text = _joined(text, last, self._pieces[index].text)
+                last = self._last_speakers[index]
+            self._anchors[pieces] = text, size_of(text)
+        return self._anchors[pieces]
 
     def _piece(self, chosen: Sequence[Unit], following: str) -> Piece:
         index = len(self._pieces)
@@ -260,9 +273,9 @@ class Planner:
         text = _text(chosen)
         size = size_of(text)
         # What one piece needs of another is dropped before it makes both too long for the model to speak well.
-        while len(anchors) > 1 and size_of(self._anchor(anchors)) + size > self._settings.good_bytes:
+        while len(anchors) > 1 and self._anchor(anchors)[1] + size > self._settings.good_bytes:
             anchors = anchors[1:]
-        anchor = self._anchor(anchors)
+        anchor, _ = self._anchor(anchors)
         last = last_tag(anchor) if self._transcript is not None else self._last_speakers[anchors[-1]] if anchors else ""
         piece = Piece(
             text=text,

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,14 +16,14 @@ from ..devices.precision import full_float32
 from ..longform_settings import LongFormSettings
 from ..messages import shown
 from ..model.config import DiaConfig
-from ..model.tokenizer import encode_text, has_visible_text
+from ..model.tokenizer import encode_bytes, encode_text, has_visible_text, is_visible
 from ..runtime.call import Call
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineThread
 from ..runtime.request import Request, item_named, parse_requests
 from .assembly import Assembler
 from .options import AudioPrompts, SpeechOptions
-from .plan import Piece, Plan, plan_script, size_of, whole_script
+from .plan import Piece, Plan, plan_pieces, size_of, whole_script
 from .source import Arriving, Feeder, PieceSource, Planned
 from .speaker import ScriptCall, ScriptSpeaker, Surroundings
 from .voices import joined_prompt
@@ -105,11 +105,11 @@ def parse_scripts(
         if index not in split and not options.changes_sound:
             found.append(request)
             continue
-        plan = make_plan(
+        pieces = _piece_maker(
             texts[index], request.seed, options, settings, config,
             transcript=transcripts[index], has_prompt=len(request.prompt) > 0, is_split=index in split,
         )  # fmt: skip
-        found.append(Script(request, lambda plan=plan: Planned(plan), plan.is_split, options))  # type: ignore[misc]
+        found.append(Script(request, _planned_by(pieces), index in split, options))
     return found
 
 
@@ -147,13 +147,35 @@ def make_plan(
     *,
     transcript: str | Mapping[str, str] | None = None,
     has_prompt: bool = False,
-    is_split: bool | None = None,
 ) -> Plan:
     """How a script will be spoken.
 
     Raises:
         TypeError, ValueError: it is no text, nothing but tags, or a piece cannot be read by the model.
     """
+    is_split = _needs_pieces(text, options, settings)
+    pieces = _piece_maker(
+        text, seed, options, settings, config, transcript=transcript, has_prompt=has_prompt, is_split=is_split
+    )
+    return Plan(tuple(pieces()), is_split)
+
+
+def _planned_by(pieces: Callable[[], Iterator[Piece]]) -> Callable[[], PieceSource]:
+    return lambda: Planned(pieces())
+
+
+def _piece_maker(
+    text: str,
+    seed: int,
+    options: SpeechOptions,
+    settings: LongFormSettings,
+    config: DiaConfig,
+    *,
+    transcript: str | Mapping[str, str] | None,
+    has_prompt: bool,
+    is_split: bool,
+) -> Callable[[], Iterator[Piece]]:
+    """What plans the pieces of a script, one by one; errors as those of `make_plan`, all of them now."""
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, got {type(text).__name__}")
     said: str | None = joined_prompt(transcript, transcript, text)[1]
@@ -161,15 +183,27 @@ def make_plan(
         raise TypeError(f"audio_prompt_text must be a string, got {type(said).__name__}")
     if has_visible_text(said or "") and not has_prompt:
         raise ValueError("audio_prompt_text is the transcript of an audio_prompt, but there is no audio_prompt")
-    if is_split is None:
-        is_split = _needs_pieces(text, options, settings)
-    if is_split:
-        plan = plan_script(text, seed, settings, **_rules(options, settings, said, has_prompt))
-    else:
-        plan = whole_script(text, seed, settings, said or "")
-    for piece in plan.pieces:
-        _encode(piece.sent, config)
-    return plan
+
+    def pieces() -> Iterator[Piece]:
+        if is_split:
+            return plan_pieces(text, seed, settings, **_rules(options, settings, said, has_prompt))
+        return iter((whole_script(text, seed, settings, said or ""),))
+
+    made = pieces()
+    if not (is_split and _is_readable(text, said or "", settings, config)):
+        for piece in made:
+            _check(piece, config)
+    return pieces
+
+
+def _is_readable(text: str, transcript: str, settings: LongFormSettings, config: DiaConfig) -> bool:
+    """Whether the model can read all pieces of a text, as far as can be told without a plan of it."""
+    longest = max(settings.good_bytes + settings.piece_bytes, size_of(transcript) + 2 * settings.piece_bytes) + 16
+    return (
+        longest <= config.encoder.max_position_embeddings
+        and config.encoder.vocab_size >= 256
+        and all(_is_sound(character) for character in set(text))
+    )
 
 
 def _rules(
@@ -181,6 +215,11 @@ def _rules(
         "one_turn": options.pause > 0,
         "closing_tag": settings.closing_tag if options.closing_tag is None else options.closing_tag,
     }
+
+
+def _is_sound(character: str) -> bool:
+    """Whether a character can be encoded, and makes what it stands in a text, if it is not white space."""
+    return not "\ud800" <= character <= "\udfff" and (character.isspace() or is_visible(character))
 
 
 class ScriptRunner:
@@ -232,10 +271,11 @@ class ScriptRunner:
                 Feeder(item.parts, source, call, speaker.wake, speaker.fail, item.loop).start()
 
     def _surroundings(self) -> Surroundings:
+        encoder = self._config.encoder
         return Surroundings(
             submit=self._thread.submit,
             make_assembler=self._assembler,
-            encode=lambda text: _encode(text, self._config),
+            encode=lambda text: encode_text(text, encoder.max_position_embeddings, encoder.vocab_size),
             settings=self._settings,
             frames_per_second=self._frames_per_second,
             max_rows=self._max_rows,
@@ -295,7 +335,7 @@ def _arriving(
     rules = _rules(options, settings, arguments.get("audio_prompt_text"), has_prompt=len(request.prompt) > 0)
 
     def check(piece: Piece) -> None:
-        _encode(piece.sent, config)
+        _check(piece, config)
 
     def source() -> Arriving:
         return Arriving(request.seed, settings, check=check, **rules)
@@ -354,8 +394,9 @@ def _needs_pieces(text: Any, options: SpeechOptions, settings: LongFormSettings)
     return size_of(text) > settings.good_bytes or (options.changes_text and bool(text.strip()))
 
 
-def _encode(text: str, config: DiaConfig) -> torch.Tensor:
+def _check(piece: Piece, config: DiaConfig) -> None:
+    """Raises ValueError: a piece that the model cannot read."""
     try:
-        return encode_text(text, config.encoder.max_position_embeddings, config.encoder.vocab_size)
+        encode_bytes(piece.sent, config.encoder.max_position_embeddings, config.encoder.vocab_size)
     except ValueError as error:
-        raise ValueError(f"the piece {shown(text[:60])} cannot be generated: {error}") from None
+        raise ValueError(f"the piece {shown(piece.sent[:60])} cannot be generated: {error}") from None

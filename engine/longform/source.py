@@ -4,13 +4,13 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..longform_settings import LongFormSettings
 from ..model.script import TAGS
-from .plan import Piece, Plan, Planner
+from .plan import Piece, Planner
 from .turns import last_tag, units, whole_sentences
 
 if TYPE_CHECKING:
@@ -54,22 +54,50 @@ class PieceSource(Protocol):
 
 
 class Planned:
-    """The pieces of a plan."""
+    """The pieces of a text that is known. They are planned as they are taken, so that the first sound of a long script
+    does not wait for the plan of all of it."""
 
-    def __init__(self, plan: Plan):
-        self._pieces = deque(plan.pieces)
-        self.total, self.expected_seconds = len(plan.pieces), plan.expected_seconds
-        self._anchors = {index for piece in plan.pieces for index in piece.anchor_pieces}
+    def __init__(self, pieces: Iterator[Piece]):
+        self._left = pieces
+        self._ready: deque[Piece] = deque()  # planned and not taken
+        self._anchors: set[int] = set()
+        self._planned, self._expected_seconds = 0, 0.0
 
     @property
     def is_complete(self) -> bool:
-        return not self._pieces
+        return not (self._ready or self._plan_next())
+
+    @property
+    def total(self) -> int:
+        self._plan_all()
+        return self._planned
+
+    @property
+    def expected_seconds(self) -> float:
+        self._plan_all()
+        return self._expected_seconds
 
     def take(self, idle: bool) -> Piece | None:
-        return self._pieces.popleft() if self._pieces else None
+        return self._ready.popleft() if self._ready or self._plan_next() else None
 
     def is_anchor(self, index: int) -> bool:
+        self._plan_all()
         return index in self._anchors
+
+    def _plan_next(self) -> bool:
+        """Plan one more piece; whether there was one."""
+        piece = next(self._left, None)
+        if piece is None:
+            return False
+        self._ready.append(piece)
+        self._anchors.update(piece.anchor_pieces)
+        self._planned += 1
+        self._expected_seconds += piece.expected_seconds
+        return True
+
+    def _plan_all(self) -> None:
+        while self._plan_next():
+            pass
 
 
 @dataclass
@@ -161,7 +189,7 @@ class Arriving:
     def _plan_to(self, end: int, final: bool) -> None:
         """Take the text up to there out of what waits."""
         whole, self._text = self._text[:end], self._text[end:]
-        more = units(whole, self.settings.piece_bytes, self._speaker, self._last)
+        more = list(units(whole, self.settings.piece_bytes, self._speaker, self._last))
         self._last = more[-1].speaker if more else self._last
         self._speaker = last_tag(whole) or self._speaker
         self._collect(self._planner.add(more, final=final))

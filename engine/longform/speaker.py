@@ -165,7 +165,7 @@ class ScriptSpeaker:
             EngineFull: at once, if there is no room for the first piece.
             RuntimeError: the engine is closed.
         """
-        self._take()
+        self._take(most=1)  # the others can wait until that one runs
         if 0 in self._pieces:
             self._submit(0)
         threading.Thread(target=self._main, name="dia-engine script", daemon=True).start()
@@ -231,9 +231,9 @@ class ScriptSpeaker:
 
     # What is generated
 
-    def _take(self) -> None:
+    def _take(self, most: int | None = None) -> None:
         """Pieces from the source, as many as may be under way."""
-        while len(self._pieces) < 2 * self._around.slots:
+        while len(self._pieces) < (most or 2 * self._around.slots):
             piece = self._source.take(idle=not self._pieces)
             if piece is None:
                 return

@@ -43,7 +43,7 @@ class Unit:
         return len(self.text.encode("utf-8", "surrogatepass")) + (2 if self.opens else 1)
 
 
-def units(script: str, most: int, speaker: str = "", last: str | None = None) -> list[Unit]:
+def units(script: str, most: int, speaker: str = "", last: str | None = None) -> Iterator[Unit]:
     """The units of a script in order, none of more than `most` bytes.
 
     Consecutive turns of one speaker are one turn: Dia loses its way where a tag is repeated.
@@ -52,16 +52,19 @@ def units(script: str, most: int, speaker: str = "", last: str | None = None) ->
         speaker: who speaks before the first tag.
         last: who spoke before the script, and may go on; None for nobody.
     """
-    found: list[Unit] = []
     at = 0
     for match in [*_TAG.finditer(script), None]:
         text = script[at : match.start() if match else len(script)]
         for part in sentences(text, most):
-            found.append(Unit(speaker, part, opens=speaker != last))
+            yield Unit(speaker, part, opens=speaker != last)
             last = speaker
         if match:
             at, speaker = match.end(), match.group()
-    return found
+
+
+def says_nothing(script: str) -> bool:
+    """Whether there is nothing beside speaker tags, so that there are no units."""
+    return not _TAG.sub("", script).strip()
 
 
 def sentences(text: str, most: int) -> list[str]:
@@ -127,14 +130,14 @@ def _cut(text: str, pattern: re.Pattern[str]) -> Iterator[str]:
 
 def _ends(text: str, pattern: re.Pattern[str]) -> list[int]:
     """Where matches of a pattern end, outside parentheses."""
+    if not any(opening in text for opening in _OPENING):
+        return [match.end() for match in pattern.finditer(text)]
     inside = _inside_parentheses(text)
     return [match.end() for match in pattern.finditer(text) if not inside[match.start()]]
 
 
 def _inside_parentheses(text: str) -> list[bool]:
     """For each character whether it stands between a parenthesis and the one that closes it, those included."""
-    if not any(opening in text for opening in _OPENING):
-        return [False] * len(text)
     open_at: list[int] = []
     changes = [0] * (len(text) + 1)
     for index, character in enumerate(text):

@@ -1,7 +1,7 @@
 """Encoder and decoder as functions of their weights, and the decode step."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 
@@ -130,18 +130,20 @@ class DiaModel:
         return PREFILL_ROWS[self.device.type != "cpu"]
 
     def prefill(self, state: DecodeState, slot: int, text: torch.Tensor) -> None:
-        """`prefill_pieces` in one go, for a slot whose position is read back from the device."""
-        for _ in self.prefill_pieces(state, slot, text, int(state.position[slot])):
+        """`prefill_pieces` and `resume` in one go, for a slot whose position is read back from the device."""
+        length = int(state.position[slot])
+        for _ in self.prefill_pieces(state, slot, text, length):
             pass
+        self.resume(state, slot, length)
 
     def prefill_pieces(
         self, state: DecodeState, slot: int, text: torch.Tensor, length: int, prefix: KVCache | None = None
-    ) -> Iterator[int]:
-        """Fill a started slot's caches, from its text and its prompt, and its residual; then let the slot run.
+    ) -> Generator[int, None, None]:
+        """Fill a started slot's caches from its text and its prompt.
 
-        Piece by piece: decode steps of other slots may run between two. The pieces are layers, and in the decoder
-        PREFILL_ROWS rows of the prompt at a time, always cut at the same rows, so that the result does not depend on
-        what runs in between.
+        Piece by piece: decode steps of other slots may run between two, on a CPU also beside one. The pieces are
+        layers, and in the decoder PREFILL_ROWS rows of the prompt at a time, always cut at the same rows, so that the
+        result does not depend on what else runs.
 
         Args:
             state: on which `start` was called for the slot.
@@ -170,6 +172,9 @@ class DiaModel:
         else:
             self.prompt_cache(state, slot, length).copy_from(prefix)
         yield from self._prompt_pieces(state, slot, length, text_caches)
+
+    def resume(self, state: DecodeState, slot: int, length: int) -> None:
+        """Let a slot whose caches are filled run from the next step on: its first row is `length`."""
         residual = state.residual.rows(slice(2 * slot, 2 * slot + 2))
         first_row = embed(state.grid[slot, length : length + 1], self.embedding)
         residual.write(first_row, self.layers[0].self_norm.weight)

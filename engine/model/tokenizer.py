@@ -22,6 +22,15 @@ def encode_text(text: str, max_length: int, vocab_size: int = 256) -> torch.Tens
         ids [S] int64, S <= max_length.
 
     Raises:
+        TypeError, ValueError: as `encode_bytes`.
+    """
+    return torch.tensor(list(encode_bytes(text, max_length, vocab_size)), dtype=torch.int64, device="cpu")
+
+
+def encode_bytes(text: str, max_length: int, vocab_size: int = 256) -> bytes:
+    """The ids of `encode_text`, each of which is a byte.
+
+    Raises:
         TypeError: `text` is not a string.
         ValueError: nothing that can be seen, not encodable as UTF-8, or longer than `max_length` ids (the
             reference cuts such text in silence), or holds a byte that the model does not know.
@@ -43,11 +52,14 @@ def encode_text(text: str, max_length: int, vocab_size: int = 256) -> torch.Tens
         )
     if max(encoded) >= vocab_size:
         raise ValueError(f"text holds the byte {max(encoded)}, the model knows only bytes below {vocab_size}")
-    return torch.tensor(list(encoded), dtype=torch.int64, device="cpu")
+    return encoded
 
 
 def has_visible_text(text: str) -> bool:
     """Whether a reader would see anything of a text."""
-    return any(
-        unicodedata.category(character) not in INVISIBLE_CATEGORIES and character not in FILLERS for character in text
-    )
+    return any(map(is_visible, text))
+
+
+def is_visible(character: str) -> bool:
+    """Whether a character takes ink by itself."""
+    return unicodedata.category(character) not in INVISIBLE_CATEGORIES and character not in FILLERS

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..codec.windowed import CodeWindows
-from ..codec.workers import DecodeWorkers
 from ..devices.precision import full_float32
-from ..devices.threads import codec_threads
+from ..devices.threads import worker_threads
+from ..devices.workers import Workers
 from ..model.dia import DiaModel
 from .call import Call
 from .chunking import ChunkSizes
@@ -66,7 +66,7 @@ class EngineThread:
         *,
         graph: bool,
         frames_per_second: float,
-        shares_codec: bool,
+        uses_workers: bool,
     ):
         """
         Args:
@@ -75,11 +75,11 @@ class EngineThread:
             modes: a context for everything that is computed.
             graph: whether decode steps are captured in CUDA graphs.
             frames_per_second: of the codec.
-            shares_codec: whether further threads decode windows beside the steps, where torch may use them. The steps
-                of a large model use all cores, and the codec does between them.
+            uses_workers: whether further threads prefill and decode windows beside the steps, where torch may use them.
+                A large model uses all cores for its steps, and between them for the rest.
         """
         self._model, self._windows, self._limits, self._modes = model, windows, limits, modes
-        self._graph, self._frames_per_second, self._shares_codec = graph, frames_per_second, shares_codec
+        self._graph, self._frames_per_second, self._uses_workers = graph, frames_per_second, uses_workers
         self._unusable = ""
         self._begin()
 
@@ -93,13 +93,13 @@ class EngineThread:
 
     def _new_scheduler(self) -> Scheduler:
         model, limits = self._model, self._limits
-        threads = codec_threads() if self._shares_codec else 0
+        threads = worker_threads() if self._uses_workers else 0
         return Scheduler(
             ModelRunner(model, graph=self._graph, max_slots=limits.max_slots, max_rows=limits.rows(model.config)),
             self._windows,
             max_delay=model.config.max_delay,
             frames_per_second=self._frames_per_second,
-            workers=DecodeWorkers(threads, self._modes) if threads else None,
+            workers=Workers(threads, self._modes) if threads else None,
         )
 
     @property

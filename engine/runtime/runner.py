@@ -8,20 +8,20 @@ are in use, a graph of fewer slots runs on the first part of the same tensors.
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from ..devices.cuda_graph import captured
+from ..devices.slow_steps import SlowSteps
 from ..kernels.advance import RUNNING
 from ..model.cache import PrefixCache
 from ..model.delay import playable_codes
 from ..model.dia import DiaModel, decoder_weights
 from ..model.state import DecodeState, copy_to
 from .request import Request
-from .slow_steps import SlowSteps
 
 logger = logging.getLogger(__name__)
 
@@ -143,11 +143,12 @@ class ModelRunner:
             for count in sorted({*(count for count in SLOT_COUNTS if count < most), most}, reverse=True):
                 self._ensure_captured(count)
 
-    def prefill(self, slot: int, request: Request) -> Iterator[int]:
-        """Start a request in a free slot; see `DiaModel.prefill_pieces`. It runs from the launch after the last piece.
+    def start(self, slot: int, request: Request) -> Generator[int, None, None]:
+        """Give a free slot to a request. Its prefill is still to be run, and `resume` to be called then.
 
-        Yields:
-            the multiplications of each piece, before it is run.
+        Returns:
+            the pieces of the prefill; see `DiaModel.prefill_pieces`. On a CPU any threads may run them, one after the
+            other, beside decode steps of other slots.
         """
         state, model = self.state, self.model
         if slot in self._reads:  # the grid is still read for the request that had the slot before
@@ -156,10 +157,14 @@ class ModelRunner:
         text = torch.empty(request.text_ids.shape, dtype=torch.int64, device=model.device)
         copy_to(text, request.text_ids)
         prompt = request.prompt_codes
-        prefix = self._prefixes.find(prompt)
-        yield from model.prefill_pieces(state, slot, text, len(prompt), prefix)
-        if prefix is None:
-            self._prefixes.keep(prompt, model.prompt_cache(state, slot, len(prompt)))
+        return model.prefill_pieces(state, slot, text, len(prompt), self._prefixes.find(prompt))
+
+    def resume(self, slot: int, request: Request) -> None:
+        """Let a request run from the next launch on, behind its prefill."""
+        prompt = request.prompt_codes
+        if self._prefixes.find(prompt) is None:
+            self._prefixes.keep(prompt, self.model.prompt_cache(self.state, slot, len(prompt)))
+        self.model.resume(self.state, slot, len(prompt))
 
     def decode(self, slots: int, most: int) -> int:
         """Launch decode steps of the first `slots` slots, as many as one launch holds and at most `most`.

@@ -11,13 +11,13 @@ On a GPU the status of a launch is read while the next one runs:
     host   | queue 1, 2 | read 1, queue 3 | read 2, queue 4 |
 
 so a slot's status can be older than the request that has the slot now: those before its first launch do not count.
-On a CPU windows can be decoded by worker threads, beside the steps.
+On a CPU worker threads can run prefills and decode windows, beside the steps.
 """
 
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Protocol
@@ -25,10 +25,11 @@ from typing import Protocol
 import torch
 
 from ..codec.windowed import CodeWindows, ContextCodes, HostCopy
-from ..codec.workers import DecodeWorkers, WindowJob
+from ..devices.workers import Job, Urgency, Workers
 from ..results import Generation
 from .call import Call
 from .chunking import ChunkSchedule, ChunkSizes, Window, complete_frames, window_lengths
+from .prefill import Prefill
 from .request import Request
 from .runner import SlotStatus
 
@@ -39,7 +40,6 @@ MAX_HELD_SECONDS = 2.0  # the longest that a window waits for windows that are m
 # Requests at a time from which on a small model's step uses idle cores: with 4 it takes 2/3 of the time on two of them
 # (Zen 5), while with one a busy neighbor there would cost more than there is to gain.
 SHARED_SLOTS = 4
-AT_ONCE = 0.0  # the deadline of a stream's first window
 
 
 class Runner(Protocol):
@@ -57,7 +57,8 @@ class Runner(Protocol):
     def in_flight(self) -> int: ...
     def prepare(self, slots: int) -> None: ...
     def fits(self, slot: int) -> bool: ...
-    def prefill(self, slot: int, request: Request) -> Iterator[int]: ...
+    def start(self, slot: int, request: Request) -> Generator[int, None, None]: ...
+    def resume(self, slot: int, request: Request) -> None: ...
     def decode(self, slots: int, most: int) -> int: ...
     def lend_threads(self, count: int) -> None: ...
     def status_ready(self) -> bool: ...
@@ -78,7 +79,9 @@ class Sequence:
         call: where its results go, and whether anybody still wants them.
         schedule: the request's windows.
         decoder: what makes chunks of them.
+        arrived: when it was added, in seconds of `time.perf_counter`.
         slot: -1 while it waits.
+        prefill: what fills the slot's caches.
         first_launch: the first launch that it takes part in; 0 before its prefill is done.
         steps: decode steps that have been launched for it.
         windows: not yet decoded, in order, each with the time at which it became complete.
@@ -91,13 +94,14 @@ class Sequence:
     call: Call
     schedule: ChunkSchedule
     decoder: CodeWindows
+    arrived: float = field(default_factory=time.perf_counter)
     slot: int = -1
-    prefill: Iterator[int] = field(default_factory=lambda: iter(()))
+    prefill: Prefill = field(default_factory=lambda: Prefill(piece for piece in list[int]()))
     first_launch: int = 0
     steps: int = 0
     end_row: int = 0
     windows: deque[tuple[Window, float]] = field(default_factory=deque)
-    pending: deque[tuple[HostCopy | WindowJob, float]] = field(default_factory=deque)
+    pending: deque[tuple[HostCopy | Job[torch.Tensor], float]] = field(default_factory=deque)
     codes: tuple[torch.Tensor, HostCopy] | None = None
     emitted_seconds: float = 0.0
     first_emitted: float = 0.0
@@ -111,10 +115,16 @@ class Sequence:
         """Whether the first chunk has been emitted or is on its way."""
         return bool(self.first_emitted or self.pending)
 
-    def cancel_windows(self) -> None:
-        """Nobody waits for what is being decoded."""
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a listener waits for its first chunk."""
+        return self.call.streaming and not self.first_emitted
+
+    def cancel_jobs(self) -> None:
+        """Nobody waits for what is being computed; when this returns, nothing of it writes to the slot any more."""
         for chunk, _ in self.pending:
             chunk.cancel()
+        self.prefill.stop()
 
 
 def _urgency(sequence: Sequence) -> tuple[bool, bool, float]:
@@ -124,15 +134,20 @@ def _urgency(sequence: Sequence) -> tuple[bool, bool, float]:
     return not sequence.call.streaming, sequence.heard, dry if sequence.call.streaming else since
 
 
-def _deadline(sequence: Sequence, window: Window, since: float, frames_per_second: float) -> float:
-    """When a window that is complete since then should be decoded: a stream's first before all others, a later one
-    before its player runs dry, and no window waits for more urgent ones for longer than MAX_HELD_SECONDS."""
+def _prefill_urgency(sequence: Sequence) -> Urgency:
+    """Prefills go before all windows that are not overdue: steps wait for them."""
+    return Urgency(is_later=not sequence.call.streaming, seconds=sequence.arrived)
+
+
+def _window_urgency(sequence: Sequence, window: Window, since: float, frames_per_second: float) -> Urgency:
+    """How urgent a window is that is complete since then: a stream's first goes before all others, a later one should
+    be decoded before its player runs dry, and no window waits for more urgent ones for longer than MAX_HELD_SECONDS."""
     latest = since + MAX_HELD_SECONDS
     if not sequence.call.streaming:
-        return latest
+        return Urgency(True, latest)
     if not window.first:
-        return AT_ONCE
-    return min(latest, (sequence.first_emitted or since) + window.first / frames_per_second)
+        return Urgency(False, sequence.arrived)
+    return Urgency(True, min(latest, (sequence.first_emitted or since) + window.first / frames_per_second))
 
 
 class Scheduler:
@@ -145,9 +160,9 @@ class Scheduler:
         *,
         max_delay: int,
         frames_per_second: float,
-        workers: DecodeWorkers | None = None,
+        workers: Workers | None = None,
     ):
-        """`max_delay` is the model's; `workers` decode the windows of a `decoder` on a CPU."""
+        """`max_delay` is the model's; `workers` run prefills and decode the windows of a `decoder` on a CPU."""
         self.runner, self.decoder, self._codes = runner, decoder, ContextCodes(decoder)
         self.workers = workers
         self.max_delay, self.frames_per_second = max_delay, frames_per_second
@@ -190,25 +205,25 @@ class Scheduler:
             self._decode_windows()
         else:
             self._hand_over_windows()
-            # Listeners to several new streams wait: their first windows are worth more than steps.
-            if self._first_windows() > self.workers.count:
-                self.workers.help(until=AT_ONCE)
+            # Prefills and first windows that no worker has in hand are worth more than steps.
+            if self._due_jobs() > self.workers.count:
+                self.workers.help(until=Urgency(True, time.perf_counter()))
         self._emit()
-        if not (self.running or self.prefilling) and self.finishing:
+        if self.unfinished and not self.running and all(each.prefill.is_handed_over for each in self.prefilling):
             self._wait()
 
     def _wait(self) -> None:
-        """Nothing is left to do but for the codec."""
+        """Nothing is left to do but for the workers."""
         if self.workers is None or not self.workers.help():
             time.sleep(POLL_SECONDS)
 
     @property
     def worker_threads(self) -> list[threading.Thread]:
-        """The codec's threads that have been started."""
+        """The workers that have been started."""
         return [] if self.workers is None else self.workers.threads
 
     def close(self) -> None:
-        """End the codec's threads."""
+        """End the workers."""
         if self.workers is not None:
             self.workers.close()
 
@@ -218,7 +233,7 @@ class Scheduler:
         self.ended += len(sequences)
         self.waiting, self.prefilling, self.running, self.finishing = deque(), deque(), {}, []
         for sequence in sequences:
-            sequence.cancel_windows()
+            sequence.cancel_jobs()
             sequence.call.fail(error)
 
     def _all(self) -> list[Sequence]:
@@ -231,9 +246,9 @@ class Scheduler:
 
     def _remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is, and free its slot."""
+        sequence.cancel_jobs()
         self._free_slot(sequence)
         self.ended += 1
-        sequence.cancel_windows()
         for queue in (self.waiting, self.prefilling, self.finishing):
             if sequence in queue:
                 queue.remove(sequence)
@@ -274,28 +289,44 @@ class Scheduler:
                     return
                 self.waiting.remove(sequence)
                 sequence.slot = heappop(self._free)  # the lowest: few slots make a small launch
-                sequence.prefill = self.runner.prefill(sequence.slot, sequence.request)
+                sequence.prefill = Prefill(self.runner.start(sequence.slot, sequence.request))
                 self.prefilling.append(sequence)
                 sequence.call.started = sequence.call.started or time.perf_counter()
             except Exception as error:
                 self._fail(sequence, error)
 
     def _run_prefills(self) -> None:
-        """Prefill in the order of arrival; while requests run, no more between two launches than the budget allows."""
+        """Prefill in the order of arrival, no more between two launches than the budget allows if any request runs, nor
+        between two looks at what has arrived if workers could begin with that."""
+        if self.workers is not None:
+            self._hand_over_prefills(self.workers)
         done = 0
-        while self.prefilling and not (self.running and done >= self.runner.prefill_budget):
-            sequence = self.prefilling[0]
+        for sequence in list(self.prefilling):
             try:
-                piece = next(sequence.prefill, None)
+                while not (sequence.prefill.is_handed_over or sequence.prefill.has_ended()):
+                    if done >= self.runner.prefill_budget and (self.running or self.workers is not None):
+                        return
+                    done += sequence.prefill.run_piece()
+                if sequence.prefill.has_ended():
+                    self._run(sequence)
             except Exception as error:
                 self._fail(sequence, error)
-                continue
-            if piece is not None:
-                done += piece
-                continue
-            self.prefilling.popleft()
-            sequence.first_launch = self.runner.launches + 1
-            self.running[sequence.slot] = sequence
+
+    def _hand_over_prefills(self, workers: Workers) -> None:
+        """Let workers prefill, but for one request where this thread has nothing else to do."""
+        busy = bool(self.running)
+        for sequence in self.prefilling:
+            if not sequence.prefill.is_handed_over:
+                if busy:
+                    sequence.prefill.hand_over(workers, _prefill_urgency(sequence))
+                busy = True
+
+    def _run(self, sequence: Sequence) -> None:
+        """Let a sequence take part in the launches from the next one on."""
+        self.runner.resume(sequence.slot, sequence.request)
+        self.prefilling.remove(sequence)
+        sequence.first_launch = self.runner.launches + 1
+        self.running[sequence.slot] = sequence
 
     def _decode(self) -> None:
         if self.workers is not None:
@@ -400,23 +431,23 @@ class Scheduler:
                     self._fail(sequence, error)
                     break
 
-    def _first_windows(self) -> int:
-        """Streams whose first window is being decoded or waits for that."""
-        every = [*self.running.values(), *self.finishing]
-        return sum(bool(each.call.streaming and each.pending and not each.first_emitted) for each in every)
+    def _due_jobs(self) -> int:
+        """Prefills and first windows of streams that are handed over."""
+        windows = sum(bool(each.is_awaited and each.pending) for each in [*self.running.values(), *self.finishing])
+        return windows + sum(each.prefill.is_handed_over for each in self.prefilling)
 
-    def decode_now(self, codes: torch.Tensor, first: int, last: int | None) -> HostCopy | WindowJob:
+    def decode_now(self, codes: torch.Tensor, first: int, last: int | None) -> HostCopy | Job[torch.Tensor]:
         """Decode a window for a listener who waits for it, behind the first chunks of streams; see
         `CodeWindows.decode`. Called in the scheduler's thread, the result can be awaited in any other one."""
         with self.decoder.on_stream():
-            return self._decoded(self.decoder, codes, first, last, time.perf_counter())
+            return self._decoded(self.decoder, codes, first, last, Urgency(True, time.perf_counter()))
 
     def _decoded(
-        self, decoder: CodeWindows, codes: torch.Tensor, first: int, last: int | None, deadline: float
-    ) -> HostCopy | WindowJob:
+        self, decoder: CodeWindows, codes: torch.Tensor, first: int, last: int | None, urgency: Urgency
+    ) -> HostCopy | Job[torch.Tensor]:
         if self.workers is None or decoder is not self.decoder:
             return decoder.decode(codes, first, last)
-        return self.workers.submit(decoder.pieces(codes, first, last), deadline)
+        return self.workers.submit(decoder.pieces(codes, first, last), urgency)
 
     @staticmethod
     def _can_wait(sequence: Sequence) -> bool:
@@ -437,8 +468,8 @@ class Scheduler:
             else:
                 codes = sequence.codes[0][start : window.stop]
             last = None if window.ends else window.last - start
-            deadline = _deadline(sequence, window, since, self.frames_per_second)
-            chunk = self._decoded(sequence.decoder, codes, window.first - start, last, deadline)
+            urgency = _window_urgency(sequence, window, since, self.frames_per_second)
+            chunk = self._decoded(sequence.decoder, codes, window.first - start, last, urgency)
         sequence.pending.append((chunk, (window.last - window.first) / self.frames_per_second))
 
     def _emit(self) -> None:

@@ -6,9 +6,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dia_engine.longform.plan import Plan, derived_seed, plan_script, size_of
-from dia_engine.longform.turns import sentences, units, whole_sentences
+from dia_engine.longform.options import SpeechOptions
+from dia_engine.longform.plan import Plan, Planner, derived_seed, plan_pieces, size_of
+from dia_engine.longform.scripts import _is_readable, make_plan
+from dia_engine.longform.turns import says_nothing, sentences, units, whole_sentences
 from dia_engine.longform_settings import LongFormSettings
+from dia_engine.weights.synthetic import synthetic_config
 
 DIA = LongFormSettings()
 TALKER = LongFormSettings(good_bytes=128, piece_bytes=65, anchor_bytes=65)
@@ -30,6 +33,10 @@ def as_dense(script: str) -> str:
             last = pending or last
             parts.append(text)
     return "".join(parts)
+
+
+def plan_script(script: str, seed: int, limits: LongFormSettings, **rules) -> Plan:
+    return Plan(tuple(plan_pieces(script, seed, limits, **rules)), is_split=True)
 
 
 def check(plan: Plan, script: str, limits: LongFormSettings) -> None:
@@ -72,6 +79,33 @@ def test_pieces_are_the_script(script, limits):
     plan = plan_script(script, 1, limits)
     check(plan, script, limits)
     assert plan == plan_script(script, 1, limits)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SCRIPTS, st.sampled_from([DIA, TALKER]))
+@example("[S1] \u0301 " + "One two three. " * 30, DIA)
+@example("[S1] \ud800 " + "One two three. " * 30, DIA)
+@example("[S1] \u200b. " + "\u3164! One two three. " * 30, DIA)
+def test_what_is_readable_before_it_is_planned_is_readable_piece_by_piece(script, limits):
+    """Errors come before any work, while all but the first piece are planned later."""
+    config = synthetic_config("synthetic:full")
+    if _is_readable(script, "", limits, config) and size_of(script) > limits.good_bytes and not says_nothing(script):
+        make_plan(script, 1, SpeechOptions(), limits, config)
+
+
+def test_a_script_is_planned_piece_by_piece_as_it_is_at_once():
+    script = "[S1] Can you count? [S2] Yes, I can. One. [S1] Two (laughs) three! " * 300
+    taken = []
+
+    def noting():
+        for unit in units(script, TALKER.piece_bytes):
+            taken.append(unit)
+            yield unit
+
+    pieces = Planner(1, TALKER).pieces(noting())
+    first = next(pieces)
+    assert len(taken) < 150 < len(list(units(script, TALKER.piece_bytes)))
+    assert [first, *pieces] == Planner(1, TALKER).add(list(units(script, TALKER.piece_bytes)), final=True)
 
 
 @pytest.mark.parametrize("limits", [DIA, TALKER])

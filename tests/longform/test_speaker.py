@@ -9,7 +9,7 @@ import pytest
 from dia_engine import FLUSH, Engine, SamplingParams
 from dia_engine.longform import speaker
 from dia_engine.longform.checks import Pace, best, guard_frames, is_good
-from dia_engine.longform.plan import plan_script
+from dia_engine.longform.plan import plan_pieces
 from dia_engine.longform_settings import LongFormSettings
 from dia_engine.results import Generation
 
@@ -222,7 +222,7 @@ def test_progress_by_piece(talker, whole, capsys):
 # Checks and tries
 
 LIMITS = LongFormSettings(good_bytes=128, piece_bytes=65, anchor_bytes=65, shortest=0.7, longest=1.45)
-PIECE = plan_script(SCRIPT, 1, LIMITS).pieces[1]
+PIECE = list(plan_pieces(SCRIPT, 1, LIMITS))[1]
 
 
 def made(frames: int, finish_reason: str = "stop", seed: int = 0) -> Generation:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dia_engine.codec.windowed import CodeWindows
+from dia_engine.devices.workers import Workers
 from dia_engine.kernels.advance import RUNNING
 from dia_engine.runtime.call import Call
 from dia_engine.runtime.chunking import ChunkSizes
@@ -51,9 +52,11 @@ class ArithmeticRunner:
     def fits(self, slot):
         return True
 
-    def prefill(self, slot, request):
+    def start(self, slot, request):
         for _ in range(3):
             yield 4
+
+    def resume(self, slot, request):
         self.slots[slot] = SlotStatus(0, RUNNING, 0)
         self.ends[slot], self.seeds[slot] = request.params.max_tokens - 1 - MAX_DELAY, request.seed
         self.log.append(("start", slot))
@@ -103,6 +106,19 @@ class ArithmeticRunner:
 
 def scheduler_over(runner) -> Scheduler:
     return Scheduler(runner, CodeWindows(torch.device("cpu")), max_delay=MAX_DELAY, frames_per_second=86)
+
+
+class IdleWorkers(Workers):
+    """Workers that do nothing by themselves: a test runs pieces with `help`, when it likes."""
+
+    def _start_thread(self):
+        pass
+
+
+def scheduler_with_workers(runner, workers: Workers) -> Scheduler:
+    return Scheduler(
+        runner, CodeWindows(torch.device("cpu")), max_delay=MAX_DELAY, frames_per_second=86, workers=workers
+    )  # fmt: skip
 
 
 def add_streams(scheduler: Scheduler, count: int, frames: int) -> list[Call]:

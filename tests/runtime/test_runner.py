@@ -183,11 +183,12 @@ def test_a_slot_runs_from_the_end_of_its_prefill_until_it_is_released(model):
     (request,) = make_requests(2)[1:]
     runner = ModelRunner(model, max_slots=2)
     assert runner.fits(1)
-    pieces = runner.prefill(1, request)
+    pieces = runner.start(1, request)
     next(pieces)
     assert runner.decode(2, 8) == 1
     assert runner.read_status()[1][1].stopped, "decode steps of others run in the middle of its prefill"
     assert sum(1 for _ in pieces) == len(model.encoder.layers) + 3 * len(model.layers) - 1
+    runner.resume(1, request)
     runner.decode(2, 8)
     assert runner.read_status() == (2, [SlotStatus(0, 0, 0), SlotStatus(len(request.prompt_codes) + 1, -1, 0)])
     runner.release(1)

@@ -58,17 +58,17 @@ class Occupancy:
 
     def __init__(self, scheduler: Scheduler):
         self.scheduler, self.given, self.launched = scheduler, [], []
-        prefill, decode = scheduler.runner.prefill, scheduler.runner.decode
+        start, decode = scheduler.runner.start, scheduler.runner.decode
 
-        def noting_prefill(slot, request):
+        def noting_start(slot, request):
             self.given.append((request.seed, *self.now()))
-            return prefill(slot, request)
+            return start(slot, request)
 
         def noting_decode(slots, most):
             self.launched.append((*self.now(), len(scheduler.finishing)))
             return decode(slots, most)
 
-        scheduler.runner.prefill, scheduler.runner.decode = noting_prefill, noting_decode
+        scheduler.runner.start, scheduler.runner.decode = noting_start, noting_decode
 
     def now(self) -> tuple[Counter, set]:
         scheduler = self.scheduler
@@ -179,15 +179,15 @@ def test_a_request_whose_window_fails_fails_alone():
 
 def test_a_request_whose_prefill_fails_fails_alone(monkeypatch):
     runner = ArithmeticRunner()
-    scheduler, prefill = scheduler_over(runner), runner.prefill
+    scheduler, start = scheduler_over(runner), runner.start
 
     def failing(slot, request):
         yield 1
         if request.seed == 0:
             raise ValueError("its prefill fails")
-        yield from prefill(slot, request)
+        yield from start(slot, request)
 
-    runner.prefill = failing
+    runner.start = failing
     calls = add_streams(scheduler, 2, frames=9)
     run(scheduler)
     with pytest.raises(ValueError, match="its prefill fails"):

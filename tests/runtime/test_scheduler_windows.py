@@ -4,22 +4,21 @@ from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
-import torch
 
-from dia_engine.codec.windowed import CodeWindows
-from dia_engine.codec.workers import DecodeWorkers
+from dia_engine.devices.workers import Urgency
 from dia_engine.runtime.call import Call
 from dia_engine.runtime.chunking import ChunkSizes, Window
-from dia_engine.runtime.scheduler import Scheduler, Sequence, _deadline
+from dia_engine.runtime.scheduler import Scheduler, Sequence, _window_urgency
 from tests.runtime.helpers import (
-    MAX_DELAY,
     SIZES,
     ArithmeticRunner,
+    IdleWorkers,
     add_streams,
     chunks_of,
     request,
     run,
     scheduler_over,
+    scheduler_with_workers,
     second_of_three_fails,
 )
 
@@ -77,18 +76,11 @@ def test_a_codec_that_holds_up_the_steps_emits_each_chunk_before_it_decodes_the_
 # Windows in threads of their own
 
 
-class Hand(DecodeWorkers):
-    """Workers that do nothing by themselves: a test decodes pieces with `help`, when it likes."""
-
-    def _start_thread(self):
-        pass
-
-
 def scheduler_by_hand(runner, workers: int = 9) -> Scheduler:
-    return Scheduler(
-        runner, CodeWindows(torch.device("cpu")), max_delay=MAX_DELAY, frames_per_second=86,
-        workers=Hand(workers, nullcontext),
-    )  # fmt: skip
+    """A scheduler that hands windows over, and prefills by itself."""
+    scheduler = scheduler_with_workers(runner, IdleWorkers(workers, nullcontext))
+    scheduler._hand_over_prefills = lambda workers: None
+    return scheduler
 
 
 def finish_steps(scheduler: Scheduler) -> None:
@@ -167,15 +159,17 @@ def test_a_new_streams_first_window_goes_before_all_others(streaming):
 def test_windows_of_streams_go_by_when_their_players_run_dry_and_bulk_waits_two_seconds_at_most():
     window, early = Window(0, 9, 4, 8, ends=False), Window(0, 9, 0, 4, ends=False)
 
-    def deadline(streaming: bool, first_emitted: float, window: Window, since: float) -> float:
-        sequence = Sequence(request(9), 0, Call(1, streaming=streaming), None, None, first_emitted=first_emitted)
-        return _deadline(sequence, window, since, frames_per_second=8)
+    def urgency(streaming: bool, first_emitted: float, window: Window, since: float, arrived: float = 9.0) -> Urgency:
+        call = Call(1, streaming=streaming)
+        sequence = Sequence(request(9), 0, call, None, None, arrived=arrived, first_emitted=first_emitted)
+        return _window_urgency(sequence, window, since, frames_per_second=8)
 
-    assert deadline(True, 0.0, early, since=100.0) < deadline(True, 10.0, window, since=11.0)
-    assert deadline(True, 10.0, window, since=10.2) == 10.5, "4 frames of 1/8 s"
-    assert deadline(True, 11.0, window, since=10.2) > deadline(True, 10.0, window, since=10.3)
-    assert deadline(False, 0.0, window, since=10.2) == 12.2 and deadline(False, 0.0, early, since=10.2) == 12.2
-    assert deadline(True, 20.0, window, since=10.2) == 12.2
+    assert urgency(True, 0.0, early, since=100.0) < urgency(True, 10.0, window, since=11.0)
+    assert urgency(True, 0.0, early, since=13.0) < urgency(True, 0.0, early, since=12.0, arrived=9.1)
+    assert urgency(True, 10.0, window, since=10.2) == (True, 10.5), "4 frames of 1/8 s"
+    assert urgency(True, 11.0, window, since=10.2) > urgency(True, 10.0, window, since=10.3)
+    assert urgency(False, 0.0, window, since=10.2) == urgency(False, 0.0, early, since=10.2) == (True, 12.2)
+    assert urgency(True, 20.0, window, since=10.2) == (True, 12.2)
 
 
 def test_an_aborted_call_takes_its_windows_along():

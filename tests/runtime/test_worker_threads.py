@@ -12,8 +12,8 @@ import torch
 
 from dia_engine import Engine
 from dia_engine.codec import Codec
-from dia_engine.codec.workers import DecodeWorkers
 from dia_engine.devices import threads as thread_counts
+from dia_engine.devices.workers import Urgency, Workers
 from tests.runtime.helpers import HANGS, wait_until
 from tests.sound import small_codec
 
@@ -26,7 +26,7 @@ def load(monkeypatch):
     made = []
 
     def load(threads: int) -> Engine:
-        monkeypatch.setattr("dia_engine.runtime.engine_thread.codec_threads", lambda: threads)
+        monkeypatch.setattr("dia_engine.runtime.engine_thread.worker_threads", lambda: threads)
         codec = small_codec(n_codebooks=9, codebook_size=1024)
         made.append(Engine.load("synthetic:tiny", device="cpu", codec=codec))
         return made[-1]
@@ -54,7 +54,7 @@ def test_the_same_samples_with_and_without_threads_for_the_codec(load, threads):
     """Bit for bit: a window's samples do not depend on who decodes it, nor on what else there is to do."""
     wanted = sounds_at_once(load(0))
     engine = load(threads)
-    assert isinstance(engine._thread.scheduler.workers, DecodeWorkers)
+    assert isinstance(engine._thread.scheduler.workers, Workers)
     for _ in range(3):
         assert all(map(np.array_equal, sounds_at_once(engine), wanted))
     assert 1 <= len(engine._thread.scheduler.worker_threads) <= threads
@@ -66,30 +66,30 @@ def test_a_script_in_pieces_is_decoded_by_the_threads_too(load):
     assert np.array_equal(load(2).generate(script, **options), load(0).generate(script, **options))
 
 
-def codec_threads() -> int:
-    return sum(thread.name == "dia-engine codec" for thread in threading.enumerate())
+def worker_threads() -> int:
+    return sum(thread.name == "dia-engine worker" for thread in threading.enumerate())
 
 
 def test_closing_ends_the_threads_and_fails_what_runs(load):
     engine = load(2)
     stream = engine.stream(TEXTS[0], seed=2, max_tokens=3072, chunk_frames=5)
     next(stream)
-    assert codec_threads() >= 1
+    assert worker_threads() >= 1
     engine.close()
-    assert codec_threads() == 0
+    assert worker_threads() == 0
     with pytest.raises(RuntimeError, match="closed"):
         for _ in stream:
             pass
 
 
 def test_an_engine_that_nobody_holds_ends_the_threads(load, monkeypatch):
-    monkeypatch.setattr("dia_engine.runtime.engine_thread.codec_threads", lambda: 2)
+    monkeypatch.setattr("dia_engine.runtime.engine_thread.worker_threads", lambda: 2)
     engine = Engine.load("synthetic:tiny", device="cpu")
     engine.generate(TEXTS[0], seed=0, max_tokens=30)
-    assert codec_threads() >= 1
+    assert worker_threads() >= 1
     del engine
     gc.collect()
-    wait_until(lambda: codec_threads() == 0)
+    wait_until(lambda: worker_threads() == 0)
 
 
 def test_an_engine_that_is_collected_in_a_codec_thread_does_not_wait_for_itself(load):
@@ -103,9 +103,9 @@ def test_an_engine_that_is_collected_in_a_codec_thread_does_not_wait_for_itself(
         ended.set()
         return torch.zeros(0)
 
-    engine._thread.run(lambda: scheduler.workers.submit(pieces(), 0.0))
+    engine._thread.run(lambda: scheduler.workers.submit(pieces(), Urgency(True, 0.0)))
     assert ended.wait(HANGS)
-    wait_until(lambda: codec_threads() == 0)
+    wait_until(lambda: worker_threads() == 0)
 
 
 def test_an_error_of_the_codec_reaches_its_caller_alone(load, monkeypatch):
@@ -160,7 +160,7 @@ def test_a_forked_child_has_threads_of_its_own(load):
 @pytest.mark.parametrize(("threads", "wanted"), [(1, 0), (2, 1), (4, 3), (64, 4)])
 def test_threads_of_the_codec_are_those_that_torch_has_beside_the_steps(monkeypatch, threads, wanted):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert thread_counts.codec_threads() == wanted
+    assert thread_counts.worker_threads() == wanted
 
 
 def test_no_threads_for_a_large_model_nor_without_a_codec(load, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dia_engine.runtime.slow_steps import FEWEST, SLOW, WINDOW, SlowSteps
+from dia_engine.devices.slow_steps import FEWEST, SLOW, WINDOW, SlowSteps
 
 
 @pytest.fixture(autouse=True)
