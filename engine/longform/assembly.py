@@ -2,16 +2,26 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
+import torch
 
 from ..audio.stretch import SHIFTED_SECONDS, TimeStretch
 from ..codec.receptive_field import ReceptiveField
-from ..runtime.chunking import ChunkSchedule, ChunkSizes
+from ..runtime.chunking import ChunkSchedule, ChunkSizes, Window
 from .options import FADE_SECONDS, SILENT_SECONDS, SpeechOptions
 
+
+class Decoded(Protocol):
+    """The samples of a window, which are being computed."""
+
+    def wait(self) -> torch.Tensor: ...
+    def cancel(self) -> None: ...
+
+
 # Codes [W, C] of a window, and the frames [first, last) of it that are wanted, to the end if last is None -> samples.
-Decode = Callable[[np.ndarray, int, int | None], np.ndarray]
+Decode = Callable[[np.ndarray, int, int | None], Decoded]
 
 
 class Assembler:
@@ -20,6 +30,7 @@ class Assembler:
     def __init__(
         self,
         decode: Decode,
+        check: Callable[[np.ndarray], None],
         receptive_field: ReceptiveField,
         sizes: ChunkSizes,
         options: SpeechOptions,
@@ -27,9 +38,19 @@ class Assembler:
         hop: int,
         frames_per_second: float,
         sample_rate: int | None,
+        windows_at_once: int = 1,
     ):
-        """`sample_rate` is None without a codec."""
-        self._decode, self._hop, self.receptive_field = decode, hop, receptive_field
+        """
+        Args:
+            decode: begins to decode a window.
+            check: raises what is wrong with the samples of one.
+            hop: samples per frame.
+            sample_rate: None without a codec.
+            windows_at_once: how many are being decoded at most, where there are cores for it.
+        """
+        self._decode, self._check, self._hop, self.receptive_field = decode, check, hop, receptive_field
+        self._windows_at_once = windows_at_once
+        self._begun: deque[tuple[Window, Decoded]] = deque()  # windows that are being decoded, in order
         self._schedule = ChunkSchedule(sizes, receptive_field)
         self._frames_per_second = frames_per_second
         self._codes: np.ndarray | None = None
@@ -82,14 +103,12 @@ class Assembler:
 
     def sound(self, frames: int, ended: bool = False) -> Iterator[np.ndarray]:
         """The chunks that are complete with the first `frames`, none of them empty; `ended`: no more will be added."""
-        while window := self._schedule.next(frames, ended):
-            assert self._codes is not None
-            codes = self._codes[window.start - self._dropped : window.stop - self._dropped]
-            last = None if window.ends else window.last - window.start
-            chunk = self._finished(self._decode(codes, window.first - window.start, last), window.ends)
+        while self._begin_windows(ended) and (ended or self._begun[0][0].stop <= frames):
+            window, decoded = self._begun.popleft()
+            samples = decoded.wait().numpy().copy()  # what it is a part of is larger, or pinned
+            self._check(samples)
             self._decoded = window.last
-            keep = max(0, window.last - self.receptive_field.before)
-            self._codes, self._dropped = self._codes[keep - self._dropped :], keep
+            chunk = self._finished(samples, window.ends)
             if len(chunk):
                 yield chunk
         if ended:
@@ -97,6 +116,22 @@ class Assembler:
             rest += [self._stretch.finish()] if self._stretch else []
             rest += [np.zeros(self._tail, np.float32)] if self._tail else []
             yield from (each for each in rest if len(each))
+
+    def close(self) -> None:
+        """Nobody waits for the windows that are being decoded."""
+        while self._begun:
+            self._begun.popleft()[1].cancel()
+
+    def _begin_windows(self, ended: bool) -> bool:
+        """Begin to decode as many windows as there may be; whether any is being decoded."""
+        while len(self._begun) < self._windows_at_once and (window := self._schedule.next(self._frames, ended)):
+            assert self._codes is not None
+            codes = self._codes[window.start - self._dropped : window.stop - self._dropped]
+            last = None if window.ends else window.last - window.start
+            self._begun.append((window, self._decode(codes, window.first - window.start, last)))
+            keep = max(0, window.last - self.receptive_field.before)
+            self._codes, self._dropped = self._codes[keep - self._dropped :], keep
+        return bool(self._begun)
 
     def _finished(self, chunk: np.ndarray, ends: bool) -> np.ndarray:
         """A chunk with fades and silence where pieces end, at the speed that was asked for."""

@@ -21,7 +21,7 @@ from ..runtime.call import Call
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineThread
 from ..runtime.request import Request, item_named, parse_requests
-from .assembly import Assembler
+from .assembly import Assembler, Decoded
 from .options import AudioPrompts, SpeechOptions
 from .plan import Piece, Plan, plan_pieces, size_of, whole_script
 from .source import Arriving, Feeder, PieceSource, Planned
@@ -284,24 +284,23 @@ class ScriptRunner:
         )
 
     def _assembler(self, sizes: ChunkSizes, options: SpeechOptions) -> Assembler:
-        codec = self._codec
+        codec, workers = self._codec, self._thread.scheduler.workers
         return Assembler(
-            self._decode, self._windows.receptive_field, sizes, options,
+            self._decode, self._windows.check, self._windows.receptive_field, sizes, options,
             hop=codec.hop_length if codec else 1,
             frames_per_second=self._frames_per_second,
             sample_rate=codec.sample_rate if codec else None,
+            windows_at_once=1 if workers is None else 1 + workers.count,  # the engine's thread helps
         )  # fmt: skip
 
-    def _decode(self, codes: np.ndarray, first: int, last: int | None) -> np.ndarray:
+    def _decode(self, codes: np.ndarray, first: int, last: int | None) -> Decoded:
         """Decode a window where the engine's thread says: in itself between two steps, or beside them."""
 
-        def work() -> Any:
+        def work() -> Decoded:
             with full_float32():
                 return self._thread.scheduler.decode_now(torch.from_numpy(codes), first, last)
 
-        audio = self._thread.run(work).wait().numpy().copy()
-        self._windows.check(audio)
-        return audio
+        return self._thread.run(work)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

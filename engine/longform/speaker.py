@@ -198,6 +198,7 @@ class ScriptSpeaker:
         except BaseException as error:
             self._call.fail(error)
         finally:
+            self._assembler.close()
             for call in self._calls.values():
                 call.aborted = True
 

@@ -206,8 +206,10 @@ class EngineThread:
                 self._refuse(self._inbox.get_nowait(), error)
 
     def _waiting_items(self) -> Iterable[Any]:
-        """What has come in; while there is nothing to do, waits for something."""
+        """What has come in; while there is nothing to do, waits for something and helps the workers."""
         if not self.scheduler.unfinished:
+            while self._inbox.empty() and self.scheduler.help():
+                pass
             yield self._inbox.get()
         with suppress(queue.Empty):
             while True:

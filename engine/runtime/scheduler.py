@@ -212,9 +212,13 @@ class Scheduler:
         if self.unfinished and not self.running and all(each.prefill.is_handed_over for each in self.prefilling):
             self._wait()
 
+    def help(self) -> bool:
+        """Run a piece of the workers' most urgent job; whether there was one."""
+        return self.workers is not None and self.workers.help()
+
     def _wait(self) -> None:
         """Nothing is left to do but for the workers."""
-        if self.workers is None or not self.workers.help():
+        if not self.help():
             time.sleep(POLL_SECONDS)
 
     @property

@@ -433,7 +433,7 @@ def test_no_more_lines_are_taken_than_keep_the_slots_busy(tmp_path):
     ],
 )
 def test_what_no_line_is_to_blame_for_ends_the_job(tmp_path, monkeypatch, error):
-    engine, taken = FakeEngine(), []
+    before, engine, taken = threading.enumerate(), FakeEngine(), []
     engine.error = error
     if isinstance(error, OSError) and error.errno == 28:
         engine.error = None
@@ -443,5 +443,5 @@ def test_what_no_line_is_to_blame_for_ends_the_job(tmp_path, monkeypatch, error)
         speaker = Speaker(engine, tmp_path, ".wav", tmp_path, {}, lambda: 1)
         run_job(speaker, manifest, lines_told(taken, 1000), lambda _: None)
     assert len(taken) < 1000 and not manifest.made
-    assert not any(thread.name.startswith("Thread") and thread.is_alive() for thread in threading.enumerate()[1:])
+    assert not set(threading.enumerate()) - set(before)
     assert os.listdir(tmp_path) == []

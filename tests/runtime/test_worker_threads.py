@@ -1,4 +1,4 @@
-"""An engine whose windows are decoded in threads of their own: the same sound, and all of them end with it."""
+"""An engine whose prefills and windows are computed by workers: the same sound, and all of them end with it."""
 
 import gc
 import os
@@ -64,6 +64,14 @@ def test_a_script_in_pieces_is_decoded_by_the_threads_too(load):
     script = "[S1] One two three. [S2] Four five six. " * 12
     options = {"seed": 3, "max_tokens": 40}
     assert np.array_equal(load(2).generate(script, **options), load(0).generate(script, **options))
+
+
+def test_the_engines_thread_helps_where_it_has_nothing_else_to_do(load, monkeypatch):
+    """With workers that never begin, it does everything itself."""
+    script = "[S1] One two three. [S2] Four five six. " * 12
+    wanted = load(0).generate(script, seed=3, max_tokens=40)
+    monkeypatch.setattr(Workers, "_start_thread", lambda self: None)
+    assert np.array_equal(load(2).generate(script, seed=3, max_tokens=40), wanted)
 
 
 def worker_threads() -> int:

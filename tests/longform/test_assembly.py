@@ -1,0 +1,84 @@
+"""Windows of pieces that are decoded several at a time: the same sound, in order, and none left behind."""
+
+import numpy as np
+import pytest
+import torch
+
+from dia_engine.codec.receptive_field import ReceptiveField
+from dia_engine.longform.assembly import Assembler
+from dia_engine.longform.options import SpeechOptions
+from dia_engine.runtime.chunking import ChunkSizes
+
+FIELD = ReceptiveField(before=2, after=3)
+
+
+class Window:
+    """A window whose samples are its codes."""
+
+    def __init__(self, codes: np.ndarray):
+        self.codes, self.cancelled, self.awaited = codes, False, False
+
+    def wait(self) -> torch.Tensor:
+        self.awaited = True
+        return torch.from_numpy(self.codes[:, 0].astype(np.float32))
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def assembler(at_once: int, check=lambda samples: None) -> tuple[Assembler, list[Window]]:
+    begun: list[Window] = []
+
+    def decode(codes: np.ndarray, first: int, last: int | None) -> Window:
+        begun.append(Window(codes[first:last]))
+        return begun[-1]
+
+    made = Assembler(
+        decode, check, FIELD, ChunkSizes(4, 4), SpeechOptions(),
+        hop=1, frames_per_second=8.0, sample_rate=8, windows_at_once=at_once,
+    )  # fmt: skip
+    return made, begun
+
+
+def frames(first: int, last: int) -> np.ndarray:
+    return np.arange(first, last)[:, None]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_pieces_come_in_order_each_when_its_frames_are_there(at_once):
+    sound, begun = assembler(at_once)
+    sound.add(frames(0, 9))
+    end = sound.frames
+    sound.add(frames(9, 30))
+    first = list(sound.sound(end))
+    assert np.concatenate(first).tolist() == list(range(4)), "the next window needs frames of the piece that follows"
+    assert len(begun) == min(6, 1 + at_once) and sum(window.awaited for window in begun) == 1
+    rest = [*sound.sound(sound.frames), *sound.sound(sound.frames, ended=True)]
+    assert np.concatenate([*first, *rest]).tolist() == list(range(30))
+
+
+def test_no_more_windows_than_were_asked_for_are_begun():
+    sound, begun = assembler(3)
+    sound.add(frames(0, 100))
+    chunks = sound.sound(100)
+    for count in range(1, 5):
+        next(chunks)
+        assert len(begun) - sum(window.awaited for window in begun) <= 3 and len(begun) == 2 + count
+
+
+def test_windows_that_nobody_waits_for_are_cancelled():
+    sound, begun = assembler(3)
+    sound.add(frames(0, 100))
+    next(sound.sound(100))
+    sound.close()
+    assert [window.cancelled for window in begun] == [False, True, True]
+
+
+def test_samples_that_are_no_numbers_are_an_error():
+    def check(samples: np.ndarray) -> None:
+        raise RuntimeError("not finite")
+
+    sound, _ = assembler(2, check)
+    sound.add(frames(0, 20))
+    with pytest.raises(RuntimeError, match="not finite"):
+        next(sound.sound(20))
