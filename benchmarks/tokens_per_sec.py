@@ -23,6 +23,7 @@ import torch
 
 from dia_engine import Engine
 from dia_engine.model.tokenizer import encode_text
+from dia_engine.weights.recipes import RECIPES
 
 from .command import run
 from .journal import Journal
@@ -120,7 +121,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tokens_per_sec", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="synthetic:full", help="hub id, folder or synthetic:... (%(default)s)")
     parser.add_argument("--dtype", help="default: what suits the device")
-    parser.add_argument("--quant", nargs="*", default=[], help="quantize as well: int8, nf4")
+    parser.add_argument("--quant", nargs="*", default=[], choices=RECIPES, help="quantize as well: int8, nf4, nf4-all")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--batch", type=int, default=1, help="requests at once (%(default)s)")
     parser.add_argument("--steps", type=int, help="steps per run; the first tenth is not timed (cpu 60, cuda 400)")
