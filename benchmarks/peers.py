@@ -54,7 +54,7 @@ class Ours:
         stamps, made = [time.perf_counter()], []
         for slot in range(batch):
             request = Request(text, no_prompt, PARAMS, seed=slot)
-            for _ in runner.start(slot, request):
+            for _ in runner.prefill(slot, request):
                 pass
             runner.resume(slot, request)
         while sum(made) <= steps:

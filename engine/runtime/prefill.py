@@ -12,7 +12,7 @@ class Prefill:
         """`pieces` yields the multiplications of each piece before it is run."""
         self._pieces = pieces
         self._job: Job[None] | None = None
-        self._ended = False
+        self._has_begun = self._ended = False
 
     @property
     def is_handed_over(self) -> bool:
@@ -21,6 +21,8 @@ class Prefill:
 
     def hand_over(self, workers: Workers, urgency: Urgency) -> None:
         """Have a worker run what is left of it."""
+        if not self._has_begun:
+            self.run_piece()  # what comes before the first piece
         self._job = workers.submit(self._pieces, urgency)
 
     def has_ended(self) -> bool:
@@ -31,7 +33,9 @@ class Prefill:
         return self._ended
 
     def run_piece(self) -> int:
-        """Run the next piece here -> the multiplications of the one that follows, 0 if that was the last."""
+        """Run the next piece here -> the multiplications of the one that follows, 0 if that was the last. The first
+        call runs what comes before the first piece."""
+        self._has_begun = True
         try:
             return next(self._pieces)
         except StopIteration:

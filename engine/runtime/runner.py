@@ -143,12 +143,14 @@ class ModelRunner:
             for count in sorted({*(count for count in SLOT_COUNTS if count < most), most}, reverse=True):
                 self._ensure_captured(count)
 
-    def start(self, slot: int, request: Request) -> Generator[int, None, None]:
-        """Give a free slot to a request. Its prefill is still to be run, and `resume` to be called then.
+    def prefill(self, slot: int, request: Request) -> Generator[int, None, None]:
+        """Give a free slot to a request, and fill its caches; see `DiaModel.prefill_pieces`. `resume` lets it run then.
 
-        Returns:
-            the pieces of the prefill; see `DiaModel.prefill_pieces`. On a CPU any threads may run them, one after the
-            other, beside decode steps of other slots.
+        On a CPU any threads may run the pieces, one after the other, beside decode steps of other slots. What comes
+        before the first one is for the thread of the steps.
+
+        Yields:
+            the multiplications of each piece, before it is run.
         """
         state, model = self.state, self.model
         if slot in self._reads:  # the grid is still read for the request that had the slot before
@@ -157,7 +159,7 @@ class ModelRunner:
         text = torch.empty(request.text_ids.shape, dtype=torch.int64, device=model.device)
         copy_to(text, request.text_ids)
         prompt = request.prompt_codes
-        return model.prefill_pieces(state, slot, text, len(prompt), self._prefixes.find(prompt))
+        yield from model.prefill_pieces(state, slot, text, len(prompt), self._prefixes.find(prompt))
 
     def resume(self, slot: int, request: Request) -> None:
         """Let a request run from the next launch on, behind its prefill."""

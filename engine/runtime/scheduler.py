@@ -57,7 +57,7 @@ class Runner(Protocol):
     def in_flight(self) -> int: ...
     def prepare(self, slots: int) -> None: ...
     def fits(self, slot: int) -> bool: ...
-    def start(self, slot: int, request: Request) -> Generator[int, None, None]: ...
+    def prefill(self, slot: int, request: Request) -> Generator[int, None, None]: ...
     def resume(self, slot: int, request: Request) -> None: ...
     def decode(self, slots: int, most: int) -> int: ...
     def lend_threads(self, count: int) -> None: ...
@@ -293,7 +293,7 @@ class Scheduler:
                     return
                 self.waiting.remove(sequence)
                 sequence.slot = heappop(self._free)  # the lowest: few slots make a small launch
-                sequence.prefill = Prefill(self.runner.start(sequence.slot, sequence.request))
+                sequence.prefill = Prefill(self.runner.prefill(sequence.slot, sequence.request))
                 self.prefilling.append(sequence)
                 sequence.call.started = sequence.call.started or time.perf_counter()
             except Exception as error:
@@ -318,12 +318,12 @@ class Scheduler:
 
     def _hand_over_prefills(self, workers: Workers) -> None:
         """Let workers prefill, but for one request where this thread has nothing else to do."""
-        busy = bool(self.running)
-        for sequence in self.prefilling:
-            if not sequence.prefill.is_handed_over:
-                if busy:
-                    sequence.prefill.hand_over(workers, _prefill_urgency(sequence))
-                busy = True
+        mine = [sequence for sequence in self.prefilling if not sequence.prefill.is_handed_over]
+        for sequence in mine if self.running else mine[1:]:
+            try:
+                sequence.prefill.hand_over(workers, _prefill_urgency(sequence))
+            except Exception as error:
+                self._fail(sequence, error)
 
     def _run(self, sequence: Sequence) -> None:
         """Let a sequence take part in the launches from the next one on."""

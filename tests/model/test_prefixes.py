@@ -64,7 +64,7 @@ def model():
 def test_a_prompt_that_is_known_costs_half_and_gives_the_same_bits(model):
     def prefilled(runner, slot, text):
         request = Request(text, prompt(7), PARAMS, seed=1)
-        work = sum(runner.start(slot, request))
+        work = sum(runner.prefill(slot, request))
         runner.resume(slot, request)
         return work, runner.state.self_cache.rows_of(2 * slot, 150), runner.state.self_cache.rows_of(2 * slot + 1, 150)
 
@@ -79,5 +79,5 @@ def test_a_prompt_that_is_known_costs_half_and_gives_the_same_bits(model):
     for residual in ("x", "z", "squares"):
         ours, theirs = (getattr(each.state.residual, residual) for each in (runner, alone))
         assert torch.equal(ours[0:2], theirs[2:4])
-    text_work = sum(alone.start(2, Request(texts[1], prompt(7, 0), PARAMS, seed=1)))
+    text_work = sum(alone.prefill(2, Request(texts[1], prompt(7, 0), PARAMS, seed=1)))
     assert more - text_work == 2 * (work - text_work) > 0

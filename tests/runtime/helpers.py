@@ -52,7 +52,7 @@ class ArithmeticRunner:
     def fits(self, slot):
         return True
 
-    def start(self, slot, request):
+    def prefill(self, slot, request):
         for _ in range(3):
             yield 4
 

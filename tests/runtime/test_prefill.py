@@ -94,7 +94,7 @@ def test_new_streams_are_prefilled_before_requests_of_which_nothing_is_heard_unt
 
 def test_a_slot_is_free_when_the_piece_in_progress_no_longer_writes_to_it():
     runner, began, gate = ArithmeticRunner(max_slots=2), threading.Event(), threading.Event()
-    start, workers = runner.start, Workers(1, nullcontext)
+    prefill, workers = runner.prefill, Workers(1, nullcontext)
     workers.help = lambda **_: False  # the piece that waits is the worker's
     scheduler = scheduler_with_workers(runner, workers)
 
@@ -104,9 +104,9 @@ def test_a_slot_is_free_when_the_piece_in_progress_no_longer_writes_to_it():
             began.set()
             assert gate.wait(HANGS)
             runner.log.append(("written", slot))
-        yield from start(slot, request)
+        yield from prefill(slot, request)
 
-    runner.start = slow
+    runner.prefill = slow
     try:
         calls = add_streams(scheduler, 2, frames=40)
         while not began.is_set():
@@ -129,16 +129,19 @@ def test_a_slot_is_free_when_the_piece_in_progress_no_longer_writes_to_it():
         workers.close()
 
 
-def test_a_request_whose_prefill_fails_in_a_worker_fails_alone():
+@pytest.mark.parametrize("before", [True, False], ids=["before the first piece", "behind the last"])
+def test_a_request_whose_prefill_fails_fails_alone(before):
     runner = ArithmeticRunner(max_slots=3)
-    start = runner.start
+    prefill = runner.prefill
 
     def failing(slot, request):
-        yield from start(slot, request)
+        if request.seed == 1 and before:
+            raise ValueError("its prefill fails")
+        yield from prefill(slot, request)
         if request.seed == 1:
             raise ValueError("its prefill fails")
 
-    runner.start = failing
+    runner.prefill = failing
     second_of_three_fails(scheduler_by_hand(runner), "its prefill fails")
 
 

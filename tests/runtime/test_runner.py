@@ -183,7 +183,7 @@ def test_a_slot_runs_from_the_end_of_its_prefill_until_it_is_released(model):
     (request,) = make_requests(2)[1:]
     runner = ModelRunner(model, max_slots=2)
     assert runner.fits(1)
-    pieces = runner.start(1, request)
+    pieces = runner.prefill(1, request)
     next(pieces)
     assert runner.decode(2, 8) == 1
     assert runner.read_status()[1][1].stopped, "decode steps of others run in the middle of its prefill"

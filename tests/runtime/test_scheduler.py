@@ -58,17 +58,17 @@ class Occupancy:
 
     def __init__(self, scheduler: Scheduler):
         self.scheduler, self.given, self.launched = scheduler, [], []
-        start, decode = scheduler.runner.start, scheduler.runner.decode
+        prefill, decode = scheduler.runner.prefill, scheduler.runner.decode
 
-        def noting_start(slot, request):
+        def noting_prefill(slot, request):
             self.given.append((request.seed, *self.now()))
-            return start(slot, request)
+            return prefill(slot, request)
 
         def noting_decode(slots, most):
             self.launched.append((*self.now(), len(scheduler.finishing)))
             return decode(slots, most)
 
-        scheduler.runner.start, scheduler.runner.decode = noting_start, noting_decode
+        scheduler.runner.prefill, scheduler.runner.decode = noting_prefill, noting_decode
 
     def now(self) -> tuple[Counter, set]:
         scheduler = self.scheduler
@@ -179,15 +179,15 @@ def test_a_request_whose_window_fails_fails_alone():
 
 def test_a_request_whose_prefill_fails_fails_alone(monkeypatch):
     runner = ArithmeticRunner()
-    scheduler, start = scheduler_over(runner), runner.start
+    scheduler, prefill = scheduler_over(runner), runner.prefill
 
     def failing(slot, request):
         yield 1
         if request.seed == 0:
             raise ValueError("its prefill fails")
-        yield from start(slot, request)
+        yield from prefill(slot, request)
 
-    runner.start = failing
+    runner.prefill = failing
     calls = add_streams(scheduler, 2, frames=9)
     run(scheduler)
     with pytest.raises(ValueError, match="its prefill fails"):
