@@ -27,11 +27,11 @@ def is_fast_for_sequences(weight: object) -> TypeGuard[torch.Tensor]:
     torch's product. In bfloat16 torch's (oneDNN) is as fast, and with AVX2 alone MKL is 1.6 times as fast.
     """
     plain = isinstance(weight, torch.Tensor) and weight.dtype == torch.float32 and is_compilable(weight)
-    return plain and _has_avx512()
+    return plain and has_avx512()
 
 
 @functools.cache
-def _has_avx512() -> bool:
+def has_avx512() -> bool:
     """Whether the compiled code is there and uses it."""
     variant = chosen_variant()
     return variant is not None and variant.name.startswith("avx512") and library() is not None

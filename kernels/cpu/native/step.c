@@ -13,6 +13,7 @@
 #include "layer.h"
 #include "next_row.h"
 #include "read.h"
+#include "sequence.h"
 #include "snake.h"
 #include "stream.h"
 
@@ -120,6 +121,14 @@ void multiply_matrix(const Matrix *matrix, const void *x, int kind, long rows, f
 void read_matrix(const Matrix *matrix, void *to, int kind, int threads) {
     Reading reading = {matrix, to, kind};
     run_chunks(read_row, &reading, matrix->outputs, matrix->outputs * matrix->columns < SHARED_NUMBERS ? 1 : threads);
+}
+
+/* See sequence.h. */
+void sequence_attention(const SequenceAttention *attention, int threads) {
+    unsigned long mode = float_mode();
+    flush_subnormals();
+    attend_sequence(attention, threads);
+    set_float_mode(mode);
 }
 
 /* See snake.h. */
