@@ -6,6 +6,7 @@ import os
 from typing import TypeGuard
 
 import torch
+import torch.nn.functional as F
 
 from ..quantized import QuantWeight, is_quantized, linear_by_parts
 from .build import library
@@ -65,7 +66,8 @@ def multiply(x: torch.Tensor, weight: torch.Tensor | QuantWeight, functions: cty
 
 def multiply_sequence(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
     """x [M, K] for many rows at once -> [M, N] in the weight's dtype, with the weight read back part by part."""
-    return linear_by_parts(x.to(weight.dtype), weight, PART, read)
+    product = multiply if weight.dtype == torch.float32 and has_avx512() else F.linear  # see is_fast_for_sequences
+    return linear_by_parts(x.to(weight.dtype), weight, PART, read, product)
 
 
 def read(weight: QuantWeight) -> torch.Tensor:
