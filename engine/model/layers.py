@@ -5,10 +5,10 @@ their dtype."""
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 
 from ..kernels.attention import decode_attention
 from ..kernels.cpu.onednn import LinearWeight
+from ..kernels.gated import gated
 from ..kernels.gated_linear import gated_linear
 from ..kernels.linear import sequence_linear
 from ..kernels.norm import rms_norm
@@ -53,8 +53,7 @@ class Mlp:
         self.gate_up, self.down = weights[f"{name}.gate_up.weight"], weights[f"{name}.down.weight"]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = sequence_linear(x, self.gate_up).chunk(2, dim=-1)
-        return sequence_linear(F.silu(gate) * up, self.down)
+        return sequence_linear(gated(sequence_linear(x, self.gate_up)), self.down)
 
 
 class SelfAttention:

@@ -115,6 +115,8 @@ SIGNATURES: dict[str, tuple[list, type | None]] = {
     "multiply_matrix": ([POINTER(Matrix), pointer, c_int, c_long, pointer, pointer, c_int], None),
     "read_matrix": ([POINTER(Matrix), pointer, c_int, c_int], None),
     "sequence_attention": ([POINTER(SequenceAttention), c_int], None),
+    "normalize_rows": ([pointer, pointer, c_float, pointer, c_long, c_long, c_int], None),
+    "gate_rows": ([pointer, pointer, c_long, c_long, c_int], None),
     "snake": ([pointer, pointer, pointer, pointer, c_long, c_long, c_int], None),
     "read_memory": ([pointer, c_long, c_int], c_uint),
 }  # fmt: skip
