@@ -31,6 +31,16 @@ INLINE void score_rows(Rows query, const float *keys, long length, long head_dim
     for (long chunk = 0; chunk * CHUNK_ROWS < length; chunk++) multiply_chunk(&m, chunk);
 }
 
+/* Scores to weights, and their sum, which is at least 1: the weights of what fills the last vector, 1e-38, do not change it. */
+INLINE void weigh_padded(float *scores, long count, float *sum) {
+    const long whole = up_to(count, 16);
+    float padded[whole], greatest;
+    memcpy(padded, scores, count * sizeof *scores);
+    for (long t = count; t < whole; t++) padded[t] = -INFINITY;
+    weigh(padded, whole, &greatest, sum);
+    memcpy(scores, padded, count * sizeof *scores);
+}
+
 static void attend_rows(const void *job, long chunk) {
     const SequenceAttention *a = job;
     const long head = chunk / blocks_of(a), first = chunk % blocks_of(a) * QUERY_ROWS, width = a->head_dim;
@@ -42,9 +52,8 @@ static void attend_rows(const void *job, long chunk) {
     score_rows(query, a->keys + group, length, width, scores);
     for (long row = 0; row < rows; row++) {
         const long own = a->causal ? length - rows + row + 1 : length;
-        float greatest, *weights = scores + row * length;
-        weigh(weights, own, &greatest, sums + row);
-        memset(weights + own, 0, (length - own) * sizeof *weights);
+        weigh_padded(scores + row * length, own, sums + row);
+        memset(scores + row * length + own, 0, (length - own) * sizeof *scores);
     }
     f32_mix((const char *)(a->values + group), width, scores, rows, length, mixed);
     for (long row = 0; row < rows; row++) {
