@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .cpu.matmul import compiled_for_rows, thread_count
 from .dispatch import tl, triton
 from .ordered_sum import halves, ordered_sum
 
@@ -39,6 +40,16 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dty
     Returns:
         [..., D] in `dtype`, rounded once, after the weight.
     """
+    functions = compiled_for_rows(x) if dtype == torch.float32 and weight.is_contiguous() else None
+    if functions is None:
+        return rms_norm_ref(x, weight, eps, dtype)
+    y = torch.empty_like(x)
+    functions.normalize_rows(x.data_ptr(), weight.data_ptr(), eps, y.data_ptr(), *x.shape, thread_count())
+    return y
+
+
+def rms_norm_ref(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+    """See `rms_norm`."""
     x = x.float()
     scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
     return (x * scale * weight).to(dtype)

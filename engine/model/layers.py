@@ -5,10 +5,10 @@ their dtype."""
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 
 from ..kernels.attention import decode_attention
 from ..kernels.cpu.onednn import LinearWeight
+from ..kernels.gated import gated
 from ..kernels.gated_linear import gated_linear
 from ..kernels.linear import sequence_linear
 from ..kernels.norm import rms_norm
@@ -16,6 +16,7 @@ from ..kernels.norm_linear import norm_linear
 from ..kernels.qkv import project_qkv
 from ..kernels.residual_linear import residual_linear
 from ..kernels.rope import apply_rope
+from ..kernels.sequence_attention import sequence_attention
 from .config import DecoderConfig, EncoderConfig
 from .state import DecodeState
 
@@ -52,8 +53,7 @@ class Mlp:
         self.gate_up, self.down = weights[f"{name}.gate_up.weight"], weights[f"{name}.down.weight"]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = sequence_linear(x, self.gate_up).chunk(2, dim=-1)
-        return sequence_linear(F.silu(gate) * up, self.down)
+        return sequence_linear(gated(sequence_linear(x, self.gate_up)), self.down)
 
 
 class SelfAttention:
@@ -73,7 +73,7 @@ class SelfAttention:
 
     def over_sequence(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
         """All N positions of one sequence at once: heads [N, H or G, Dh] -> [N, width]."""
-        mixed = _sequence_attention(query, key, value, causal)
+        mixed = sequence_attention(query, key, value, causal)
         return sequence_linear(mixed, self.o)
 
 
@@ -154,14 +154,13 @@ class DecoderLayer:
         stop = start + x.shape[0]
         for cache, new in zip(self_cache, (key, value), strict=True):
             cache[:, start:stop] = new.transpose(0, 1)
-        if start:
-            key, value = (cache[:, :stop].transpose(0, 1) for cache in self_cache)
+        key, value = (cache[:, :stop].transpose(0, 1) for cache in self_cache)
         x = x + self.self_attn.over_sequence(query, key, value, causal=True)
         if cross_cache is None:
             x = x + self.without_text
         else:
             query = self.cross_attn.query(self.cross_norm(x))
-            mixed = _sequence_attention(query, *cross_cache, causal=False)
+            mixed = sequence_attention(query, *cross_cache, causal=False)
             x = x + sequence_linear(mixed, self.cross_attn.o)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -182,20 +181,3 @@ class DecoderLayer:
 
         gated_linear(residual, self.mlp.gate_up, eps, out=buffers.hidden)
         residual_linear(buffers.hidden, self.mlp.down, residual, self.next_norm.weight)
-
-
-def _sequence_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
-    """softmax(q k^T) v of one sequence: query [N, H, Dh], key and value [M, G, Dh] -> [N, H * Dh].
-
-    causal: the queries are those of the last N positions, and attend up to their own.
-    """
-    rows, positions = query.shape[0], key.shape[0]
-    query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))  # heads first
-    mask = None
-    if causal and rows != positions:
-        mask = torch.ones(rows, positions, dtype=torch.bool, device=query.device).tril(positions - rows)
-    is_causal = causal and mask is None
-    mixed = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=is_causal, scale=1.0, enable_gqa=True
-    )
-    return mixed[0].transpose(0, 1).flatten(1)

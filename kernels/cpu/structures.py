@@ -58,6 +58,18 @@ class State(ctypes.Structure):
     ]  # fmt: skip
 
 
+class SequenceAttention(ctypes.Structure):
+    """Of native/sequence.h."""
+
+    _fields_ = [
+        *((name, pointer) for name in ("query", "keys", "values", "out")),
+        *((name, c_long) for name in (
+            "rows", "positions", "heads", "groups", "head_dim", "query_stride", "group_stride",
+        )),
+        ("causal", c_int),
+    ]  # fmt: skip
+
+
 def is_compilable(weight: object) -> TypeGuard[Weight]:
     """Whether the compiled code, where there is any, multiplies with a weight."""
     if isinstance(weight, torch.Tensor):
@@ -102,6 +114,9 @@ SIGNATURES: dict[str, tuple[list, type | None]] = {
     "multiply_bytes": ([POINTER(Matrix), c_long], c_long),
     "multiply_matrix": ([POINTER(Matrix), pointer, c_int, c_long, pointer, pointer, c_int], None),
     "read_matrix": ([POINTER(Matrix), pointer, c_int, c_int], None),
+    "sequence_attention": ([POINTER(SequenceAttention), c_int], None),
+    "normalize_rows": ([pointer, pointer, c_float, pointer, c_long, c_long, c_int], None),
+    "gate_rows": ([pointer, pointer, c_long, c_long, c_int], None),
     "snake": ([pointer, pointer, pointer, pointer, c_long, c_long, c_int], None),
     "read_memory": ([pointer, c_long, c_int], c_uint),
 }  # fmt: skip

@@ -46,7 +46,9 @@ INLINE void score_span(const Attention *a, const char *query, const char *keys, 
 INLINE void weigh(float *scores, long count, float *greatest, float *sum) {
     float most[16];
     for (int lane = 0; lane < 16; lane++) most[lane] = -INFINITY;
-    for (long t = 0; t < count; t++) most[t % 16] = scores[t] > most[t % 16] ? scores[t] : most[t % 16];
+    for (long t = 0; t + 16 <= count; t += 16)
+        for (int lane = 0; lane < 16; lane++) most[lane] = scores[t + lane] > most[lane] ? scores[t + lane] : most[lane];
+    for (long t = count / 16 * 16; t < count; t++) most[t % 16] = scores[t] > most[t % 16] ? scores[t] : most[t % 16];
     float top = most[0];
     for (int lane = 1; lane < 16; lane++) top = most[lane] > top ? most[lane] : top;
     for (long t = 0; t < count; t++) scores[t] = exp_of(scores[t] - top);

@@ -13,6 +13,8 @@
 #include "layer.h"
 #include "next_row.h"
 #include "read.h"
+#include "rows.h"
+#include "sequence.h"
 #include "snake.h"
 #include "stream.h"
 
@@ -120,6 +122,31 @@ void multiply_matrix(const Matrix *matrix, const void *x, int kind, long rows, f
 void read_matrix(const Matrix *matrix, void *to, int kind, int threads) {
     Reading reading = {matrix, to, kind};
     run_chunks(read_row, &reading, matrix->outputs, matrix->outputs * matrix->columns < SHARED_NUMBERS ? 1 : threads);
+}
+
+/* See sequence.h. */
+void sequence_attention(const SequenceAttention *attention, int threads) {
+    unsigned long mode = float_mode();
+    flush_subnormals();
+    attend_sequence(attention, threads);
+    set_float_mode(mode);
+}
+
+/* See rows.h. */
+void normalize_rows(const float *x, const float *weight, float eps, float *y, long rows, long width, int threads) {
+    unsigned long mode = float_mode();
+    flush_subnormals();
+    RowWork work = {x, weight, y, width, eps};
+    for_each_row(normalize_row, &work, rows, threads);
+    set_float_mode(mode);
+}
+
+void gate_rows(const float *gate_up, float *y, long rows, long width, int threads) {
+    unsigned long mode = float_mode();
+    flush_subnormals();
+    RowWork work = {gate_up, NULL, y, width, 0};
+    for_each_row(gate_row, &work, rows, threads);
+    set_float_mode(mode);
 }
 
 /* See snake.h. */

@@ -52,6 +52,25 @@ static void note(Run *r, const void *values, long bytes) {
     for (long k = 0; k < bytes; k++) r->result = (r->result ^ byte[k]) * 1099511628211ull;
 }
 
+/* What a prompt's rows go through besides the step's code, in float32. */
+static void note_sequence(Run *r, long groups, long head, long width) {
+    enum { ROWS = 61, POSITIONS = 150 };
+    const long heads = 3 * groups, stride = (heads + groups) * head;
+    float *query = floats(r, ROWS * stride, FLOAT32, 1), *out = malloc(ROWS * heads * head * sizeof *out);
+    float *keys = floats(r, groups * POSITIONS * head, FLOAT32, 1), *values = floats(r, groups * POSITIONS * head, FLOAT32, 1);
+    for (int causal = 0; causal < 2; causal++) {
+        SequenceAttention a = {query, keys, values, out, ROWS, POSITIONS, heads, groups, head, stride, POSITIONS * head, causal};
+        sequence_attention(&a, r->threads);
+        note(r, out, ROWS * heads * head * sizeof *out);
+    }
+    float *x = floats(r, ROWS * 2 * width, FLOAT32, 9), *weight = floats(r, width, FLOAT32, 1);
+    float *y = malloc(ROWS * width * sizeof *y);
+    normalize_rows(x, weight, 1e-5f, y, ROWS, width, r->threads);
+    note(r, y, ROWS * width * sizeof *y);
+    gate_rows(x, y, ROWS, width, r->threads);
+    note(r, y, ROWS * width * sizeof *y);
+}
+
 static void *run(void *argument) {
     Run *r = argument;
     const int even = r->quant == 2; /* NF4 wants rows of whole blocks */
@@ -122,6 +141,7 @@ static void *run(void *argument) {
         note(r, state.x, rows * width * sizeof(float));
         note(r, state.z, rows * width * size);
     }
+    if (r->kind == FLOAT32) note_sequence(r, GROUPS, head, width);
     note(r, state.keys, LAYERS * own * size);
     note(r, state.values, LAYERS * own * size);
     return NULL;
