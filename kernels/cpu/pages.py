@@ -1,53 +1,36 @@
 """Room for weights in large pages.
 
-Reading at the speed of memory leaves no time to look up an address every 4 KB. Linux gives pages of 2 MB to those who ask
-before they write.
+Reading at the speed of memory leaves no time to look up an address every 4 KB. Linux gives pages of 2 MB for memory
+whose owner asks before writing to it.
 """
 
-import ctypes
-import functools
+import math
 import mmap
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-LEAST = 4 << 20  # bytes of a tensor, below which few of its bytes would lie in whole large pages
-HUGEPAGE = 14  # MADV_HUGEPAGE
-
-Advise = Callable[[int, int], object]
+PAGE = 2 << 20  # bytes of a large page of x86; where they have other sizes, the system does as it likes
 
 
 def empty_weight(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """`torch.empty`; on a CPU a large tensor is asked to lie in large pages, which takes effect as it is written."""
-    tensor = torch.empty(tuple(shape), dtype=dtype, device=device)
-    if tensor.device.type == "cpu" and tensor.nbytes >= LEAST:
-        use_large_pages(tensor)
-    return tensor
+    """`torch.empty`; on a CPU, a tensor of 2 MB or more in large pages if the system has them."""
+    count = math.prod(shape)
+    if torch.device(device).type == "cpu" and count * dtype.itemsize >= PAGE:
+        memory = _large_pages(count * dtype.itemsize)
+        if memory is not None:
+            return torch.frombuffer(memory, dtype=dtype, count=count).view(tuple(shape))
+    return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
-def use_large_pages(tensor: torch.Tensor, advise: Advise | None = None) -> None:
-    """Ask for large pages for the memory of a tensor that nobody has written to; refused, it stays as it is.
-
-    Args:
-        tensor: contiguous, on the CPU.
-        advise: asks for an address and a number of bytes, both of whole pages; default: the system, on Linux.
-    """
-    advise = advise or _system_advise()
-    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if advise is not None and first < end:
-        advise(first, end - first)
-
-
-@functools.cache
-def _system_advise() -> Advise | None:
-    """None where there is no such request."""
-    if sys.platform != "linux":
+def _large_pages(count: int) -> memoryview | None:
+    """Bytes of its own from the system, from the start of a page on; None where it has no such pages or no room."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     try:
-        madvise = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):
+        memory = mmap.mmap(-1, count + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # the kernel was built without, or there is no room: torch says that better
         return None
-    madvise.argtypes, madvise.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
-    return lambda address, count: madvise(address, count, HUGEPAGE)
+    start = torch.frombuffer(memory, dtype=torch.uint8, count=1).data_ptr()
+    return memoryview(memory)[-start % PAGE :][:count]

@@ -6,45 +6,40 @@ import sys
 import pytest
 import torch
 
-from dia_engine.kernels.cpu import pages
-from dia_engine.kernels.cpu.pages import LEAST, empty_weight, use_large_pages
+from dia_engine.kernels.cpu.pages import PAGE, empty_weight
 from dia_engine.kernels.quantized import Int8Weight, NF4Weight
 
-
-@pytest.mark.parametrize("size", [0, 10, mmap.PAGESIZE + 10, LEAST + 10])
-def test_whole_pages_within_the_tensor_are_asked_for(size):
-    tensor = torch.empty(size, dtype=torch.uint8)
-    asked = []
-    use_large_pages(tensor, lambda address, count: asked.append((address, count)))
-    start, end = tensor.data_ptr(), tensor.data_ptr() + size
-    assert len(asked) <= 1 and (asked or size < 2 * mmap.PAGESIZE)
-    for address, count in asked:
-        assert address % mmap.PAGESIZE == count % mmap.PAGESIZE == 0
-        assert start <= address < start + mmap.PAGESIZE and end - mmap.PAGESIZE < address + count <= end
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux' large pages")
 
 
-def test_large_weights_of_every_kind_ask(monkeypatch):
-    asked = []
-    monkeypatch.setattr(pages, "_system_advise", lambda: lambda address, count: asked.append(count))
-    assert empty_weight((10, 10), torch.float32, "cpu").shape == (10, 10) and not asked
-    rows, columns = 2 * LEAST // 1024, 1024
-    for made in (
-        empty_weight((rows, columns), torch.bfloat16, "cpu"),
-        Int8Weight.empty(rows, columns, torch.bfloat16, "cpu"),
-        NF4Weight.empty(rows, columns, torch.bfloat16, "cpu"),
-    ):
-        assert made.shape == (rows, columns) and len(asked) == 1
-        asked.clear()
-    NF4Weight.join([made, made], "cpu")
-    assert len(asked) == 1
+@on_linux
+@pytest.mark.parametrize("size", [PAGE, PAGE + 10, 3 * PAGE - 2])
+def test_a_large_weight_begins_with_a_page(size):
+    weights = [empty_weight((size // 2, 1), torch.bfloat16, "cpu") for _ in range(3)]
+    for number, weight in enumerate(weights):
+        assert weight.data_ptr() % PAGE == 0 and weight.shape == (size // 2, 1) and weight.dtype == torch.bfloat16
+        weight.fill_(number)
+    assert [weight.unique().tolist() for weight in weights] == [[0], [1], [2]]
 
 
-def test_numbers_stay_as_they_are_written():
-    weight = empty_weight((LEAST,), torch.int32, "cpu").copy_(torch.arange(LEAST))
-    use_large_pages(weight)
-    assert torch.equal(weight, torch.arange(LEAST, dtype=torch.int32))
+@on_linux
+def test_weights_of_every_kind_are_in_pages():
+    rows, columns = PAGE // 512, 1024
+    nf4 = NF4Weight.empty(rows, columns, torch.bfloat16, "cpu")
+    joined = NF4Weight.join([nf4, nf4], "cpu")
+    for part in (Int8Weight.empty(rows, columns, torch.bfloat16, "cpu").values, nf4.packed, joined.packed):
+        assert part.data_ptr() % PAGE == 0 and part.is_contiguous()
 
 
-def test_other_systems_are_not_asked(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "win32")
-    assert pages._system_advise.__wrapped__() is None
+def test_small_weights_are_torchs():
+    assert empty_weight((10, 3), torch.float32, "cpu").shape == (10, 3)
+    assert empty_weight((PAGE, 2), torch.float32, "meta").device.type == "meta"
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_without_large_pages_the_memory_is_torchs(monkeypatch, refused):
+    if refused:
+        monkeypatch.setattr(mmap, "mmap", lambda *_, **__: (_ for _ in ()).throw(OSError("no room")))
+    else:
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    assert empty_weight((PAGE, 2), torch.float32, "cpu").fill_(1).sum() == 2 * PAGE
