@@ -17,6 +17,8 @@ from typing import Any, TypeGuard
 import torch
 import torch.nn.functional as F
 
+from .cpu.pages import empty_weight
+
 BLOCK = 64  # weights that share a scale in NF4
 PER_ABSMAX = 7.874015718698502e-3  # bitsandbytes' 1 / 127
 # Weights that are quantized or read back at once. Their float32 copies are small: larger ones leave holes between the
@@ -72,7 +74,7 @@ class Int8Weight:
     @classmethod
     def empty(cls, rows: int, columns: int, dtype: torch.dtype, device: torch.device | str) -> "Int8Weight":
         """Room for a matrix [rows, columns]."""
-        values = torch.empty((rows, columns), dtype=torch.int8, device=device)
+        values = empty_weight((rows, columns), torch.int8, device)
         return cls(values, torch.empty(rows, dtype=torch.float32, device=device), dtype)
 
     @property
@@ -175,7 +177,7 @@ class NF4Weight:
     @classmethod
     def empty(cls, rows: int, columns: int, dtype: torch.dtype, device: torch.device | str) -> "NF4Weight":
         """Room for a matrix [rows, columns]."""
-        packed = torch.empty((rows, columns // 2), dtype=torch.uint8, device=device)
+        packed = empty_weight((rows, columns // 2), torch.uint8, device)
         return cls(packed, torch.empty((rows, columns // BLOCK), dtype=torch.float32, device=device), dtype)
 
     @property
@@ -277,7 +279,7 @@ def _unpack(packed: torch.Tensor) -> torch.Tensor:
 
 
 def _joined(parts: list[torch.Tensor], device: torch.device | str) -> torch.Tensor:
-    joined = parts[0].new_empty((sum(len(part) for part in parts), *parts[0].shape[1:]), device=device)
+    joined = empty_weight((sum(len(part) for part in parts), *parts[0].shape[1:]), parts[0].dtype, device)
     for part, rows in zip(parts, joined.split([len(part) for part in parts]), strict=True):
         rows.copy_(part)
     return joined

@@ -10,6 +10,7 @@ import torch
 
 from ..devices.device import DTYPES
 from ..files.tensors import Checkpoint, require_finite, require_fit
+from ..kernels.cpu.pages import empty_weight
 from ..kernels.quantized import FORMATS, QuantWeight, Weight, as_dense
 from ..messages import listed
 from ..model.config import DiaConfig
@@ -122,7 +123,7 @@ class DiaCheckpoint:
                 yield name, _quantized(self._stored, pieces, FORMATS[formats[name]], dtype, device)
             else:
                 wanted = torch.float32 if name.endswith("norm.weight") else dtype
-                yield name, _assembled(self._stored, pieces, torch.empty(shape, dtype=wanted, device=device))
+                yield name, _assembled(self._stored, pieces, empty_weight(shape, wanted, device))
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from ..codec import Codec, CodecConfig
+from ..kernels.cpu.pages import empty_weight
 from ..kernels.quantized import FORMATS, Weight
 from ..model.config import DecoderConfig, DiaConfig, EncoderConfig
 from ..model.dia import parameter_shapes
@@ -71,7 +72,9 @@ def stream_random_weights(
 
 
 def _in_dtype(name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return values if name.endswith("norm.weight") else values.to(dtype)
+    if name.endswith("norm.weight") or values.dtype == dtype:
+        return values
+    return empty_weight(values.shape, dtype, values.device).copy_(values)
 
 
 def _random_values(config: DiaConfig, device: torch.device | str, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -83,7 +86,7 @@ def _random_values(config: DiaConfig, device: torch.device | str, seed: int) -> 
 
     def made(numbered: tuple[int, tuple[str, tuple[int, ...]]]) -> tuple[str, torch.Tensor]:
         index, (name, shape) = numbered
-        values = torch.empty(shape, dtype=torch.float32, device="cpu")
+        values = empty_weight(shape, torch.float32, "cpu")
         if name.endswith("norm.weight"):
             return name, values.fill_(1.0)
         generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + index)

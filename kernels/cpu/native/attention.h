@@ -8,6 +8,7 @@
 
 enum {
     SPAN = 256,                  /* positions */
+    SCORED_AT_ONCE = 8,          /* positions, a multiple of TILE_ROWS */
     SHARED_CACHE = 1 << 16,      /* bytes of keys, from which on more than one thread is worth while */
     SHARED_JOINS = 1 << 15       /* results times spans, likewise */
 };
@@ -31,15 +32,22 @@ INLINE long partial_floats(long rows, long groups, long heads, long head_dim, lo
     return rows * groups * heads * spans_of(length) * (head_dim + 2);
 }
 
-/* scores [heads, count] = q K^T: a product whose W is the span of the keys. */
-INLINE void score_span(const Attention *a, const char *query, const char *keys, long count, float *scores) {
+/* scores [heads, count] = q K^T: a product whose W is the span of the keys. Meanwhile the values are fetched, a few positions at
+ * a time: a CPU does not heed many requests at once. */
+INLINE void score_span(const Attention *a, const char *query, const char *keys, const char *values, long count,
+                       float *scores) {
     Matrix matrix = {keys, NULL, count, a->head_dim, (int)a->kind, 0}; /* Kind and Format agree for floats */
     Rows x = {query, a->heads, a->head_dim, a->kind};
     _Alignas(64) char scratch[product_bytes(&matrix, a->heads)];
     Multiplication m = packed(&matrix, x, scratch, 1);
     m.product.y = scores, m.product.y_stride = count;
-    m.per_chunk = count;
-    multiply_chunk(&m, 0);
+    m.per_chunk = SCORED_AT_ONCE;
+    const long bytes = a->head_dim * bytes_of(a->kind);
+    for (long first = 0; first < count; first += SCORED_AT_ONCE) {
+        const long end = first + SCORED_AT_ONCE < count ? first + SCORED_AT_ONCE : count;
+        for (long place = first * bytes; place < end * bytes; place += 64) __builtin_prefetch(values + place, 0, 3);
+        multiply_chunk(&m, first / SCORED_AT_ONCE);
+    }
 }
 
 /* Scores to weights in float32; the greatest score and the sum of the weights. */
@@ -63,13 +71,13 @@ static void attend_span(const void *job, long chunk) {
     const long place = (line * a->capacity + first) * a->head_dim * size;
     const char *query = (const char *)a->query + line * a->heads * a->head_dim * size;
     float *partial = a->partial + chunk * a->heads * (a->head_dim + 2);
+    const char *values = (const char *)a->values + place;
     float scores[a->heads * count];
-    score_span(a, query, (const char *)a->keys + place, count, scores);
+    score_span(a, query, (const char *)a->keys + place, values, count, scores);
     for (long head = 0; head < a->heads; head++) {
         float *to = partial + head * (a->head_dim + 2) + a->head_dim;
         weigh(scores + head * count, count, to, to + 1);
     }
-    const char *values = (const char *)a->values + place;
     if (a->kind == BFLOAT16) bf16_mix(values, a->head_dim, scores, a->heads, count, partial);
     else if (a->kind == FLOAT16) f16_mix(values, a->head_dim, scores, a->heads, count, partial);
     else f32_mix(values, a->head_dim, scores, a->heads, count, partial);

@@ -10,7 +10,7 @@
 #define ROWS_OF_TILE(F) F(0) F(1) F(2) F(3)
 #define LINES_OF_TILE(F, r) F(r, 0) F(r, 1) F(r, 2) F(r, 3) F(r, 4) F(r, 5)
 #define FOUR_ROWS_OF_W
-enum { TILE_ROWS = 4, TILE_LINES = 6, NF4_LINES = 4 };
+enum { TILE_ROWS = 4, TILE_LINES = 6, NF4_LINES = 4, MIXED_BLOCKS = 4 };
 
 typedef __m512 Lanes;
 

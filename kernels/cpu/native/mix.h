@@ -1,41 +1,50 @@
-/* `mix` for one FORMAT, see values.h: 32 columns at a time for up to 4 heads, whose sums have names (see tile.h). */
+/* `mix` for one FORMAT, see values.h: one or more blocks of 32 columns at a time for up to 4 heads, whose sums have names (see
+ * tile.h). */
 
 #define NAME_OF(format, name) format##_##name
 #define NAME_IN(format, name) NAME_OF(format, name)
 #define IN(name) NAME_IN(FORMAT, name)
-#define HEADS(F) F(0) F(1) F(2) F(3)
+#define BLOCKS(F, h) F(h, 0) F(h, 1) F(h, 2) F(h, 3)
+#define SUMS(F) BLOCKS(F, 0) BLOCKS(F, 1) BLOCKS(F, 2) BLOCKS(F, 3)
 
-/* Columns `column` to column + 32 of at most 4 heads; words [turn][4]. */
-INLINE void IN(mix_columns)(const char *values, long head_dim, long column, const uint32_t *words, const int heads,
-                            long count, float *out, long out_stride) {
+/* Some blocks of 32 columns from `column` on, or the last columns if they are fewer, of at most 4 heads; words [turn][4]. */
+INLINE void IN(mix_columns)(const char *values, long head_dim, long column, const int blocks, const uint32_t *words,
+                            const int heads, long count, float *out, long out_stride) {
     const long size = IN(BYTES) / IN(COLUMNS), width = head_dim * size;
-    const long columns = head_dim - column < 32 ? head_dim - column : 32;
-    _Alignas(64) char even[128] = {0}, odd[128] = {0}; /* for less than 32 columns */
-#define SUM(h) Lanes first##h = no_lanes(), second##h = no_lanes();
-    HEADS(SUM)
+    const long columns = head_dim - column < 32 ? head_dim - column : 32; /* of a block */
+    _Alignas(64) char even[128] = {0}, odd[128] = {0};                    /* for less than 32 columns */
+#define SUM(h, b) Lanes first##h##b = no_lanes(), second##h##b = no_lanes();
+    SUMS(SUM)
     for (long t = 0; t < count; t += IN(POSITIONS), words += 4) {
         const char *a = values + t * width + column * size;
         const char *b = t + IN(POSITIONS) - 1 < count ? a + (IN(POSITIONS) - 1) * width : a; /* meets a weight of zero */
         if (columns < 32) a = memcpy(even, a, columns * size), b = memcpy(odd, b, columns * size);
-        else if (column == 0)
-            for (long line = 0; line < IN(POSITIONS) * width; line += 64) __builtin_prefetch(a + 2048 + line, 0, 2);
-        IN(Values) v = IN(load_values)(a, b);
-#define ADD(h)                                                                                                          \
-    if (h < heads) {                                                                                                    \
-        IN(Weight) w = IN(same)(words[h]);                                                                              \
-        first##h = IN(add_first)(first##h, v, w), second##h = IN(add_second)(second##h, v, w);                          \
+#define LOAD(block)                                                                                                     \
+    IN(Values) v##block;                                                                                                \
+    if (block < blocks) v##block = IN(load_values)(a + block * 32 * size, b + block * 32 * size);
+#define ADD(h, b)                                                                                                       \
+    if (h < heads && b < blocks) {                                                                                      \
+        first##h##b = IN(add_first)(first##h##b, v##b, w##h), second##h##b = IN(add_second)(second##h##b, v##b, w##h);  \
     }
-        HEADS(ADD)
+#define HEAD(h)                                                                                                         \
+    if (h < heads) {                                                                                                    \
+        IN(Weight) w##h = IN(same)(words[h]);                                                                           \
+        BLOCKS(ADD, h)                                                                                                  \
+    }
+        LOAD(0) LOAD(1) LOAD(2) LOAD(3)
+        HEAD(0) HEAD(1) HEAD(2) HEAD(3)
     }
     float whole[32];
-#define STORE(h)                                                                                                        \
-    if (h < heads) {                                                                                                    \
-        IN(store_values)(whole, first##h, second##h);                                                                   \
-        memcpy(out + h * out_stride + column, whole, columns * sizeof *whole);                                          \
+#define STORE(h, b)                                                                                                     \
+    if (h < heads && b < blocks) {                                                                                      \
+        IN(store_values)(whole, first##h##b, second##h##b);                                                             \
+        memcpy(out + h * out_stride + column + 32 * b, whole, columns * sizeof *whole);                                 \
     }
-    HEADS(STORE)
+    SUMS(STORE)
 #undef SUM
+#undef LOAD
 #undef ADD
+#undef HEAD
 #undef STORE
 }
 
@@ -51,15 +60,22 @@ static void IN(mix)(const char *values, long head_dim, const float *weights, lon
                 words[4 * turn + h] = IN(word)(weights + (head + h) * count + t, t + 1 < count);
             }
         float *to = out + head * (head_dim + 2);
-        for (long column = 0; column < head_dim; column += 32) {
-            if (some == 1) IN(mix_columns)(values, head_dim, column, words, 1, count, to, head_dim + 2);
-            else if (some == 4) IN(mix_columns)(values, head_dim, column, words, 4, count, to, head_dim + 2);
-            else IN(mix_columns)(values, head_dim, column, words, (int)some, count, to, head_dim + 2);
+        const long stride = head_dim + 2;
+        const int wide = MIXED_BLOCKS, half = (MIXED_BLOCKS + 1) / 2;
+#define MIX(blocks, heads)                                                                                              \
+    IN(mix_columns)(values, head_dim, column, blocks, words, heads, count, to, stride), column += 32 * blocks
+        for (long column = 0, left = head_dim; left > 0; left = head_dim - column) {
+            if (some == 1 && left >= 32 * wide) MIX(wide, 1);
+            else if (some == 4 && left >= 32 * half) MIX(half, 4);
+            else if (some == 1) MIX(1, 1);
+            else MIX(1, (int)some);
         }
+#undef MIX
     }
 }
 
-#undef HEADS
+#undef SUMS
+#undef BLOCKS
 #undef IN
 #undef NAME_IN
 #undef NAME_OF

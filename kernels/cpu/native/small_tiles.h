@@ -4,7 +4,7 @@
 
 #define ROWS_OF_TILE(F) F(0) F(1)
 #define LINES_OF_TILE(F, r) F(r, 0) F(r, 1)
-enum { TILE_ROWS = 2, TILE_LINES = 2, NF4_LINES = 2 };
+enum { TILE_ROWS = 2, TILE_LINES = 2, NF4_LINES = 2, MIXED_BLOCKS = 1 };
 
 INLINE void keep_lanes(float *cells, Lanes a, Lanes b) {
     cells[0] += sum_of_lanes(a);
