@@ -1,13 +1,16 @@
 """The rows of one sequence against its keys and values: softmax(q K^T) V, without a scale, as in `attention.py`.
 
-On a CPU with AVX-512 float32 is compiled code (`cpu/native/sequence.h`), elsewhere torch's operation.
+On a CPU with AVX-512 float32 is compiled code (`cpu/native/sequence.h`), elsewhere torch's operation. One core of a
+Zen 5, heads of 32: 6 heads and 116 causal rows take 0.121 ms and 0.170 by torch, with 284 earlier rows 0.42 and 0.54;
+4 heads and all of 190 positions 0.27 and 0.31, of 100 positions 0.093 both.
 """
+
+import ctypes
 
 import torch
 import torch.nn.functional as F
 
-from .cpu.build import library
-from .cpu.matmul import has_avx512, thread_count
+from .cpu.matmul import compiled_for_sequences, thread_count
 from .cpu.structures import SequenceAttention
 
 
@@ -36,29 +39,16 @@ def sequence_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
     Returns:
         [N, H * Dh] in the query's dtype.
     """
-    if is_fast_compiled(query):
-        return attend_compiled(query, key, value, causal)
-    return sequence_attention_ref(query, key, value, causal)
-
-
-def is_fast_compiled(query: torch.Tensor) -> bool:
-    """Whether the compiled code is as fast as torch's or faster: for float32 on a CPU with AVX-512.
-
-    One core of a Zen 5, heads of 32: 6 heads and 116 causal rows take 0.121 ms and 0.170 by torch, with 284 earlier
-    rows 0.42 and 0.54; 4 heads and all of 190 positions 0.27 and 0.31, of 100 positions 0.093 both.
-    """
-    return query.device.type == "cpu" and query.dtype == torch.float32 and has_avx512()
-
-
-def attend_compiled(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
-    """`sequence_attention` in float32, by the library of this CPU. A row's bits depend on the positions it sees alone.
-
-    Raises:
-        RuntimeError: there is no such library.
-    """
-    functions = library()
+    functions = compiled_for_sequences(query)
     if functions is None:
-        raise RuntimeError("attention of a sequence is not compiled here")
+        return sequence_attention_ref(query, key, value, causal)
+    return attend_compiled(query, key, value, causal, functions)
+
+
+def attend_compiled(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, functions: ctypes.CDLL
+) -> torch.Tensor:
+    """`sequence_attention` in float32 by compiled functions. A row's bits depend on the positions it sees alone."""
     rows, heads, head_dim = query.shape
     positions, groups = key.shape[:2]
     if query.stride()[1:] != (head_dim, 1):

@@ -13,6 +13,7 @@ import torch
 
 from ..devices.cuda_graph import GraphPool, captured
 from ..devices.precision import full_float32
+from ..devices.workers import Job
 from .dac import Codec
 from .receptive_field import ReceptiveField, receptive_field
 from .tiles import Pieces, TiledDecoder
@@ -42,6 +43,9 @@ class HostCopy:
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
+
+
+Decoded = HostCopy | Job[torch.Tensor]  # a window's samples, in the making
 
 
 class CodeWindows:
@@ -89,6 +93,16 @@ class CodeWindows:
     def to_host(self, codes: torch.Tensor) -> HostCopy:
         """Codes as they are, on their way to the host."""
         return HostCopy(codes)
+
+    def samples(self, decoded: "Decoded") -> np.ndarray:
+        """Wait for what `decode` gave, or a job of `pieces`: checked, in memory of its own.
+
+        Raises:
+            Exception: what the decoding or `check` raised.
+        """
+        made = decoded.wait().numpy().copy()  # what it is a part of is larger, or pinned
+        self.check(made)
+        return made
 
     def check(self, piece: np.ndarray) -> None:
         """Check what `decode` gave, on the host.

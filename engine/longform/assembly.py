@@ -2,25 +2,17 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import numpy as np
-import torch
 
 from ..audio.stretch import SHIFTED_SECONDS, TimeStretch
 from ..codec.receptive_field import ReceptiveField
+from ..codec.windowed import Decoded
 from ..runtime.chunking import ChunkSchedule, ChunkSizes, Window
 from .options import FADE_SECONDS, SILENT_SECONDS, SpeechOptions
 
-
-class Decoded(Protocol):
-    """The samples of a window, which are being computed."""
-
-    def wait(self) -> torch.Tensor: ...
-    def cancel(self) -> None: ...
-
-
-# Codes [W, C] of a window, and the frames [first, last) of it that are wanted, to the end if last is None -> samples.
+# Codes [W, C] of a window, and the frames [first, last) of it that are wanted, to the end if last is None -> its
+# samples, in the making.
 Decode = Callable[[np.ndarray, int, int | None], Decoded]
 
 
@@ -30,7 +22,7 @@ class Assembler:
     def __init__(
         self,
         decode: Decode,
-        check: Callable[[np.ndarray], None],
+        samples: Callable[[Decoded], np.ndarray],
         receptive_field: ReceptiveField,
         sizes: ChunkSizes,
         options: SpeechOptions,
@@ -43,12 +35,12 @@ class Assembler:
         """
         Args:
             decode: begins to decode a window.
-            check: raises what is wrong with the samples of one.
+            samples: waits for those of one; raises what is wrong with them.
             hop: samples per frame.
             sample_rate: None without a codec.
             windows_at_once: how many are being decoded at most, where there are cores for it.
         """
-        self._decode, self._check, self._hop, self.receptive_field = decode, check, hop, receptive_field
+        self._decode, self._samples, self._hop, self.receptive_field = decode, samples, hop, receptive_field
         self._windows_at_once = windows_at_once
         self._begun: deque[tuple[Window, Decoded]] = deque()  # windows that are being decoded, in order
         self._schedule = ChunkSchedule(sizes, receptive_field)
@@ -105,8 +97,7 @@ class Assembler:
         """The chunks that are complete with the first `frames`, none of them empty; `ended`: no more will be added."""
         while self._begin_windows(ended) and (ended or self._begun[0][0].stop <= frames):
             window, decoded = self._begun.popleft()
-            samples = decoded.wait().numpy().copy()  # what it is a part of is larger, or pinned
-            self._check(samples)
+            samples = self._samples(decoded)
             self._decoded = window.last
             chunk = self._finished(samples, window.ends)
             if len(chunk):

@@ -11,7 +11,7 @@ import torch
 
 from ..audio.loudness import at_loudness
 from ..codec import Codec
-from ..codec.windowed import CodeWindows
+from ..codec.windowed import CodeWindows, Decoded
 from ..devices.precision import full_float32
 from ..longform_settings import LongFormSettings
 from ..messages import shown
@@ -21,7 +21,7 @@ from ..runtime.call import Call
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineThread
 from ..runtime.request import Request, item_named, parse_requests
-from .assembly import Assembler, Decoded
+from .assembly import Assembler
 from .options import AudioPrompts, SpeechOptions
 from .plan import Piece, Plan, plan_pieces, size_of, whole_script
 from .source import Arriving, Feeder, PieceSource, Planned
@@ -189,11 +189,13 @@ def _piece_maker(
             return plan_pieces(text, seed, settings, **_rules(options, settings, said, has_prompt))
         return iter((whole_script(text, seed, settings, said or ""),))
 
-    made = pieces()
-    if not (is_split and _is_readable(text, said or "", settings, config)):
-        for piece in made:
-            _check(piece, config)
-    return pieces
+    planned = pieces()  # raises if there is nothing to say
+    if is_split and _is_readable(text, said or "", settings, config):
+        return pieces
+    checked = tuple(planned)
+    for piece in checked:
+        _check(piece, config)
+    return lambda: iter(checked)
 
 
 def _is_readable(text: str, transcript: str, settings: LongFormSettings, config: DiaConfig) -> bool:
@@ -202,7 +204,7 @@ def _is_readable(text: str, transcript: str, settings: LongFormSettings, config:
     return (
         longest <= config.encoder.max_position_embeddings
         and config.encoder.vocab_size >= 256
-        and all(_is_sound(character) for character in set(text))
+        and all(_is_readable_character(character) for character in set(text))
     )
 
 
@@ -217,7 +219,7 @@ def _rules(
     }
 
 
-def _is_sound(character: str) -> bool:
+def _is_readable_character(character: str) -> bool:
     """Whether a character can be encoded, and makes what it stands in a text, if it is not white space."""
     return not "\ud800" <= character <= "\udfff" and (character.isspace() or is_visible(character))
 
@@ -286,7 +288,7 @@ class ScriptRunner:
     def _assembler(self, sizes: ChunkSizes, options: SpeechOptions) -> Assembler:
         codec, workers = self._codec, self._thread.scheduler.workers
         return Assembler(
-            self._decode, self._windows.check, self._windows.receptive_field, sizes, options,
+            self._decode, self._windows.samples, self._windows.receptive_field, sizes, options,
             hop=codec.hop_length if codec else 1,
             frames_per_second=self._frames_per_second,
             sample_rate=codec.sample_rate if codec else None,

@@ -24,8 +24,8 @@ from typing import Protocol
 
 import torch
 
-from ..codec.windowed import CodeWindows, ContextCodes, HostCopy
-from ..devices.workers import Job, Urgency, Workers
+from ..codec.windowed import CodeWindows, ContextCodes, Decoded, HostCopy
+from ..devices.workers import Urgency, Workers
 from ..results import Generation
 from .call import Call
 from .chunking import ChunkSchedule, ChunkSizes, Window, complete_frames, window_lengths
@@ -101,7 +101,7 @@ class Sequence:
     steps: int = 0
     end_row: int = 0
     windows: deque[tuple[Window, float]] = field(default_factory=deque)
-    pending: deque[tuple[HostCopy | Job[torch.Tensor], float]] = field(default_factory=deque)
+    pending: deque[tuple[Decoded, float]] = field(default_factory=deque)
     codes: tuple[torch.Tensor, HostCopy] | None = None
     emitted_seconds: float = 0.0
     first_emitted: float = 0.0
@@ -114,11 +114,6 @@ class Sequence:
     def heard(self) -> bool:
         """Whether the first chunk has been emitted or is on its way."""
         return bool(self.first_emitted or self.pending)
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether a listener waits for its first chunk."""
-        return self.call.streaming and not self.first_emitted
 
     def cancel_jobs(self) -> None:
         """Nobody waits for what is being computed; when this returns, nothing of it writes to the slot any more."""
@@ -437,10 +432,11 @@ class Scheduler:
 
     def _due_jobs(self) -> int:
         """Prefills and first windows of streams that are handed over."""
-        windows = sum(bool(each.is_awaited and each.pending) for each in [*self.running.values(), *self.finishing])
+        every = [*self.running.values(), *self.finishing]
+        windows = sum(bool(each.call.streaming and each.pending and not each.first_emitted) for each in every)
         return windows + sum(each.prefill.is_handed_over for each in self.prefilling)
 
-    def decode_now(self, codes: torch.Tensor, first: int, last: int | None) -> HostCopy | Job[torch.Tensor]:
+    def decode_now(self, codes: torch.Tensor, first: int, last: int | None) -> Decoded:
         """Decode a window for a listener who waits for it, behind the first chunks of streams; see
         `CodeWindows.decode`. Called in the scheduler's thread, the result can be awaited in any other one."""
         with self.decoder.on_stream():
@@ -448,7 +444,7 @@ class Scheduler:
 
     def _decoded(
         self, decoder: CodeWindows, codes: torch.Tensor, first: int, last: int | None, urgency: Urgency
-    ) -> HostCopy | Job[torch.Tensor]:
+    ) -> Decoded:
         if self.workers is None or decoder is not self.decoder:
             return decoder.decode(codes, first, last)
         return self.workers.submit(decoder.pieces(codes, first, last), urgency)
@@ -490,8 +486,7 @@ class Scheduler:
     def _emit_pending(sequence: Sequence) -> None:
         while sequence.pending and sequence.pending[0][0].ready():
             chunk, seconds = sequence.pending.popleft()
-            audio = chunk.wait().numpy().copy()  # what it is a part of is larger, or pinned
-            sequence.decoder.check(audio)
+            audio = sequence.decoder.samples(chunk)
             sequence.first_emitted = sequence.first_emitted or time.perf_counter()
             sequence.emitted_seconds += seconds
             if len(audio):  # the samples that a codec of odd strides drops can be a whole frame's

@@ -28,18 +28,24 @@ def is_fast_for_sequences(weight: object) -> TypeGuard[torch.Tensor]:
     torch's product. In bfloat16 torch's (oneDNN) is as fast, and with AVX2 alone MKL is 1.6 times as fast.
     """
     plain = isinstance(weight, torch.Tensor) and weight.dtype == torch.float32 and is_compilable(weight)
-    return plain and has_avx512()
+    return plain and uses_avx512()
+
+
+def compiled_for_sequences(x: torch.Tensor) -> ctypes.CDLL | None:
+    """The compiled functions, where they are faster than torch for what a sequence does between its products.
+
+    That is in float32 on a CPU with AVX-512.
+    """
+    return library() if x.device.type == "cpu" and x.dtype == torch.float32 and uses_avx512() else None
 
 
 def compiled_for_rows(x: torch.Tensor) -> ctypes.CDLL | None:
-    """The compiled functions, where they are faster than torch for what a sequence does between its products: rows in
-    float32, one after the other in memory, on a CPU with AVX-512."""
-    fits = x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 2 and x.is_contiguous()
-    return library() if fits and has_avx512() else None
+    """`compiled_for_sequences`, for those that want rows one after the other in memory."""
+    return compiled_for_sequences(x) if x.dim() == 2 and x.is_contiguous() else None
 
 
 @functools.cache
-def has_avx512() -> bool:
+def uses_avx512() -> bool:
     """Whether the compiled code is there and uses it."""
     variant = chosen_variant()
     return variant is not None and variant.name.startswith("avx512") and library() is not None
@@ -73,7 +79,7 @@ def multiply(x: torch.Tensor, weight: torch.Tensor | QuantWeight, functions: cty
 
 def multiply_sequence(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
     """x [M, K] for many rows at once -> [M, N] in the weight's dtype, with the weight read back part by part."""
-    product = multiply if weight.dtype == torch.float32 and has_avx512() else F.linear  # see is_fast_for_sequences
+    product = multiply if weight.dtype == torch.float32 and uses_avx512() else F.linear  # see is_fast_for_sequences
     return linear_by_parts(x.to(weight.dtype), weight, PART, read, product)
 
 

@@ -362,8 +362,8 @@ def test_a_sequence_in_float32_is_torchs_product_and_a_row_has_its_bits_in_any_s
 def test_other_dtypes_and_other_cpus_leave_sequences_to_torch(monkeypatch):
     assert not product.is_fast_for_sequences(torch.zeros(4, 4, dtype=torch.bfloat16))
     monkeypatch.setenv("DIA_CPU", "none")
-    product.has_avx512.cache_clear()
+    product.uses_avx512.cache_clear()
     try:
         assert not product.is_fast_for_sequences(torch.zeros(4, 4))
     finally:
-        product.has_avx512.cache_clear()
+        product.uses_avx512.cache_clear()

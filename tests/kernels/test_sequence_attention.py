@@ -33,22 +33,21 @@ def heads_of(rows, positions, heads, groups, head_dim):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_compiled_it_is_the_reference(sizes, causal):
     query, key, value = heads_of(*sizes)
-    found = attend_compiled(query, key, value, causal)
+    found = attend_compiled(query, key, value, causal, library())
     expected = sequence_attention_ref(query.double(), key.double(), value.double(), causal)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5)
-    assert torch.equal(attend_compiled(query, key.contiguous(), value.contiguous(), causal), found)
+    assert torch.equal(attend_compiled(query, key.contiguous(), value.contiguous(), causal, library()), found)
 
 
 def test_a_row_has_the_bits_that_it_has_in_any_piece_and_by_any_threads_and_variant(monkeypatch):
     query, key, value = heads_of(130, 130, 6, 2, 34)
-    expected = attend_compiled(query, key, value, True)
+    expected = attend_compiled(query, key, value, True, library())
     for first, last in ((0, 1), (0, 77), (64, 128), (129, 130)):
-        part = attend_compiled(query[first:last], key[:last], value[:last], True)
+        part = attend_compiled(query[first:last], key[:last], value[:last], True, library())
         assert torch.equal(part, expected[first:last])
     for variant in filter(lambda each: each.runs_here(), VARIANTS):
         if (functions := library_of(variant)) is None:
             pytest.skip("no compiler")
-        monkeypatch.setattr(module, "library", lambda functions=functions: functions)
         for threads in (1, 3):
             monkeypatch.setattr(module, "thread_count", lambda threads=threads: threads)
-            assert torch.equal(attend_compiled(query, key, value, True), expected)
+            assert torch.equal(attend_compiled(query, key, value, True, functions), expected)

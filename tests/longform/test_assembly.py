@@ -26,7 +26,11 @@ class Window:
         self.cancelled = True
 
 
-def assembler(at_once: int, check=lambda samples: None) -> tuple[Assembler, list[Window]]:
+def samples_of(window: Window) -> np.ndarray:
+    return window.wait().numpy()
+
+
+def assembler(at_once: int, samples=samples_of) -> tuple[Assembler, list[Window]]:
     begun: list[Window] = []
 
     def decode(codes: np.ndarray, first: int, last: int | None) -> Window:
@@ -34,7 +38,7 @@ def assembler(at_once: int, check=lambda samples: None) -> tuple[Assembler, list
         return begun[-1]
 
     made = Assembler(
-        decode, check, FIELD, ChunkSizes(4, 4), SpeechOptions(),
+        decode, samples, FIELD, ChunkSizes(4, 4), SpeechOptions(),
         hop=1, frames_per_second=8.0, sample_rate=8, windows_at_once=at_once,
     )  # fmt: skip
     return made, begun
@@ -75,10 +79,10 @@ def test_windows_that_nobody_waits_for_are_cancelled():
 
 
 def test_samples_that_are_no_numbers_are_an_error():
-    def check(samples: np.ndarray) -> None:
+    def samples(window: Window) -> np.ndarray:
         raise RuntimeError("not finite")
 
-    sound, _ = assembler(2, check)
+    sound, _ = assembler(2, samples)
     sound.add(frames(0, 20))
     with pytest.raises(RuntimeError, match="not finite"):
         next(sound.sound(20))

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -119,6 +120,11 @@ def scheduler_with_workers(runner, workers: Workers) -> Scheduler:
     return Scheduler(
         runner, CodeWindows(torch.device("cpu")), max_delay=MAX_DELAY, frames_per_second=86, workers=workers
     )  # fmt: skip
+
+
+def scheduler_by_hand(runner, workers: int = 9) -> Scheduler:
+    """With so many workers that do nothing by themselves."""
+    return scheduler_with_workers(runner, IdleWorkers(workers, nullcontext))
 
 
 def add_streams(scheduler: Scheduler, count: int, frames: int) -> list[Call]:

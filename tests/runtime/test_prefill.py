@@ -11,18 +11,14 @@ from tests.runtime.helpers import (
     HANGS,
     SIZES,
     ArithmeticRunner,
-    IdleWorkers,
     add_streams,
     chunks_of,
     request,
     run,
+    scheduler_by_hand,
     scheduler_with_workers,
     second_of_three_fails,
 )
-
-
-def scheduler_by_hand(runner, workers: int = 9):
-    return scheduler_with_workers(runner, IdleWorkers(workers, nullcontext))
 
 
 def started(runner) -> list[int]:

@@ -1,6 +1,5 @@
 """The scheduler and the codec: which window is decoded when and by whom, over a runner that is only arithmetic."""
 
-from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -12,13 +11,12 @@ from dia_engine.runtime.scheduler import Scheduler, Sequence, _window_urgency
 from tests.runtime.helpers import (
     SIZES,
     ArithmeticRunner,
-    IdleWorkers,
     add_streams,
     chunks_of,
     request,
     run,
+    scheduler_by_hand,
     scheduler_over,
-    scheduler_with_workers,
     second_of_three_fails,
 )
 
@@ -76,9 +74,9 @@ def test_a_codec_that_holds_up_the_steps_emits_each_chunk_before_it_decodes_the_
 # Windows in threads of their own
 
 
-def scheduler_by_hand(runner, workers: int = 9) -> Scheduler:
+def scheduler_of_windows(runner, workers: int = 9) -> Scheduler:
     """A scheduler that hands windows over, and prefills by itself."""
-    scheduler = scheduler_with_workers(runner, IdleWorkers(workers, nullcontext))
+    scheduler = scheduler_by_hand(runner, workers)
     scheduler._hand_over_prefills = lambda workers: None
     return scheduler
 
@@ -91,7 +89,7 @@ def finish_steps(scheduler: Scheduler) -> None:
 
 
 def test_steps_go_on_while_windows_are_decoded_and_chunks_come_in_order():
-    scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
+    scheduler = scheduler_of_windows(ArithmeticRunner(max_slots=2))
     calls = add_streams(scheduler, 2, frames=30)
     finish_steps(scheduler)
     assert len(scheduler.finishing) == 2 and scheduler._free == [0, 1], "all steps are done, the slots are free"
@@ -105,7 +103,7 @@ def test_steps_go_on_while_windows_are_decoded_and_chunks_come_in_order():
 def test_while_several_listeners_wait_the_steps_thread_helps_with_first_windows_between_steps():
     runner = ArithmeticRunner(max_slots=3)
     runner.prefill_budget = 1000
-    scheduler = scheduler_by_hand(runner, workers=1)
+    scheduler = scheduler_of_windows(runner, workers=1)
     calls = [Call(1, streaming=True) for _ in range(3)]
     for seed, call in enumerate(calls):
         call.emit = lambda *_: runner.log.append(("chunk",))
@@ -122,7 +120,7 @@ def test_while_several_listeners_wait_the_steps_thread_helps_with_first_windows_
 def test_from_four_requests_on_steps_use_the_cores_that_have_no_window_to_decode():
     runner = ArithmeticRunner(max_slots=4)
     runner.prefill_budget = 1000
-    scheduler = scheduler_by_hand(runner, workers=3)
+    scheduler = scheduler_of_windows(runner, workers=3)
     lent = []
     for seed in range(4):
         scheduler.add(request(20, seed), 0, Call(1, streaming=True), ChunkSizes(12, 12))
@@ -138,7 +136,7 @@ def test_from_four_requests_on_steps_use_the_cores_that_have_no_window_to_decode
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_new_streams_first_window_goes_before_all_others(streaming):
-    scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
+    scheduler = scheduler_of_windows(ArithmeticRunner(max_slots=2))
     others, new = Call(1, streaming=streaming), Call(1, streaming=True)
     scheduler.add(request(60, seed=1), 0, others, ChunkSizes(4, 4))
     finish_steps(scheduler)
@@ -173,7 +171,7 @@ def test_windows_of_streams_go_by_when_their_players_run_dry_and_bulk_waits_two_
 
 
 def test_an_aborted_call_takes_its_windows_along():
-    scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
+    scheduler = scheduler_of_windows(ArithmeticRunner(max_slots=2))
     calls = add_streams(scheduler, 2, frames=30)
     finish_steps(scheduler)
     jobs = [job for job, _ in scheduler.finishing[0].pending]
@@ -186,7 +184,7 @@ def test_an_aborted_call_takes_its_windows_along():
 
 
 def test_a_request_whose_window_fails_in_a_worker_fails_alone():
-    scheduler = scheduler_by_hand(ArithmeticRunner())
+    scheduler = scheduler_of_windows(ArithmeticRunner())
     pieces = scheduler.decoder.pieces
 
     def failing(codes, first, last):
@@ -200,7 +198,7 @@ def test_a_request_whose_window_fails_in_a_worker_fails_alone():
 
 def test_no_more_requests_than_slots_wait_for_the_codec():
     """Or steps, which are faster, would pile windows up without bound."""
-    scheduler = scheduler_by_hand(ArithmeticRunner(max_slots=2))
+    scheduler = scheduler_of_windows(ArithmeticRunner(max_slots=2))
     scheduler.workers.help = lambda **_: False
     calls = [Call(1, streaming=False) for _ in range(9)]
     for seed, call in enumerate(calls):
@@ -216,7 +214,7 @@ def test_no_more_requests_than_slots_wait_for_the_codec():
 
 
 def test_after_a_failure_of_the_device_no_window_is_decoded():
-    scheduler = scheduler_by_hand(ArithmeticRunner())
+    scheduler = scheduler_of_windows(ArithmeticRunner())
     scheduler.workers.help = lambda **_: False
     call = Call(1, streaming=True)
     scheduler.add(request(9), 0, call, SIZES)

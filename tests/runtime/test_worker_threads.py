@@ -22,7 +22,7 @@ TEXTS = ["[S1] Hello there. [S2] Hi! (laughs)", "[S2] Two.", "[S1] Three."]
 
 @pytest.fixture
 def load(monkeypatch):
-    """Makes engines with so many threads for the codec, whatever torch has here."""
+    """Makes engines with so many workers, whatever torch has here."""
     made = []
 
     def load(threads: int) -> Engine:
@@ -50,7 +50,7 @@ def sounds_at_once(engine: Engine) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_same_samples_with_and_without_threads_for_the_codec(load, threads):
+def test_the_same_samples_with_and_without_workers(load, threads):
     """Bit for bit: a window's samples do not depend on who decodes it, nor on what else there is to do."""
     wanted = sounds_at_once(load(0))
     engine = load(threads)
@@ -60,7 +60,7 @@ def test_the_same_samples_with_and_without_threads_for_the_codec(load, threads):
     assert 1 <= len(engine._thread.scheduler.worker_threads) <= threads
 
 
-def test_a_script_in_pieces_is_decoded_by_the_threads_too(load):
+def test_a_script_in_pieces_is_decoded_by_workers_too(load):
     script = "[S1] One two three. [S2] Four five six. " * 12
     options = {"seed": 3, "max_tokens": 40}
     assert np.array_equal(load(2).generate(script, **options), load(0).generate(script, **options))
@@ -100,7 +100,7 @@ def test_an_engine_that_nobody_holds_ends_the_threads(load, monkeypatch):
     wait_until(lambda: worker_threads() == 0)
 
 
-def test_an_engine_that_is_collected_in_a_codec_thread_does_not_wait_for_itself(load):
+def test_an_engine_that_is_collected_in_a_worker_does_not_wait_for_itself(load):
     """A collection runs in whichever thread comes to it."""
     engine = load(1)
     scheduler, ended = engine._thread.scheduler, threading.Event()
@@ -166,7 +166,7 @@ def test_a_forked_child_has_threads_of_its_own(load):
 
 
 @pytest.mark.parametrize(("threads", "wanted"), [(1, 0), (2, 1), (4, 3), (64, 4)])
-def test_threads_of_the_codec_are_those_that_torch_has_beside_the_steps(monkeypatch, threads, wanted):
+def test_workers_are_as_many_as_torch_has_threads_beside_the_steps(monkeypatch, threads, wanted):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert thread_counts.worker_threads() == wanted
 

@@ -37,7 +37,7 @@ static struct {
 
 static __thread int pool_is_mine; /* this thread runs a chunk: a job within it is not shared */
 
-static void flush_subnormals(void); /* see step.c */
+static unsigned long flush_subnormals(void); /* see step.c */
 
 static inline void relax(void) {
 #if defined(__x86_64__)

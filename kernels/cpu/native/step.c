@@ -33,7 +33,12 @@ INLINE unsigned long float_mode(void) {
 INLINE void set_float_mode(unsigned long mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
 #endif
 
-static void flush_subnormals(void) { set_float_mode(float_mode() | FLUSH); }
+/* Returns the mode before. */
+static unsigned long flush_subnormals(void) {
+    unsigned long mode = float_mode();
+    set_float_mode(mode | FLUSH);
+    return mode;
+}
 
 static void (*const STAGES[])(const Stage *) = {project_qkv,    attend_to_rows,      project_mixed,  project_cross_query,
                                                 attend_to_text, project_cross_mixed, project_hidden, project_down};
@@ -50,8 +55,7 @@ long scratch_bytes(const Model *m, long slots, long capacity, long text_capacity
 
 /* One stage of one layer. */
 void run_stage(const Model *m, const State *s, long layer, int stage, int threads) {
-    unsigned long mode = float_mode();
-    flush_subnormals();
+    unsigned long mode = flush_subnormals();
     Stage g = stage_of(m, s, layer, threads);
     STAGES[stage](&g);
     set_float_mode(mode);
@@ -78,16 +82,14 @@ INLINE void run_decoder(const Model *m, const State *s, int threads, int64_t *sp
 
 /* The residual through all layers -> logits. */
 void decode(const Model *m, const State *s, int threads) {
-    unsigned long mode = float_mode();
-    flush_subnormals();
+    unsigned long mode = flush_subnormals();
     run_decoder(m, s, threads, NULL);
     set_float_mode(mode);
 }
 
 /* Logits -> the next row of every slot, and its residual. */
 void next_row(const Model *m, const State *s, int threads) {
-    unsigned long mode = float_mode();
-    flush_subnormals();
+    unsigned long mode = flush_subnormals();
     Stage g = stage_of(m, s, 0, threads);
     draw_and_advance(&g);
     set_float_mode(mode);
@@ -100,8 +102,7 @@ void step(const Model *m, const State *s, int threads) {
 
 /* The same, with the nanoseconds of each stage (of all layers together), of the head and of the next row added to spent. */
 void timed_step(const Model *m, const State *s, int threads, int64_t spent[TIMES]) {
-    unsigned long mode = float_mode();
-    flush_subnormals();
+    unsigned long mode = flush_subnormals();
     run_decoder(m, s, threads, spent);
     Stage g = stage_of(m, s, 0, threads);
     run_timed(draw_and_advance, &g, spent + NEXT_ROW_TIME);
@@ -112,8 +113,7 @@ long multiply_bytes(const Matrix *matrix, long rows) { return product_bytes(matr
 
 /* y [rows, N] float32 = x W^T; scratch: `multiply_bytes`. */
 void multiply_matrix(const Matrix *matrix, const void *x, int kind, long rows, float *y, char *scratch, int threads) {
-    unsigned long mode = float_mode();
-    flush_subnormals();
+    unsigned long mode = flush_subnormals();
     multiply(matrix, (Rows){x, rows, matrix->columns, kind}, y, scratch, threads);
     set_float_mode(mode);
 }
@@ -126,24 +126,21 @@ void read_matrix(const Matrix *matrix, void *to, int kind, int threads) {
 
 /* See sequence.h. */
 void sequence_attention(const SequenceAttention *attention, int threads) {
-    unsigned long mode = float_mode();
-    flush_subnormals();
+    unsigned long mode = flush_subnormals();
     attend_sequence(attention, threads);
     set_float_mode(mode);
 }
 
 /* See rows.h. */
 void normalize_rows(const float *x, const float *weight, float eps, float *y, long rows, long width, int threads) {
-    unsigned long mode = float_mode();
-    flush_subnormals();
+    unsigned long mode = flush_subnormals();
     RowWork work = {x, weight, y, width, eps};
     for_each_row(normalize_row, &work, rows, threads);
     set_float_mode(mode);
 }
 
 void gate_rows(const float *gate_up, float *y, long rows, long width, int threads) {
-    unsigned long mode = float_mode();
-    flush_subnormals();
+    unsigned long mode = flush_subnormals();
     RowWork work = {gate_up, NULL, y, width, 0};
     for_each_row(gate_row, &work, rows, threads);
     set_float_mode(mode);
@@ -151,8 +148,7 @@ void gate_rows(const float *gate_up, float *y, long rows, long width, int thread
 
 /* See snake.h. */
 void snake(const float *x, const float *alpha, const float *inverse_alpha, float *y, long rows, long channels, int threads) {
-    unsigned long mode = float_mode();
-    flush_subnormals();
+    unsigned long mode = flush_subnormals();
     activate(x, alpha, inverse_alpha, y, rows, channels, threads);
     set_float_mode(mode);
 }
