@@ -8,7 +8,6 @@
 
 enum {
     SPAN = 256,                  /* positions */
-    SCORED_AT_ONCE = 8,          /* positions, a multiple of TILE_ROWS */
     SHARED_CACHE = 1 << 16,      /* bytes of keys, from which on more than one thread is worth while */
     SHARED_JOINS = 1 << 15       /* results times spans, likewise */
 };
@@ -32,35 +31,27 @@ INLINE long partial_floats(long rows, long groups, long heads, long head_dim, lo
     return rows * groups * heads * spans_of(length) * (head_dim + 2);
 }
 
-/* scores [heads, count] = q K^T: a product whose W is the span of the keys. Meanwhile the values are fetched, a few positions at
- * a time: a CPU does not heed many requests at once. */
-INLINE void score_span(const Attention *a, const char *query, const char *keys, const char *values, long count,
-                       float *scores) {
-    Matrix matrix = {keys, NULL, count, a->head_dim, (int)a->kind, 0}; /* Kind and Format agree for floats */
-    Rows x = {query, a->heads, a->head_dim, a->kind};
-    _Alignas(64) char scratch[product_bytes(&matrix, a->heads)];
-    Multiplication m = packed(&matrix, x, scratch, 1);
-    m.product.y = scores, m.product.y_stride = count;
-    m.per_chunk = SCORED_AT_ONCE;
-    const long bytes = a->head_dim * bytes_of(a->kind);
-    for (long first = 0; first < count; first += SCORED_AT_ONCE) {
-        const long end = first + SCORED_AT_ONCE < count ? first + SCORED_AT_ONCE : count;
-        for (long place = first * bytes; place < end * bytes; place += 64) __builtin_prefetch(values + place, 0, 3);
-        multiply_chunk(&m, first / SCORED_AT_ONCE);
-    }
-}
+#define FORMAT bf16
+#include "scores.h"
+#define FORMAT f32
+#include "scores.h"
+#define FORMAT f16
+#include "scores.h"
 
-/* Scores to weights in float32; the greatest score and the sum of the weights. */
+/* Scores to weights in float32; the greatest score and the sum of the weights. There is room for whole blocks of 16, where
+ * zeros stand behind the weights. */
 INLINE void weigh(float *scores, long count, float *greatest, float *sum) {
+    const long whole = up_to(count, 16);
+    for (long t = count; t < whole; t++) scores[t] = -INFINITY;
     float most[16];
-    for (int lane = 0; lane < 16; lane++) most[lane] = -INFINITY;
-    for (long t = 0; t + 16 <= count; t += 16)
+    memcpy(most, scores, sizeof most);
+    for (long t = 16; t < whole; t += 16)
         for (int lane = 0; lane < 16; lane++) most[lane] = scores[t + lane] > most[lane] ? scores[t + lane] : most[lane];
-    for (long t = count / 16 * 16; t < count; t++) most[t % 16] = scores[t] > most[t % 16] ? scores[t] : most[t % 16];
     float top = most[0];
     for (int lane = 1; lane < 16; lane++) top = most[lane] > top ? most[lane] : top;
-    for (long t = 0; t < count; t++) scores[t] = exp_of(scores[t] - top);
-    *greatest = top, *sum = sum_of(scores, count);
+    for (long t = 0; t < whole; t++) scores[t] = exp_of(scores[t] - top);
+    memset(scores + count, 0, (whole - count) * sizeof *scores);
+    *greatest = top, *sum = sum_of(scores, whole);
 }
 
 static void attend_span(const void *job, long chunk) {
@@ -68,19 +59,25 @@ static void attend_span(const void *job, long chunk) {
     const long line = chunk / a->spans, row = line / a->groups, first = chunk % a->spans * SPAN;
     const long left = length_of(a, row) - first, count = left < SPAN ? left : SPAN, size = bytes_of(a->kind);
     if (count <= 0) return;
-    const long place = (line * a->capacity + first) * a->head_dim * size;
+    const long place = (line * a->capacity + first) * a->head_dim * size, stride = up_to(count, 16);
     const char *query = (const char *)a->query + line * a->heads * a->head_dim * size;
+    const char *keys = (const char *)a->keys + place, *values = (const char *)a->values + place;
     float *partial = a->partial + chunk * a->heads * (a->head_dim + 2);
-    const char *values = (const char *)a->values + place;
-    float scores[a->heads * count];
-    score_span(a, query, (const char *)a->keys + place, values, count, scores);
+    _Alignas(64) float scores[a->heads * stride];
+    if (a->kind == BFLOAT16) bf16_score(keys, values, count, query, a->heads, a->head_dim, a->kind, scores, stride);
+    else if (a->kind == FLOAT16) f16_score(keys, values, count, query, a->heads, a->head_dim, a->kind, scores, stride);
+    else f32_score(keys, values, count, query, a->heads, a->head_dim, a->kind, scores, stride);
     for (long head = 0; head < a->heads; head++) {
         float *to = partial + head * (a->head_dim + 2) + a->head_dim;
-        weigh(scores + head * count, count, to, to + 1);
+        weigh(scores + head * stride, count, to, to + 1);
     }
-    if (a->kind == BFLOAT16) bf16_mix(values, a->head_dim, scores, a->heads, count, partial);
-    else if (a->kind == FLOAT16) f16_mix(values, a->head_dim, scores, a->heads, count, partial);
-    else f32_mix(values, a->head_dim, scores, a->heads, count, partial);
+    const char *weights = (const char *)scores;
+    if (a->kind == BFLOAT16) {
+        uint16_t rounded[a->heads * stride];
+        write_floats(scores, BFLOAT16, a->heads * stride, rounded);
+        bf16_mix(values, a->head_dim, (const char *)rounded, 2 * stride, a->heads, count, partial);
+    } else if (a->kind == FLOAT16) f16_mix(values, a->head_dim, weights, 4 * stride, a->heads, count, partial);
+    else f32_mix(values, a->head_dim, weights, 4 * stride, a->heads, count, partial);
 }
 
 /* Put the spans of one row and key head together. */

@@ -10,7 +10,8 @@
 #define ROWS_OF_TILE(F) F(0) F(1) F(2) F(3)
 #define LINES_OF_TILE(F, r) F(r, 0) F(r, 1) F(r, 2) F(r, 3) F(r, 4) F(r, 5)
 #define FOUR_ROWS_OF_W
-enum { TILE_ROWS = 4, TILE_LINES = 6, NF4_LINES = 4, MIXED_BLOCKS = 4 };
+#define SCORED(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14) F(15)
+enum { TILE_ROWS = 4, TILE_LINES = 6, NF4_LINES = 4, MIXED_BLOCKS = 4, SCORED_POSITIONS = 16 };
 
 typedef __m512 Lanes;
 
@@ -36,15 +37,36 @@ static void write_halves(const float *from, long count, uint16_t *to) {
     }
 }
 
+/* What is left of two vectors when lane l + 8 is added to l, of such two when l + 4 is, then l + 2, l + 1. */
+INLINE Lanes fold_halves(Lanes a, Lanes b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+}
+INLINE Lanes fold_quarters(Lanes a, Lanes b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+INLINE Lanes fold_pairs(Lanes a, Lanes b) {
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+INLINE Lanes fold_neighbors(Lanes a, Lanes b) {
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+INLINE Lanes fold_four(Lanes a, Lanes b, Lanes c, Lanes d) { return fold_quarters(fold_halves(a, b), fold_halves(c, d)); }
+
 /* Add the sum of each to four neighboring cells: lane l + 8 to l, then l + 4, l + 2, l + 1. */
 INLINE void keep_lanes(float *cells, Lanes a, Lanes b, Lanes c, Lanes d) {
-    Lanes ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-    Lanes cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
-    Lanes all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    Lanes all = fold_four(a, b, c, d);
     all = _mm512_add_ps(all, _mm512_permute_ps(all, 0x4e));
     all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xb1));
     __m128 sums = _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, all));
     _mm_storeu_ps(cells, _mm_add_ps(_mm_loadu_ps(cells), sums));
+}
+
+/* The sums of 16 vectors, folded in that order all together. */
+INLINE void store_sums(float *to, Lanes a, Lanes b, Lanes c, Lanes d, Lanes e, Lanes f, Lanes g, Lanes h, Lanes i, Lanes j,
+                       Lanes k, Lanes l, Lanes m, Lanes n, Lanes o, Lanes p) {
+    Lanes first = fold_pairs(fold_four(a, e, i, m), fold_four(b, f, j, n));
+    Lanes second = fold_pairs(fold_four(c, g, k, o), fold_four(d, h, l, p));
+    store_lanes(to, fold_neighbors(first, second));
 }
 
 /* Pairs of bfloat16: lane l has the columns 2l and 2l + 1; the product of the latter is added first. */

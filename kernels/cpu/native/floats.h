@@ -76,21 +76,23 @@ INLINE float fold(Sixteen lanes) {
 
 INLINE Sixteen sixteen_of(const float *from, long count) {
     Sixteen lanes = {0};
-    memcpy(&lanes, from, (count < 16 ? count : 16) * sizeof *from);
+    memcpy(&lanes, from, count * sizeof *from);
     return lanes;
 }
 
 INLINE float sum_of(const float *from, long count) {
+    const long rest = count % 16, whole = count - rest;
     Sixteen sum = {0};
-    for (long k = 0; k < count; k += 16) sum += sixteen_of(from + k, count - k);
-    return fold(sum);
+    for (long k = 0; k < whole; k += 16) sum += sixteen_of(from + k, 16);
+    return fold(sum + sixteen_of(from + whole, rest));
 }
 
 INLINE float sum_of_squares(const float *from, long count) {
-    Sixteen sum = {0};
-    for (long k = 0; k < count; k += 16) {
-        Sixteen lanes = sixteen_of(from + k, count - k);
+    const long rest = count % 16, whole = count - rest;
+    Sixteen sum = {0}, last = sixteen_of(from + whole, rest);
+    for (long k = 0; k < whole; k += 16) {
+        Sixteen lanes = sixteen_of(from + k, 16);
         sum += lanes * lanes;
     }
-    return fold(sum);
+    return fold(sum + last * last);
 }

@@ -7,15 +7,15 @@
 #define BLOCKS(F, h) F(h, 0) F(h, 1) F(h, 2) F(h, 3)
 #define SUMS(F) BLOCKS(F, 0) BLOCKS(F, 1) BLOCKS(F, 2) BLOCKS(F, 3)
 
-/* Some blocks of 32 columns from `column` on, or the last columns if they are fewer, of at most 4 heads; words [turn][4]. */
-INLINE void IN(mix_columns)(const char *values, long head_dim, long column, const int blocks, const uint32_t *words,
-                            const int heads, long count, float *out, long out_stride) {
+/* Some blocks of 32 columns from `column` on, or the last columns if they are fewer, of at most 4 heads. */
+INLINE void IN(mix_columns)(const char *values, long head_dim, long column, const int blocks, const char *weights,
+                            long weights_stride, const int heads, long count, float *out, long out_stride) {
     const long size = IN(BYTES) / IN(COLUMNS), width = head_dim * size;
     const long columns = head_dim - column < 32 ? head_dim - column : 32; /* of a block */
     _Alignas(64) char even[128] = {0}, odd[128] = {0};                    /* for less than 32 columns */
 #define SUM(h, b) Lanes first##h##b = no_lanes(), second##h##b = no_lanes();
     SUMS(SUM)
-    for (long t = 0; t < count; t += IN(POSITIONS), words += 4) {
+    for (long t = 0; t < count; t += IN(POSITIONS)) {
         const char *a = values + t * width + column * size;
         const char *b = t + IN(POSITIONS) - 1 < count ? a + (IN(POSITIONS) - 1) * width : a; /* meets a weight of zero */
         if (columns < 32) a = memcpy(even, a, columns * size), b = memcpy(odd, b, columns * size);
@@ -28,7 +28,7 @@ INLINE void IN(mix_columns)(const char *values, long head_dim, long column, cons
     }
 #define HEAD(h)                                                                                                         \
     if (h < heads) {                                                                                                    \
-        IN(Weight) w##h = IN(same)(words[h]);                                                                           \
+        IN(Weight) w##h = IN(same)(weights + h * weights_stride + t * IN(WEIGHT_BYTES));                                \
         BLOCKS(ADD, h)                                                                                                  \
     }
         LOAD(0) LOAD(1) LOAD(2) LOAD(3)
@@ -48,22 +48,19 @@ INLINE void IN(mix_columns)(const char *values, long head_dim, long column, cons
 #undef STORE
 }
 
-/* weights [heads, count] float32 -> out [heads, head_dim + 2], of which the last two are left as they are. */
-static void IN(mix)(const char *values, long head_dim, const float *weights, long heads, long count, float *out) {
-    const long turns = (count + IN(POSITIONS) - 1) / IN(POSITIONS);
+/* weights [heads, count], rows `weights_stride` bytes apart -> out [heads, head_dim + 2], of which the last two are left as they
+ * are. */
+static void IN(mix)(const char *values, long head_dim, const char *weights, long weights_stride, long heads, long count,
+                    float *out) {
+    const long stride = head_dim + 2;
+    const int wide = MIXED_BLOCKS, half = (MIXED_BLOCKS + 1) / 2;
     for (long head = 0; head < heads; head += 4) {
         const long some = heads - head < 4 ? heads - head : 4;
-        uint32_t words[4 * turns];
-        for (long h = 0; h < some; h++)
-            for (long turn = 0; turn < turns; turn++) {
-                long t = turn * IN(POSITIONS);
-                words[4 * turn + h] = IN(word)(weights + (head + h) * count + t, t + 1 < count);
-            }
-        float *to = out + head * (head_dim + 2);
-        const long stride = head_dim + 2;
-        const int wide = MIXED_BLOCKS, half = (MIXED_BLOCKS + 1) / 2;
+        const char *from = weights + head * weights_stride;
+        float *to = out + head * stride;
 #define MIX(blocks, heads)                                                                                              \
-    IN(mix_columns)(values, head_dim, column, blocks, words, heads, count, to, stride), column += 32 * blocks
+    IN(mix_columns)(values, head_dim, column, blocks, from, weights_stride, heads, count, to, stride),                 \
+        column += 32 * blocks
         for (long column = 0, left = head_dim; left > 0; left = head_dim - column) {
             if (some == 1 && left >= 32 * wide) MIX(wide, 1);
             else if (some == 4 && left >= 32 * half) MIX(half, 4);

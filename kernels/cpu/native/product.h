@@ -191,6 +191,16 @@ INLINE void pack_int8(Multiplication *m, long row, const float *x, long padded, 
     if (!ADDED_TO_INTEGERS) memset(m->added + row * lines, 0, lines * sizeof *m->added);
 }
 
+/* A line of x, of whole steps, as floats or pairs of bfloat16; its steps are `stride` bytes apart. */
+INLINE void pack_line(int format, const float *x, long steps, char *to, long stride) {
+    const long columns = FORMATS[format].columns;
+    for (long step = 0; step < steps; step++, x += columns, to += stride) {
+        if (format == W_BFLOAT16 || format == W_NF4_BFLOAT16)
+            for (long k = 0; k < columns; k += 32) pack_pairs(x + k, to + k / 32 * PAIRS_OF_X_BYTES);
+        else memcpy(to, x, columns * sizeof *x);
+    }
+}
+
 /* Put a row of x into the panel. */
 static void pack_row(const void *job, long row) {
     Multiplication *m = (Multiplication *)job;
@@ -205,21 +215,8 @@ static void pack_row(const void *job, long row) {
     float x[padded];
     read_floats((const char *)m->x.values + row * m->x.stride * bytes_of(m->x.kind), m->x.kind, columns, x);
     memset(x + columns, 0, (padded - columns) * sizeof *x);
-    switch (m->matrix->format) {
-        case W_INT8: pack_int8(m, row, x, padded, to, stride); break;
-        case W_BFLOAT16:
-            for (long step = 0; step < steps; step++) pack_pairs(x + step * 32, to + step * stride);
-            break;
-        case W_NF4_BFLOAT16:
-            for (long step = 0; step < steps; step++) {
-                pack_pairs(x + step * 64, to + step * stride);
-                pack_pairs(x + step * 64 + 32, to + step * stride + PAIRS_OF_X_BYTES);
-            }
-            break;
-        default:
-            for (long step = 0; step < steps; step++)
-                memcpy(to + step * stride, x + step * f->columns, f->columns * sizeof *x);
-    }
+    if (m->matrix->format == W_INT8) pack_int8(m, row, x, padded, to, stride);
+    else pack_line(m->matrix->format, x, steps, to, stride);
 }
 
 static void multiply_chunk(const void *job, long chunk) {

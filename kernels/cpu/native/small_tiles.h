@@ -4,11 +4,19 @@
 
 #define ROWS_OF_TILE(F) F(0) F(1)
 #define LINES_OF_TILE(F, r) F(r, 0) F(r, 1)
-enum { TILE_ROWS = 2, TILE_LINES = 2, NF4_LINES = 2, MIXED_BLOCKS = 1 };
+#define SCORED(F) F(0) F(1) F(2) F(3)
+enum { TILE_ROWS = 2, TILE_LINES = 2, NF4_LINES = 2, MIXED_BLOCKS = 1, SCORED_POSITIONS = 4 };
 
 INLINE void keep_lanes(float *cells, Lanes a, Lanes b) {
     cells[0] += sum_of_lanes(a);
     cells[1] += sum_of_lanes(b);
+}
+
+INLINE void store_sums(float *to, Lanes a, Lanes b, Lanes c, Lanes d) {
+    to[0] = sum_of_lanes(a);
+    to[1] = sum_of_lanes(b);
+    to[2] = sum_of_lanes(c);
+    to[3] = sum_of_lanes(d);
 }
 
 typedef struct {
