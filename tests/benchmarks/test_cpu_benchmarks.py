@@ -59,12 +59,26 @@ def test_every_rule_has_a_name():
 
 
 def test_ratios_are_those_of_medians():
-    times = {"alone": [(2.0, 1.0), (9.0, 5.0), (2.2, 1.2)], "2 spinning": [(4.4, 3.6), (6.6, 2.4), (5.5, 3.0)]}
-    alone, busy = busy_neighbor.summary(times)
+    alone, busy = (
+        [{"whole": 2.0, "sound": 0.011}, {"whole": 9.0, "sound": 0.05}, {"whole": 2.2, "sound": 0.012}],
+        [{"whole": 4.4, "sound": 0.036}, {"whole": 6.6, "sound": 0.024}, {"whole": 5.5, "sound": 0.03}],
+    )
+    alone, busy = busy_neighbor.summary({"alone": alone, "2 spinning": busy})
     assert alone["whole_seconds"] == 2.2 and alone["whole_ratio"] == alone["sound_ratio"] == 1
     assert busy["whole_ratio"] == pytest.approx(2.5) and busy["sound_ratio"] == pytest.approx(2.5)
     report = {"device": "a CPU", "cores": 2, "torch": "2", "runs": 3, "results": [alone, busy]}
-    assert "2 spinning                 5.50 s  2.50x   3.00 s  2.50x" in busy_neighbor.table(report)
+    assert "2 spinning                 5.50 s  2.50x 30.00 ms  2.50x" in busy_neighbor.table(report)
+
+
+def test_a_step_is_timed_beside_its_neighbors(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "busy.json"
+    arguments = ["--step", "synthetic:tiny", "--dtype", "float32", "--runs", "1", "--json", str(file)]
+    monkeypatch.setattr(busy_neighbor, "NEIGHBORS", {"alone": [], "1 spinning": [busy_neighbor.SPINNING]})
+    monkeypatch.setattr(sys, "argv", ["busy_neighbor", *arguments])
+    busy_neighbor.main()
+    results = json.loads(file.read_text())["results"]
+    assert [result["name"] for result in results] == ["alone", "1 spinning"]
+    assert all(result["step_seconds"] > 0 for result in results) and "step" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("program", [busy_neighbor.SPINNING, busy_neighbor.COMPUTING])
