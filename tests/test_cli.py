@@ -18,7 +18,6 @@ import torch
 
 from dia_engine import Engine, __version__
 from dia_engine.cli import main
-from dia_engine.cli.process import limit_threads
 from dia_engine.cli.script import _script_text
 from dia_engine.kernels.cpu.build import library
 from dia_engine.weights.save import save_weights
@@ -407,23 +406,19 @@ def test_a_player_that_goes_away_ends_it_quietly(tmp_path):
     assert process.wait(timeout=300) == 0 and not errors
 
 
-def test_a_small_model_gets_one_thread():
-    script = "from dia_engine.cli import main; assert main(['info', 'talker']) == 0; import torch; "
-    script += "print(torch.get_num_threads())"
+def test_a_command_leaves_torch_the_threads_that_it_has():
+    """A small model's steps take one by themselves, and workers the others."""
+    count = "import torch; print(torch.get_num_threads())"
+    command = "from dia_engine.cli import main; assert main(['info', 'talker']) == 0; "
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "1"
-
-
-def test_other_models_keep_their_threads_and_users_their_choice(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delitem(sys.modules, "torch")
-    limit_threads("nari-labs/Dia-1.6B-0626")
-    assert "OMP_NUM_THREADS" not in os.environ
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    limit_threads("talker")
-    assert os.environ["OMP_NUM_THREADS"] == "2"
+    counts = []
+    for script in (count, command + count):
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        counts.append(done.stdout.splitlines()[-1])
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize(

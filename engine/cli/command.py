@@ -17,7 +17,7 @@ from itertools import takewhile
 from typing import NoReturn
 
 from . import batch, info, quantize, say, serve
-from .process import limit_primitive_cache, limit_threads, reserve_standard_descriptors, show, silence
+from .process import limit_primitive_cache, reserve_standard_descriptors, show, silence
 from .script import DASH_HINT
 
 # FileNotFoundError and PermissionError are OSErrors, torch.OutOfMemoryError is a RuntimeError.
@@ -33,7 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
     reserve_standard_descriptors()
     try:
         options = _parser().parse_args(arguments)
-        limit_threads(getattr(options, "model", ""))
         limit_primitive_cache()
         with _leaving_at_once():
             import_all()

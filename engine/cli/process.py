@@ -9,17 +9,6 @@ from contextlib import contextmanager
 from typing import TextIO
 
 EXIT_TERMINATED = 143
-SMALL_MODELS = ("talker", "synthetic:tiny")  # by name: a folder's size is not known before torch is loaded
-
-
-def limit_threads(model: str) -> None:
-    """One thread for a small model, unless the user has set OMP_NUM_THREADS; before torch, which reads it once.
-
-    Its products are too small to share. A second thread only waits at barriers, and where other processes keep the
-    cores busy, each wait lasts until the scheduler gives the other thread its turn.
-    """
-    if model in SMALL_MODELS and "torch" not in sys.modules:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def limit_primitive_cache() -> None:

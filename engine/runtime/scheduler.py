@@ -421,14 +421,21 @@ class Scheduler:
                     break
 
     def _hand_over_windows(self) -> None:
-        """Give complete windows to the codec's threads."""
+        """Give complete windows to the workers, but for the first one of a stream that alone waits for its first chunk:
+        a worker, beside the Python code of the steps, would take longer than this thread without them."""
+        unheard = [each for each in self._all() if each.call.streaming and not each.heard]
+        alone = unheard[0] if len(unheard) == 1 else None
         for sequence in self._all():
             while sequence.windows:
-                try:
-                    self._decode_window(sequence, *sequence.windows.popleft())
-                except Exception as error:
-                    self._fail(sequence, error)
-                    break
+                self._try_window(sequence, None if sequence is alone and not sequence.heard else self.workers)
+
+    def _try_window(self, sequence: Sequence, workers: Workers | None) -> None:
+        """Decode the next window, by workers if there are any; a sequence whose window fails has none left."""
+        try:
+            self._decode_window(sequence, *sequence.windows.popleft(), workers)
+        except Exception as error:
+            sequence.windows.clear()
+            self._fail(sequence, error)
 
     def _due_jobs(self) -> int:
         """Prefills and first windows of streams that are handed over."""
@@ -440,14 +447,10 @@ class Scheduler:
         """Decode a window for a listener who waits for it, behind the first chunks of streams; see
         `CodeWindows.decode`. Called in the scheduler's thread, the result can be awaited in any other one."""
         with self.decoder.on_stream():
-            return self._decoded(self.decoder, codes, first, last, Urgency(True, time.perf_counter()))
-
-    def _decoded(
-        self, decoder: CodeWindows, codes: torch.Tensor, first: int, last: int | None, urgency: Urgency
-    ) -> Decoded:
-        if self.workers is None or decoder is not self.decoder:
-            return decoder.decode(codes, first, last)
-        return self.workers.submit(decoder.pieces(codes, first, last), urgency)
+            # The first window is sooner made here, as in `_hand_over_windows`.
+            if self.workers is None or (first == 0 and not self._due_jobs()):
+                return self.decoder.decode(codes, first, last)
+            return self.workers.submit(self.decoder.pieces(codes, first, last), Urgency(True, time.perf_counter()))
 
     @staticmethod
     def _can_wait(sequence: Sequence) -> bool:
@@ -459,17 +462,23 @@ class Scheduler:
             return True
         return sequence.heard and sequence.emitted_seconds - (now - sequence.first_emitted) > AHEAD_SECONDS
 
-    def _decode_window(self, sequence: Sequence, window: Window, since: float) -> None:
-        start = sequence.decoder.widened(window.start, window.stop)
-        with sequence.decoder.on_stream():
+    def _decode_window(self, sequence: Sequence, window: Window, since: float, workers: Workers | None = None) -> None:
+        """By workers if there are any."""
+        decoder = sequence.decoder
+        start = decoder.widened(window.start, window.stop)
+        with decoder.on_stream():
             if sequence.codes is None:
                 # Its status has been read: the rows are there, and the stream of the codec need not wait for the steps.
                 codes = self.runner.codes(sequence.slot, sequence.prompt_frames + start, window.stop - start)
             else:
                 codes = sequence.codes[0][start : window.stop]
             last = None if window.ends else window.last - start
-            urgency = _window_urgency(sequence, window, since, self.frames_per_second)
-            chunk = self._decoded(sequence.decoder, codes, window.first - start, last, urgency)
+            first = window.first - start
+            if workers is None or decoder is self._codes:
+                chunk: Decoded = decoder.decode(codes, first, last)
+            else:
+                urgency = _window_urgency(sequence, window, since, self.frames_per_second)
+                chunk = workers.submit(decoder.pieces(codes, first, last), urgency)
         sequence.pending.append((chunk, (window.last - window.first) / self.frames_per_second))
 
     def _emit(self) -> None:

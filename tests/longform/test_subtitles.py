@@ -105,8 +105,16 @@ def test_subtitles_of_a_short_script_are_of_the_script_that_was_said(tmp_path, m
     assert lines[5].endswith(f"{info.duration:06.3f}".replace(".", ","))
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """A shell makes what it runs in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("streams", [[], ["--stream"]])
-def test_ctrl_c_leaves_what_is_made_of_a_long_script(tmp_path, monkeypatch, capsys, streams):
+def test_ctrl_c_leaves_what_is_made_of_a_long_script(tmp_path, monkeypatch, capsys, heeds_ctrl_c, streams):
     from dia_engine.cli import say
 
     pieces, note = [], say._Subtitles.note

@@ -93,11 +93,23 @@ def test_steps_go_on_while_windows_are_decoded_and_chunks_come_in_order():
     calls = add_streams(scheduler, 2, frames=30)
     finish_steps(scheduler)
     assert len(scheduler.finishing) == 2 and scheduler._free == [0, 1], "all steps are done, the slots are free"
-    assert all(call._items.empty() for call in calls), "and no window"
+    assert [call._items.qsize() for call in calls] == [0, 1], "and of the windows one, which the last stream waited for"
     del scheduler.workers.help
     run(scheduler)
     for seed, call in enumerate(calls):
         assert chunks_of(call).tolist() == [1000 * seed + frame for frame in range(30)]
+
+
+def test_the_first_window_of_the_only_new_stream_is_decoded_by_the_steps_thread():
+    """A worker would take longer, beside the steps' Python code."""
+    scheduler = scheduler_of_windows(ArithmeticRunner())
+    (call,) = add_streams(scheduler, 1, frames=30)
+    finish_steps(scheduler)
+    windows = 1 + len(scheduler.finishing[0].pending)
+    assert call._items.qsize() == 1 and windows > 2, "the later ones wait for workers"
+    del scheduler.workers.help
+    run(scheduler)
+    assert chunks_of(call).tolist() == list(range(30))
 
 
 def test_while_several_listeners_wait_the_steps_thread_helps_with_first_windows_between_steps():
