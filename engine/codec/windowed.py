@@ -94,7 +94,7 @@ class CodeWindows:
         """Codes as they are, on their way to the host."""
         return HostCopy(codes)
 
-    def samples(self, decoded: "Decoded") -> np.ndarray:
+    def samples(self, decoded: Decoded) -> np.ndarray:
         """Wait for what `decode` gave, or a job of `pieces`: checked, in memory of its own.
 
         Raises:
