@@ -1,13 +1,11 @@
 """Snake, the activation of the codec: y = x + sin(alpha x)^2 / alpha, with one alpha per channel (arXiv:2006.08195).
 
 A codec has one before every convolution, over signals of up to a sample per channel and output sample. As torch
-operations it reads and writes them five times, and its sine takes a third of a CPU's time for a codec of few channels.
+operations it reads and writes them five times. On a CPU it is compiled with the convolutions (`cpu/native/snake.h`).
 """
 
 import torch
 
-from .cpu.build import library
-from .cpu.matmul import thread_count
 from .dispatch import begin, launch, tl, triton, uses_triton
 
 BLOCK = 1024  # numbers of a channel per program
@@ -23,28 +21,16 @@ def snake(x: torch.Tensor, alpha: torch.Tensor, inverse_alpha: torch.Tensor) -> 
     """The activation of a signal.
 
     Args:
-        x: [1, C, N] in any float dtype. In memory either a channel's samples are neighbors, or, as a CPU's convolutions
-            leave them, the channels of a sample.
+        x: [1, C, N] in any float dtype.
         alpha: [1, C, 1], contiguous, in the same dtype.
         inverse_alpha: 1 / alpha, likewise.
 
     Returns:
-        [1, C, N] in the same dtype, in memory like x.
+        [1, C, N] in the same dtype.
     """
     if uses_triton(x):
         return _launched(x, alpha, inverse_alpha)
-    functions = library() if x.dtype == torch.float32 and x.device.type == "cpu" and _is_by_sample(x) else None
-    if functions is None:
-        return snake_ref(x, alpha, inverse_alpha)
-    y = torch.empty_like(x)
-    addresses = (tensor.data_ptr() for tensor in (x, alpha, inverse_alpha, y))
-    functions.snake(*addresses, x.shape[2], x.shape[1], thread_count())
-    return y
-
-
-def _is_by_sample(x: torch.Tensor) -> bool:
-    """Whether the channels of a sample are neighbors in memory, sample after sample."""
-    return x.shape[0] == 1 and x.stride(1) == 1 and x.stride(2) == x.shape[1]
+    return snake_ref(x, alpha, inverse_alpha)
 
 
 def _launched(x: torch.Tensor, alpha: torch.Tensor, inverse_alpha: torch.Tensor) -> torch.Tensor:

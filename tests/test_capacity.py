@@ -27,7 +27,9 @@ OTHERS = [(name, planned(name)) for name in RECIPES]
 
 @pytest.mark.parametrize("rows", [None, 200])
 def test_counted_bytes_are_those_of_a_loaded_engine(rows, monkeypatch):
-    monkeypatch.setattr("dia_engine.codec.dac.pack", lambda stack: None)  # what is packed has no sizes to ask for
+    monkeypatch.setattr(
+        "dia_engine.codec.network.Decoder.pack", lambda self: None
+    )  # what is packed has no sizes to ask for
     engine = Engine.load("synthetic:tiny", device="cpu", dtype="float32", max_rows=rows)
     source = resolve_model("synthetic:tiny")
     assert codec_bytes(source.codec_config()) == sum(

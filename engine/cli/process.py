@@ -14,8 +14,8 @@ EXIT_TERMINATED = 143
 def limit_primitive_cache() -> None:
     """At most 256 of oneDNN's compiled primitives, unless the user says otherwise; before its first one.
 
-    The codec's sounds have any length, each of which takes some tens of primitives on a CPU. oneDNN's own limit of
-    1024 keeps several hundred MB of those that may never be needed again; 256 hold what streams repeat.
+    Sounds have any length, each of which takes some tens of primitives where a CPU's codec is not compiled. oneDNN's
+    own limit of 1024 keeps several hundred MB of those that may never be needed again; 256 hold what streams repeat.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 

@@ -14,7 +14,6 @@ from ..files.hub import DEFAULT_CODEC
 from ..files.tensors import is_finite
 from .checkpoint import open_checkpoint
 from .config import CodecConfig
-from .layers import pack
 from .network import Network
 
 
@@ -230,7 +229,7 @@ def _fill(network: Network, state: Mapping[str, torch.Tensor], device: torch.dev
     network.encoder.to(device, dtype)
     network.quantizer.to(device)
     network.decoder.to(device, dtype)
-    pack(network.decoder)  # the encoder is used once per prompt, if at all
+    network.decoder.pack()  # the encoder is used once per prompt, if at all
     return network
 
 

@@ -2,7 +2,7 @@
 
 Both stacks are flat `nn.Sequential`s: every convolution is an `nn.Conv1d` or `nn.ConvTranspose1d` that states its
 kernel, stride, padding and dilation, in the order in which the signal meets it. Weights are plain (no weight norm).
-On a CPU those of the decoder are packed, see `pack`.
+On a CPU those of the decoder are packed, see `compiled.py`.
 """
 
 import math
@@ -10,8 +10,7 @@ import math
 import torch
 from torch import nn
 
-from ..kernels.cpu.convolution import Convolution
-from ..kernels.cpu.convolution import packed as packed_convolution
+from ..kernels.cpu.convolution import PackedConvolution
 from ..kernels.snake import snake
 from .config import CodecConfig
 
@@ -36,31 +35,15 @@ class Snake(nn.Module):
 
 
 class Conv1d(nn.Conv1d):
-    """A convolution that `pack` can make faster."""
+    """A convolution, and maybe its compiled form, see `compiled.py`."""
 
-    packed: Convolution | None = None
-
-    def forward(self, signal: torch.Tensor) -> torch.Tensor:
-        return super().forward(signal) if self.packed is None else self.packed(signal)
+    packed: PackedConvolution | None = None
 
 
 class ConvTranspose1d(nn.ConvTranspose1d):
-    """A transposed convolution that `pack` can make faster."""
+    """A transposed convolution, and maybe its compiled form."""
 
-    packed: Convolution | None = None
-
-    def forward(self, signal: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
-        return super().forward(signal, output_size) if self.packed is None else self.packed(signal)
-
-
-def pack(stack: nn.Module) -> None:
-    """On a CPU, bring the weights of a stack into the order in which they are multiplied fastest, where they stay:
-    `weight` is None then."""
-    for layer in stack.modules():
-        if isinstance(layer, (Conv1d, ConvTranspose1d)):
-            layer.packed = packed_convolution(layer)
-            if layer.packed is not None:
-                layer.register_parameter("weight", None)
+    packed: PackedConvolution | None = None
 
 
 class ResidualUnit(nn.Sequential):
@@ -90,7 +73,7 @@ def build_encoder(config: CodecConfig) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def build_decoder(config: CodecConfig) -> nn.Sequential:
+def decoder_layers(config: CodecConfig) -> list[nn.Module]:
     """Latent [1, hidden_size, frames] to waveform [1, 1, samples].
 
     An even stride s makes s times as many samples of its input; an odd one makes one less, as the reference does.
@@ -101,8 +84,7 @@ def build_decoder(config: CodecConfig) -> nn.Sequential:
         layers += [Snake(channels), _resampling(ConvTranspose1d, channels, channels // 2, stride)]
         channels //= 2
         layers += [ResidualUnit(channels, dilation) for dilation in DILATIONS]
-    layers += [Snake(channels), Conv1d(channels, 1, kernel_size=7, padding=3), nn.Tanh()]
-    return nn.Sequential(*layers)
+    return [*layers, Snake(channels), Conv1d(channels, 1, kernel_size=7, padding=3), nn.Tanh()]
 
 
 def _resampling(

@@ -5,8 +5,8 @@ of times higher, need a few samples of them. So each section of the decoder comp
 more: less than half of a stream's first window, 2/3 of a later one. It does so in tiles of a fixed number of samples,
 which stay in a CPU's cache, where whole signals are written to fresh memory and read from it again for every layer.
 
-Tiles follow from the window alone. The samples are those of the whole decoder but for the rounding of a few of them:
-which instructions compute a sample can depend on how many there are.
+Tiles follow from the window alone. The samples are those of the whole decoder; where torch computes them, but for the
+rounding of a few, as which instructions compute a sample can depend on how many there are.
 """
 
 from collections.abc import Generator, Iterable
@@ -15,12 +15,23 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .compiled import fused
 from .receptive_field import input_range
 
 # A sound in the making: computes a piece of it between two yields, and returns it.
 Pieces = Generator[None, None, torch.Tensor]
 
 TILE_SAMPLES = 8192  # of a section's output; the context of a tile, under 100 samples, is little beside it
+
+
+def finished(pieces: Pieces) -> torch.Tensor:
+    """What pieces return when all of them are done."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            result: torch.Tensor = end.value
+            return result
 
 
 class TiledDecoder:
@@ -67,7 +78,7 @@ class _Section:
     """Layers of one rate, and the resampling before them."""
 
     def __init__(self, layers: list[nn.Module]):
-        self._layers = layers
+        self._layers, self._steps = layers, fused(layers)
         self._resampling = [layer for layer in layers if isinstance(layer, nn.ConvTranspose1d)]
 
     def output_length(self, length: int) -> int:
@@ -95,8 +106,8 @@ class _Section:
         begin, end = self.inputs(first, last, signal.length)
         # The convolutions pad the cut ends with zeros: what that spoils is outside [first, last).
         samples = signal.part(begin, end)
-        for layer in self._layers:
-            samples = layer(samples)
+        for step in self._steps:
+            samples = step(samples)
         for layer in self._resampling:
             begin *= layer.stride[0]
         return samples[..., first - begin : last - begin]

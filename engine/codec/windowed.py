@@ -16,7 +16,7 @@ from ..devices.precision import full_float32
 from ..devices.workers import Job
 from .dac import Codec
 from .receptive_field import ReceptiveField, receptive_field
-from .tiles import Pieces, TiledDecoder
+from .tiles import Pieces, finished
 
 MAX_CACHED_GRAPHS = 64  # a caller may ask for any number of chunk sizes
 
@@ -133,7 +133,6 @@ class SoundWindows(CodeWindows):
         super().__init__(codec.device)
         self.codec = codec
         self.receptive_field = receptive_field(codec.decoder)
-        self._tiled = TiledDecoder(codec.decoder)
         self._graphs: dict[int, _Graph] = {}
         self._pool: GraphPool | None = None
 
@@ -158,7 +157,7 @@ class SoundWindows(CodeWindows):
     def decode(self, codes: torch.Tensor, first: int, last: int | None) -> HostCopy:
         if self._stream is None:
             with torch.autocast(self.codec.device.type, enabled=False), full_float32():
-                return HostCopy(_result(self.pieces(codes, first, last)))
+                return HostCopy(finished(self.pieces(codes, first, last)))
         graph = self._graphs.get(codes.shape[0])
         waveform = self.codec.synthesize(codes.to(self.codec.device)) if graph is None else graph.replay(codes)
         hop = self.codec.hop_length
@@ -168,21 +167,11 @@ class SoundWindows(CodeWindows):
     def pieces(self, codes: torch.Tensor, first: int, last: int | None) -> Pieces:
         codec, hop = self.codec, self.codec.hop_length
         latent = codec.quantizer.decode(codes.to(codec.device)).to(codec.dtype)
-        waveform = yield from self._tiled.pieces(latent, first * hop, None if last is None else last * hop)
+        waveform = yield from codec.decoder.tiled.pieces(latent, first * hop, None if last is None else last * hop)
         return waveform[0, 0].float()
 
     def check(self, piece: np.ndarray) -> None:
         self.codec.check_samples(piece)
-
-
-def _result(pieces: Pieces) -> torch.Tensor:
-    """What pieces return when all of them are done."""
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            result: torch.Tensor = end.value
-            return result
 
 
 class _Graph:

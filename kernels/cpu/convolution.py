@@ -1,45 +1,144 @@
-"""Convolutions of a CPU by oneDNN, over weights that are brought into its order once.
+"""Convolutions of a CPU in the compiled code, over weights that are brought into its order once.
 
-torch's own convolutions of one dimension bring weights and signals into that order at every call, and small ones go to
-loops of its own: on two cores of a Zen 5 these take 35.8 ms for a layer of the published codec's (1536 to 768 channels,
-80 frames) that takes 6.5 ms so, and two to four times as long for the layers of a small codec's first window. The
-signals that go from one to the next have the channels of a sample side by side in memory.
+Signals have the channels of a sample side by side in memory. A sample has the same bits in any part of a signal. See
+docs/cpu.md for what that gains over the convolutions of oneDNN, which torch's own end in.
 """
 
-from collections.abc import Callable
+import ctypes
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-Convolution = Callable[[torch.Tensor], torch.Tensor]  # [1, C, N] float32 -> [1, C', N']
+from .build import library
+from .matmul import scratch_memory, thread_count
+from .pages import empty_weight
+from .structures import CodecLayer, Convolution
+
+BLOCK = 16  # outputs whose weights are side by side
 
 
-def packed(layer: nn.Conv1d | nn.ConvTranspose1d) -> Convolution | None:
-    """What a layer computes, over a copy of its weight; None where oneDNN cannot."""
-    weight = layer.weight
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+class Role(enum.IntEnum):
+    """What a layer of a section is."""
+
+    PLAIN = 0  # the first one: what it makes is the signal
+    OPENS_UNIT = 1  # the first of a residual unit
+    CLOSES_UNIT = 2  # the second, which adds to the signal
+    SOUND = 3  # the last one of all, with a tanh behind it
+
+
+class PackedConvolution:
+    """What an `nn.Conv1d` or `nn.ConvTranspose1d` of the codec computes, over a copy of its weight."""
+
+    def __init__(self, layer: nn.Conv1d | nn.ConvTranspose1d):
+        """
+        Args:
+            layer: in float32 on a CPU, of stride 1; or a transposed one whose kernel is twice its stride long.
+        """
+        weight = layer.weight.detach()
+        self.rate, self.cut, self.padding = 1, 0, int(layer.padding[0])
+        if isinstance(layer, nn.ConvTranspose1d):
+            self.rate, self.cut, self.padding = layer.stride[0], self.padding, 1
+            weight = _as_plain(weight, self.rate)
+        self.outputs, self.transposed = layer.out_channels, isinstance(layer, nn.ConvTranspose1d)
+        self._weight = _packed(weight)
+        bias = torch.zeros(self.outputs) if layer.bias is None else layer.bias.detach()
+        self._bias = bias.repeat(self.rate)
+        outputs, inputs, taps = weight.shape
+        addresses = self._weight.data_ptr(), self._bias.data_ptr()
+        self._structure = Convolution(*addresses, inputs, outputs, taps, layer.dilation[0])
+
+    def structure(self, activation: "Activation | None", role: Role) -> CodecLayer:
+        """The layer as the compiled code reads it; keep this object and the activation alive."""
+        alphas = (None, None) if activation is None else activation.addresses
+        return CodecLayer(*alphas, self._structure, self.padding, self.rate, self.cut, role)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Alpha and its inverse of a `snake`, each [1, channels, 1] float32."""
+
+    alpha: torch.Tensor
+    inverse_alpha: torch.Tensor
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        return self.alpha.data_ptr(), self.inverse_alpha.data_ptr()
+
+
+@dataclass(frozen=True)
+class SectionLayer:
+    """A convolution, with the activation before it."""
+
+    activation: Activation | None
+    convolution: PackedConvolution
+    role: Role
+
+
+def packed(layer: nn.Conv1d | nn.ConvTranspose1d) -> PackedConvolution | None:
+    """What a layer computes, over a copy of its weight; None where the compiled code does not compute it."""
+    weight, padding, transposed = layer.weight, layer.padding[0], isinstance(layer, nn.ConvTranspose1d)
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or layer.groups != 1 or library() is None:
         return None
-    try:
-        return _packed_transposed(layer) if isinstance(layer, nn.ConvTranspose1d) else _packed(layer)
-    except (RuntimeError, AttributeError):  # a torch without these operators, or a CPU that they do not know
-        return None
+    span = (layer.kernel_size[0] - 1) * layer.dilation[0]
+    if transposed:
+        known = layer.kernel_size[0] == 2 * layer.stride[0] and layer.dilation[0] == 1 and layer.output_padding[0] == 0
+    else:
+        known = layer.stride[0] == 1 and not isinstance(padding, str) and 2 * padding == span
+    return PackedConvolution(layer) if known else None
 
 
-def _packed(layer: nn.Conv1d) -> Convolution:
-    pack, convolve = torch.ops.mkldnn._reorder_convolution_weight, torch.ops.mkldnn._convolution_pointwise
-    sizes = [0, *layer.padding], [1, *layer.stride], [1, *layer.dilation]
-    weight, bias = pack(layer.weight[:, :, None], *sizes, 1), layer.bias
-    return lambda x: convolve(_by_sample(x), weight, bias, *sizes, 1, "none", [], "").squeeze(2)
+def _as_plain(weight: torch.Tensor, rate: int) -> torch.Tensor:
+    """The weight [inputs, outputs, 2 R] of a transposed convolution -> [R x outputs, inputs, 2] of a plain one that
+    makes R samples of each pair of neighbors: the later one meets the first R taps."""
+    inputs, outputs, _ = weight.shape
+    earlier, later = weight[..., rate:], weight[..., :rate]
+    return torch.stack((earlier, later), dim=-1).permute(2, 1, 0, 3).reshape(rate * outputs, inputs, 2)
 
 
-def _packed_transposed(layer: nn.ConvTranspose1d) -> Convolution:
-    pack = torch.ops.mkldnn._reorder_convolution_transpose_weight
-    convolve = torch.ops.mkldnn._convolution_transpose_pointwise
-    sizes = [0, *layer.padding], [0, 0], [1, *layer.stride], [1, 1]
-    weight, bias = pack(layer.weight[:, :, None], *sizes, 1), layer.bias
-    return lambda x: convolve(_by_sample(x), weight, bias, *sizes, 1, "none", [], "").squeeze(2)
+def _packed(weight: torch.Tensor) -> torch.Tensor:
+    """[outputs, inputs, taps] -> [blocks, taps, inputs, BLOCK], with zeros behind the last output."""
+    outputs, inputs, taps = weight.shape
+    blocks = -(-outputs // BLOCK)
+    to = empty_weight((blocks, taps, inputs, BLOCK), torch.float32, "cpu")
+    to[-1] = 0
+    for block in range(blocks):
+        part = weight[block * BLOCK : (block + 1) * BLOCK]
+        to[block, ..., : len(part)] = part.permute(2, 1, 0)
+    return to
 
 
-def _by_sample(x: torch.Tensor) -> torch.Tensor:
-    """[1, C, N] -> [1, C, 1, N] with the channels of a sample side by side."""
-    return x[:, :, None].contiguous(memory_format=torch.channels_last)
+class Section:
+    """Layers of one rate in one call of the compiled code: a plain one, residual units, and maybe the sound's."""
+
+    def __init__(self, layers: Sequence[SectionLayer]):
+        self._layers = layers  # kept alive
+        self._functions = _library()
+        self._structures = (CodecLayer * len(layers))(
+            *(layer.convolution.structure(layer.activation, layer.role) for layer in layers)
+        )
+        self._makes_sound = layers[-1].role is Role.SOUND
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [1, inputs, samples] float32 -> [1, outputs, samples of the output], with its channels side by side."""
+        x = x.transpose(1, 2).contiguous()
+        first, count, samples = self._layers[0].convolution, len(self._layers), x.shape[1]
+        rows = samples + first.transposed
+        signal = torch.empty((1, rows * first.rate, first.outputs), dtype=torch.float32, device="cpu")
+        made = signal[:, first.cut : rows * first.rate - first.cut]
+        last = made
+        if self._makes_sound:
+            last = made.new_empty((1, made.shape[1], self._layers[-1].convolution.outputs))
+        scratch = scratch_memory(self._functions.section_bytes(self._structures, count, samples))
+        addresses = (tensor.data_ptr() for tensor in (signal, last, scratch))
+        self._functions.decode_section(self._structures, count, x.data_ptr(), samples, *addresses, thread_count())
+        return last.transpose(1, 2)
+
+
+def _library() -> ctypes.CDLL:
+    functions = library()
+    if functions is None:
+        raise RuntimeError("convolutions are not compiled here, see `packed`")
+    return functions

@@ -70,6 +70,25 @@ class SequenceAttention(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Convolution(ctypes.Structure):
+    """Of native/convolution.h."""
+
+    _fields_ = [
+        ("weights", pointer), ("bias", pointer),
+        *((name, c_long) for name in ("inputs", "outputs", "taps", "dilation")),
+    ]  # fmt: skip
+
+
+class CodecLayer(ctypes.Structure):
+    """Of native/codec.h."""
+
+    _fields_ = [
+        ("alpha", pointer), ("inverse_alpha", pointer), ("convolution", Convolution),
+        *((name, c_long) for name in ("padding", "rate", "cut")),
+        ("role", c_int),
+    ]  # fmt: skip
+
+
 def is_compilable(weight: object) -> TypeGuard[Weight]:
     """Whether the compiled code, where there is any, multiplies with a weight."""
     if isinstance(weight, torch.Tensor):
@@ -117,6 +136,7 @@ SIGNATURES: dict[str, tuple[list, type | None]] = {
     "sequence_attention": ([POINTER(SequenceAttention), c_int], None),
     "normalize_rows": ([pointer, pointer, c_float, pointer, c_long, c_long, c_int], None),
     "gate_rows": ([pointer, pointer, c_long, c_long, c_int], None),
-    "snake": ([pointer, pointer, pointer, pointer, c_long, c_long, c_int], None),
+    "section_bytes": ([POINTER(CodecLayer), c_long, c_long], c_long),
+    "decode_section": ([POINTER(CodecLayer), c_long, pointer, c_long, pointer, pointer, pointer, c_int], None),
     "read_memory": ([pointer, c_long, c_int], c_uint),
 }  # fmt: skip

@@ -21,7 +21,7 @@ from dia_engine import Engine
 from dia_engine.kernels.advance import advance
 from dia_engine.weights.synthetic import random_weights, synthetic_config
 from tests.runtime.helpers import HANGS, wait_until
-from tests.sound import TOLERANCE, difference, random_codec, small_codec
+from tests.sound import difference, random_codec, small_codec, tolerance
 
 TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
 LONG = {"max_tokens": 3072, "seed": 2}  # this seed does not end by itself
@@ -41,7 +41,7 @@ def test_a_stream_is_the_whole(engine, seed):
     params = {"seed": seed, "audio_prompt": prompt, "temperature": chance.choice([0.0, 1.2])}
     params["max_tokens"] = frames + 16 + (0 if prompt is None else len(prompt))
     whole, pieces = engine.generate(TEXT, **params), list(engine.stream(TEXT, **params, **chunks))
-    assert difference(pieces, whole) < TOLERANCE
+    assert difference(pieces, whole) <= tolerance(engine.codec)
     assert all(0 < len(piece) <= steady * 512 for piece in pieces)
 
 
@@ -53,7 +53,7 @@ def test_a_batch_streams_each_of_its_texts(engine, engine_without_codec):
         for index, piece in each.stream(texts, chunk_frames=10, **params):
             pieces[index].append(piece)
         for found, whole in zip(pieces, each.generate(texts, **params), strict=True):
-            assert difference(found, whole) < TOLERANCE
+            assert difference(found, whole) <= tolerance(engine.codec)
     assert [index for index, _ in engine_without_codec.stream([TEXT], max_tokens=20)] == [0], "a list of one is a list"
 
 
@@ -108,7 +108,7 @@ def test_random_codecs_delays_prompts_and_ends(seed):
     for index, piece in engine.stream(**call, chunk_frames=steady, first_chunk_frames=chance.randint(1, steady)):
         pieces[index].append(piece)
     for found, sound in zip(pieces, whole, strict=True):
-        assert difference(found, sound) < TOLERANCE
+        assert difference(found, sound) <= tolerance(engine.codec)
 
 
 def test_first_sound_after_the_fewest_steps(engine, monkeypatch):
@@ -319,7 +319,7 @@ def test_async_streams_do_not_hold_up_the_event_loop(engine, monkeypatch):
         patched.setattr(engine.model, "step", gated)
         *results, _ = asyncio.run(both())
     for found, text in zip(results, (TEXT, "[S2] Two."), strict=True):
-        assert difference(found, engine.generate(text, **params)) < TOLERANCE
+        assert difference(found, engine.generate(text, **params)) <= tolerance(engine.codec)
 
 
 def test_a_prompt_is_encoded_neither_in_the_call_nor_in_the_event_loop(engine, monkeypatch):
@@ -342,7 +342,7 @@ def test_a_prompt_is_encoded_neither_in_the_call_nor_in_the_event_loop(engine, m
     async def read():
         return [piece async for piece in stream]
 
-    assert difference(asyncio.run(read()), whole) < TOLERANCE
+    assert difference(asyncio.run(read()), whole) <= tolerance(engine.codec)
     assert len(threads) == 1 and threads[0] is not threading.current_thread()
 
 
@@ -359,7 +359,7 @@ def test_what_a_caller_does_to_a_prompt_after_the_call_is_not_heard(engine):
         whole = engine.generate(TEXT, audio_prompt=prompt, max_tokens=60, seed=2)
         stream = engine.stream(TEXT, audio_prompt=prompt, max_tokens=60, seed=2)
         spoil()
-        assert difference(stream, whole) < TOLERANCE
+        assert difference(stream, whole) <= tolerance(engine.codec)
 
 
 def test_a_stream_is_closed_between_two_prompts(engine, monkeypatch):

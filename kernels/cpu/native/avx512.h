@@ -11,6 +11,10 @@
 #define LINES_OF_TILE(F, r) F(r, 0) F(r, 1) F(r, 2) F(r, 3) F(r, 4) F(r, 5)
 #define FOUR_ROWS_OF_W
 #define SCORED(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14) F(15)
+#define CONVOLVED(F)                                                                                                    \
+    F(0, 0, 0) F(1, 0, inputs) F(2, 0, two) F(3, 0, three) F(4, 1, 0) F(5, 1, inputs) F(6, 1, two) F(7, 1, three)       \
+    F(8, 2, 0) F(9, 2, inputs) F(10, 2, two) F(11, 2, three)
+enum { CONVOLVED_ROWS = 12, CONVOLVED_BLOCKS = 2 };
 enum { TILE_ROWS = 4, TILE_LINES = 6, NF4_LINES = 4, MIXED_BLOCKS = 4, SCORED_POSITIONS = 16 };
 
 typedef __m512 Lanes;

@@ -5,6 +5,8 @@
 #define ROWS_OF_TILE(F) F(0) F(1)
 #define LINES_OF_TILE(F, r) F(r, 0) F(r, 1)
 #define SCORED(F) F(0) F(1) F(2) F(3)
+#define CONVOLVED(F) F(0, 0, 0) F(1, 0, inputs) F(2, 0, two) F(3, 0, three) F(4, 1, 0) F(5, 1, inputs)
+enum { CONVOLVED_ROWS = 6, CONVOLVED_BLOCKS = 1 };
 enum { TILE_ROWS = 2, TILE_LINES = 2, NF4_LINES = 2, MIXED_BLOCKS = 1, SCORED_POSITIONS = 4 };
 
 INLINE void keep_lanes(float *cells, Lanes a, Lanes b) {

@@ -10,12 +10,12 @@
 #error "no variant for this CPU"
 #endif
 
+#include "codec.h"
 #include "layer.h"
 #include "next_row.h"
 #include "read.h"
 #include "rows.h"
 #include "sequence.h"
-#include "snake.h"
 #include "stream.h"
 
 /* Subnormal numbers count as zero, as they do for the instructions that multiply bfloat16. */
@@ -146,10 +146,15 @@ void gate_rows(const float *gate_up, float *y, long rows, long width, int thread
     set_float_mode(mode);
 }
 
-/* See snake.h. */
-void snake(const float *x, const float *alpha, const float *inverse_alpha, float *y, long rows, long channels, int threads) {
+/* See codec.h. */
+long section_bytes(const CodecLayer *layers, long count, long samples) {
+    return floats_of_section(layers, count, samples) * sizeof(float);
+}
+
+void decode_section(const CodecLayer *layers, long count, const float *x, long samples, float *signal, float *last,
+                    char *scratch, int threads) {
     unsigned long mode = flush_subnormals();
-    activate(x, alpha, inverse_alpha, y, rows, channels, threads);
+    run_section(layers, count, x, samples, signal, last, (float *)scratch, threads);
     set_float_mode(mode);
 }
 

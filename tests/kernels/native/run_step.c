@@ -71,6 +71,30 @@ static void note_sequence(Run *r, long groups, long head, long width) {
     note(r, y, ROWS * width * sizeof *y);
 }
 
+static CodecLayer codec_layer(Run *r, long inputs, long outputs, long taps, long dilation, int role) {
+    const long blocks = (outputs + BLOCK - 1) / BLOCK;
+    float *alpha = floats(r, inputs, FLOAT32, 3), *inverse = floats(r, inputs, FLOAT32, 1);
+    float *weights = floats(r, blocks * taps * inputs * BLOCK, FLOAT32, 0.1f);
+    Convolution c = {weights, floats(r, outputs, FLOAT32, 1), inputs, outputs, taps, dilation};
+    return (CodecLayer){alpha, inverse, c, (taps - 1) * dilation / 2, 1, 0, role};
+}
+
+/* The last section of a small codec: a transposed convolution of rate 3, a residual unit, one channel in the end. */
+static void note_codec(Run *r, long inputs, long channels) {
+    enum { SAMPLES = 401, RATE = 3 };
+    CodecLayer layers[4] = {
+        codec_layer(r, inputs, RATE * channels, 2, 1, PLAIN), codec_layer(r, channels, channels, 7, 3, OPENS_UNIT),
+        codec_layer(r, channels, channels, 1, 1, CLOSES_UNIT), codec_layer(r, channels, 1, 7, 1, SOUND),
+    };
+    layers[0].padding = 1, layers[0].rate = RATE, layers[0].cut = 2;
+    const long made = (SAMPLES + 1) * RATE, heard = made - 2 * layers[0].cut;
+    float *signal = malloc(made * channels * sizeof *signal), *last = malloc(heard * sizeof *last);
+    char *scratch = malloc(section_bytes(layers, 4, SAMPLES));
+    decode_section(layers, 4, floats(r, SAMPLES * inputs, FLOAT32, 1), SAMPLES, signal, last, scratch, r->threads);
+    note(r, signal, made * channels * sizeof *signal);
+    note(r, last, heard * sizeof *last);
+}
+
 static void *run(void *argument) {
     Run *r = argument;
     const int even = r->quant == 2; /* NF4 wants rows of whole blocks */
@@ -141,7 +165,11 @@ static void *run(void *argument) {
         note(r, state.x, rows * width * sizeof(float));
         note(r, state.z, rows * width * size);
     }
-    if (r->kind == FLOAT32) note_sequence(r, GROUPS, head, width);
+    if (r->kind == FLOAT32) {
+        note_sequence(r, GROUPS, head, width);
+        note_codec(r, 21, 48);
+        note_codec(r, 40, 19);
+    }
     note(r, state.keys, LAYERS * own * size);
     note(r, state.values, LAYERS * own * size);
     return NULL;
