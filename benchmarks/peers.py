@@ -58,7 +58,7 @@ class Ours:
                 pass
             runner.resume(slot, request)
         while sum(made) <= steps:
-            made.append(runner.decode(batch, STEPS_PER_LAUNCH[0]))
+            made.append(runner.decode(range(batch), STEPS_PER_LAUNCH[0]))
             if len(made) == 1:
                 synchronize(self.device)  # later launches are waited for one behind, which leaves their spans right
             elif runner.in_flight > runner.depth:

@@ -31,9 +31,9 @@ class KVCache:
         shape = (layers, rows, heads, positions, head_dim)
         return cls(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)))
 
-    def first(self, rows: int) -> "KVCache":
-        """The same memory, the first rows of every layer."""
-        return KVCache(self.keys[:, :rows], self.values[:, :rows])
+    def rows(self, rows: slice) -> "KVCache":
+        """The same memory, some rows of every layer."""
+        return KVCache(self.keys[:, rows], self.values[:, rows])
 
     def rows_of(self, row: int, positions: int) -> "KVCache":
         """Views of the first positions of one row, [L, G, positions, Dh]."""

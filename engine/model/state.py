@@ -59,19 +59,18 @@ class StepBuffers:
             ),
         )
 
-    def first(self, slots: int) -> "StepBuffers":
-        """The same memory, for the first slots."""
-        rows = 2 * slots
+    def part(self, slots: slice, rows: slice) -> "StepBuffers":
+        """The same memory, for some slots and their rows."""
         return replace(
             self,
-            query=self.query[:rows],
-            mixed=self.mixed[:rows],
-            cross_query=self.cross_query[:slots],
-            cross_mixed=self.cross_mixed[:slots],
-            hidden=self.hidden[:rows],
-            logits=self.logits[:rows],
-            tokens=self.tokens[:slots],
-            channels_done=self.channels_done[:slots],
+            query=self.query[rows],
+            mixed=self.mixed[rows],
+            cross_query=self.cross_query[slots],
+            cross_mixed=self.cross_mixed[slots],
+            hidden=self.hidden[rows],
+            logits=self.logits[rows],
+            tokens=self.tokens[slots],
+            channels_done=self.channels_done[slots],
         )
 
 
@@ -206,22 +205,23 @@ class DecodeState:
         for field in (self.countdown, self.position, self.broken, self.last_text):
             field[slot] = 0
 
-    def first(self, slots: int) -> "DecodeState":
-        """The same memory, the first slots of it."""
-        residual = self.residual.rows(slice(0, 2 * slots))
+    def part(self, slots: range) -> "DecodeState":
+        """The same memory, some neighboring slots of it."""
+        some, rows = slice(slots.start, slots.stop), slice(2 * slots.start, 2 * slots.stop)
+        residual = self.residual.rows(rows)
         return replace(
             self,
-            **{name: getattr(self, name)[:slots] for name in PER_SLOT},
-            self_cache=self.self_cache.first(2 * slots),
-            cross_cache=self.cross_cache.first(slots),
+            **{name: getattr(self, name)[some] for name in PER_SLOT},
+            self_cache=self.self_cache.rows(rows),
+            cross_cache=self.cross_cache.rows(some),
             residual=residual,
             with_text=residual.rows(slice(1, None, 2)),
-            buffers=self.buffers.first(slots),
+            buffers=self.buffers.part(some, rows),
         )
 
     def copy_from(self, other: "DecodeState") -> None:
         """Take over the slots of a smaller state of as many rows and text positions, in the same places."""
-        part = self.first(other.slots)
+        part = self.part(range(other.slots))
         for name in PER_SLOT:
             getattr(part, name).copy_(getattr(other, name))
         for mine, theirs in ((part.self_cache, other.self_cache), (part.cross_cache, other.cross_cache)):

@@ -78,7 +78,7 @@ class ModelRunner:
         self.launches = 0
         self._slow_steps = SlowSteps()
         self._state: DecodeState | None = None
-        self._parts: dict[int, DecodeState] = {}  # the first slots of the state, by their number
+        self._parts: dict[range, DecodeState] = {}  # some slots of the state
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # by slots and steps
         self._pool: Any = None  # of the graphs' memory
         self._stream: torch.cuda.Stream | None = None  # that they are captured on
@@ -168,21 +168,22 @@ class ModelRunner:
             self._prefixes.keep(prompt, self.model.prompt_cache(self.state, slot, len(prompt)))
         self.model.resume(self.state, slot, len(prompt))
 
-    def decode(self, slots: int, most: int) -> int:
-        """Launch decode steps of the first `slots` slots, as many as one launch holds and at most `most`.
+    def decode(self, slots: range, most: int) -> int:
+        """Launch decode steps of some neighboring slots, on a GPU of the first ones, as many as one launch holds and at
+        most `most`.
 
         Returns:
             the number of steps.
         """
-        count = self._count_for(slots) if self.captures else slots
         if self.captures:
-            self._ensure_captured(count)
+            slots = range(self._count_for(slots.stop))
+            self._ensure_captured(len(slots))
         steps = next(size for size in self._launch_sizes if size <= most)
         snapshot = self._spare_snapshots.pop() if self._spare_snapshots else Snapshot(self.state)
         started = time.perf_counter()
-        self._launch(count, steps)
+        self._launch(slots, steps)
         if not self.on_gpu and self.model.compiled_step is None:  # whose threads do not wait for each other
-            self._slow_steps.record(time.perf_counter() - started, count)
+            self._slow_steps.record(time.perf_counter() - started, len(slots))
         self.launches += 1
         snapshot.take(self.launches)
         self._snapshots.append(snapshot)
@@ -310,16 +311,16 @@ class ModelRunner:
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
 
-    def _first(self, slots: int) -> DecodeState:
+    def _part(self, slots: range) -> DecodeState:
         if slots not in self._parts:
-            self._parts[slots] = self.state.first(slots)
+            self._parts[slots] = self.state.part(slots)
         return self._parts[slots]
 
-    def _launch(self, slots: int, steps: int) -> None:
+    def _launch(self, slots: range, steps: int) -> None:
         if self.captures:
-            self._graphs[slots, steps].replay()
+            self._graphs[len(slots), steps].replay()
         else:
-            self._steps(self._first(slots), steps)
+            self._steps(self._part(slots), steps)
 
     def _steps(self, state: DecodeState, count: int) -> None:
         for _ in range(count):
@@ -336,7 +337,7 @@ class ModelRunner:
             self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.model.device)
         countdown = self.state.countdown.clone()
         self.state.countdown.zero_()
-        part = self._first(slots)
+        part = self._part(range(slots))
         try:
             for steps in self._launch_sizes:
                 self._graphs[slots, steps] = captured(partial(self._steps, part, steps), self._pool, self._stream)

@@ -59,7 +59,7 @@ class Runner(Protocol):
     def fits(self, slot: int) -> bool: ...
     def prefill(self, slot: int, request: Request) -> Generator[int, None, None]: ...
     def resume(self, slot: int, request: Request) -> None: ...
-    def decode(self, slots: int, most: int) -> int: ...
+    def decode(self, slots: range, most: int) -> int: ...
     def lend_threads(self, count: int) -> None: ...
     def status_ready(self) -> bool: ...
     def read_status(self) -> tuple[int, list[SlotStatus]]: ...
@@ -120,6 +120,14 @@ class Sequence:
         for chunk, _ in self.pending:
             chunk.cancel()
         self.prefill.stop()
+
+
+def _is_ahead(sequence: Sequence) -> bool:
+    """Whether a stream has emitted so much more than its player has taken that it can wait."""
+    played = time.perf_counter() - sequence.first_emitted
+    return (
+        bool(sequence.call.streaming and sequence.first_emitted) and sequence.emitted_seconds - played > AHEAD_SECONDS
+    )
 
 
 def _urgency(sequence: Sequence) -> tuple[bool, bool, float]:
@@ -331,25 +339,37 @@ class Scheduler:
         if self.workers is not None:
             self.runner.lend_threads(self.workers.idle if len(self.running) >= SHARED_SLOTS else 0)
         try:
-            steps = self.runner.decode(max(self.running) + 1, max(1, self._steps_to_next_window()))
+            slots = self._slots_to_decode()
+            taking_part = [sequence for slot, sequence in self.running.items() if slot in slots]
+            steps = self.runner.decode(slots, max(1, self._steps_to_next_window(taking_part)))
         except Exception as error:
             self._fail_running(error)
             return
-        for call in {sequence.call for sequence in self.running.values()}:
+        for call in {sequence.call for sequence in taking_part}:
             call.count_steps(steps)
-        for sequence in self.running.values():
+        for sequence in taking_part:
             sequence.steps += steps
-        self._report_launch(steps)
+        self._report_launch(steps, len(taking_part))
 
-    def _report_launch(self, steps: int) -> None:
+    def _slots_to_decode(self) -> range:
+        """Those in use. The step of a small model, which one with workers is, costs by the slot: there streams that are
+        ahead of their players wait while somebody waits for a first chunk."""
+        slots = list(self.running)
+        if self.workers is None:
+            return range(max(slots) + 1)
+        if any(each.call.streaming and not each.heard for each in self.running.values()):
+            slots = [slot for slot, sequence in self.running.items() if not _is_ahead(sequence)]
+        return range(min(slots), max(slots) + 1)
+
+    def _report_launch(self, steps: int, requests: int) -> None:
         now = time.perf_counter()
         if self.on_launch is not None and self._last_launch:
-            self.on_launch(steps, len(self.running), now - self._last_launch)
+            self.on_launch(steps, requests, now - self._last_launch)
         self._last_launch = now
 
-    def _steps_to_next_window(self) -> int:
-        """Steps until the next window of a running request becomes complete: launches end there."""
-        left = (self.max_delay + sequence.schedule.wanted() - sequence.steps for sequence in self.running.values())
+    def _steps_to_next_window(self, sequences: list[Sequence]) -> int:
+        """Steps until the next window of one of these requests becomes complete: launches end there."""
+        left = (self.max_delay + sequence.schedule.wanted() - sequence.steps for sequence in sequences)
         return min((steps for steps in left if steps > 0), default=1)
 
     def _fail_running(self, error: Exception) -> None:
@@ -458,9 +478,7 @@ class Scheduler:
         now, (_, since) = time.perf_counter(), sequence.windows[0]
         if now - since > MAX_HELD_SECONDS:
             return False
-        if not sequence.call.streaming:
-            return True
-        return sequence.heard and sequence.emitted_seconds - (now - sequence.first_emitted) > AHEAD_SECONDS
+        return not sequence.call.streaming or _is_ahead(sequence)
 
     def _decode_window(self, sequence: Sequence, window: Window, since: float, workers: Workers | None = None) -> None:
         """By workers if there are any."""

@@ -65,9 +65,10 @@ class ArithmeticRunner:
     def decode(self, slots, most):
         steps = next(size for size in self.sizes if size <= most)
         for _ in range(steps):
-            self.slots = [self._next(status, end) for status, end in zip(self.slots, self.ends, strict=True)]
+            for slot in slots:
+                self.slots[slot] = self._next(self.slots[slot], self.ends[slot])
         self.launches += 1
-        self.log.append(("launch", slots, steps))
+        self.log.append(("launch", slots.stop, steps))
         self.flight.append((self.launches, list(self.slots)))
         return steps
 

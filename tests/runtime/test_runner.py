@@ -69,8 +69,8 @@ class GraphRunner(ModelRunner):
             self._graphs |= {(slots, steps): None for steps in STEPS_PER_LAUNCH}
 
     def _launch(self, slots, steps):
-        self.launched.append((slots, steps))
-        self._steps(self._first(slots), steps)
+        self.launched.append((len(slots), steps))
+        self._steps(self._part(slots), steps)
 
 
 def schedule(runner: ModelRunner, requests: list[Request], sizes=ChunkSizes(8, 8)) -> list[np.ndarray]:  # noqa: B008
@@ -164,7 +164,7 @@ def test_fewer_rows_make_a_slot_smaller(model):
 
 def test_the_first_slots_of_a_state_are_a_state(model):
     whole = DecodeState.allocate(CONFIG, 4, 60, 80, torch.float32, "cpu")
-    part = whole.first(2)
+    part = whole.part(range(2))
     assert part.slots == 2 and part.rows == whole.rows
     part.countdown[1] = 7
     part.self_cache.keys[0, 3] = 3.0
@@ -185,15 +185,43 @@ def test_a_slot_runs_from_the_end_of_its_prefill_until_it_is_released(model):
     assert runner.fits(1)
     pieces = runner.prefill(1, request)
     next(pieces)
-    assert runner.decode(2, 8) == 1
+    assert runner.decode(range(2), 8) == 1
     assert runner.read_status()[1][1].stopped, "decode steps of others run in the middle of its prefill"
     assert sum(1 for _ in pieces) == len(model.encoder.layers) + 3 * len(model.layers) - 1
     runner.resume(1, request)
-    runner.decode(2, 8)
+    runner.decode(range(2), 8)
     assert runner.read_status() == (2, [SlotStatus(0, 0, 0), SlotStatus(len(request.prompt_codes) + 1, -1, 0)])
     runner.release(1)
-    runner.decode(2, 8)
+    runner.decode(range(2), 8)
     assert runner.read_status() == (3, [SlotStatus(0, 0, 0)] * 2)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_step_of_some_slots_leaves_the_others_as_they_are(model, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(model, "compiled_step", None)
+    runner, requests = ModelRunner(model, max_slots=4), make_requests(4)
+    for slot, each in enumerate(requests):
+        assert runner.fits(slot)
+        for _ in runner.prefill(slot, each):
+            pass
+        runner.resume(slot, each)
+    state = runner.state
+    before = state.residual.x.clone(), state.self_cache.clone(), state.grid.clone()
+    runner.decode(range(1, 3), 1)
+    rows = [len(each.prompt_codes) + (slot in (1, 2)) for slot, each in enumerate(requests)]
+    assert [status.position for status in runner.read_status()[1]] == rows
+    for slot in (0, 3):
+        own = slice(2 * slot, 2 * slot + 2)
+        assert torch.equal(state.residual.x[own], before[0][own]) and torch.equal(state.grid[slot], before[2][slot])
+        assert torch.equal(state.self_cache.keys[:, own].nan_to_num(), before[1].keys[:, own].nan_to_num())
+    for slots in (range(4), range(2, 4), range(1), *[range(4)] * 60):
+        runner.decode(slots, 1)
+        status = runner.read_status()[1]
+    assert all(each.stopped for each in status)
+    for slot, each in enumerate(requests):
+        alone = codes_alone(model, each)
+        assert torch.equal(runner.codes(slot, len(each.prompt_codes), len(alone)), alone)
 
 
 def test_long_prompts_are_prefilled_in_blocks_of_rows(model, monkeypatch):

@@ -20,6 +20,8 @@ from tests.runtime.helpers import (
     second_of_three_fails,
 )
 
+FOREVER = 1e9  # seconds
+
 
 def test_windows_of_streams_ahead_of_their_players_give_way_to_a_first_chunk():
     scheduler = scheduler_over(ArithmeticRunner(max_slots=2))
@@ -237,3 +239,54 @@ def test_after_a_failure_of_the_device_no_window_is_decoded():
     assert jobs and all(job.ready() for job in jobs)
     with pytest.raises(RuntimeError, match="the device has failed"):
         list(call)
+
+
+# Steps of those who wait for a first chunk
+
+
+def two_streams(scheduler: Scheduler, *, streaming: bool = True) -> tuple[Sequence, Sequence]:
+    """A stream, or another call, behind its first windows, and a stream at its first step."""
+    first = scheduler.add(request(60, seed=0), 0, Call(1, streaming=streaming), SIZES)
+    while first.steps < 10 or not first.heard:
+        scheduler.step()
+    second = scheduler.add(request(30, seed=1), 0, Call(1, streaming=True), SIZES)
+    while not second.steps:
+        scheduler.step()
+    assert not second.heard
+    return first, second
+
+
+def test_a_stream_that_is_ahead_of_its_player_waits_while_another_waits_for_its_first_chunk(monkeypatch):
+    monkeypatch.setattr("dia_engine.runtime.scheduler.AHEAD_SECONDS", -FOREVER)
+    scheduler = scheduler_of_windows(ArithmeticRunner())
+    first, second = two_streams(scheduler)
+    steps = first.steps
+    while not second.heard:
+        assert first.steps == steps
+        scheduler.step()
+    for _ in range(3):
+        scheduler.step()
+    assert first.steps > steps, "it goes on behind it"
+    run(scheduler)
+    assert chunks_of(first.call).tolist() == list(range(60))
+    assert chunks_of(second.call).tolist() == list(range(1000, 1030))
+
+
+@pytest.mark.parametrize(
+    "ahead_seconds, streaming, make",
+    [
+        pytest.param(FOREVER, True, scheduler_of_windows, id="its player would run dry"),
+        pytest.param(-FOREVER, False, scheduler_of_windows, id="it is no stream"),
+        pytest.param(-FOREVER, True, scheduler_over, id="a step costs the same for one and for two"),
+    ],
+)
+def test_others_go_on_beside_a_stream_that_waits_for_its_first_chunk(monkeypatch, ahead_seconds, streaming, make):
+    monkeypatch.setattr("dia_engine.runtime.scheduler.AHEAD_SECONDS", ahead_seconds)
+    scheduler = make(ArithmeticRunner())
+    first, second = two_streams(scheduler, streaming=streaming)
+    while not second.heard:
+        steps = first.steps
+        scheduler.step()
+        assert first.steps == steps + 1
+    run(scheduler)
+    assert chunks_of(first.call).tolist() == list(range(60))
