@@ -18,7 +18,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Protocol
 
@@ -29,14 +28,11 @@ from ..devices.workers import Urgency, Workers
 from ..results import Generation
 from .call import Call
 from .chunking import ChunkSchedule, ChunkSizes, Window, complete_frames, window_lengths
-from .prefill import Prefill
 from .request import Request
 from .runner import SlotStatus
+from .sequence import Prefill, Sequence, prefill_urgency, urgency, window_urgency
 
 POLL_SECONDS = 1e-4
-# Audio that a stream has emitted beyond what its player has taken, from which on its next window can wait.
-AHEAD_SECONDS = 0.5
-MAX_HELD_SECONDS = 2.0  # the longest that a window waits for windows that are more urgent
 # Requests at a time from which on a small model's step uses idle cores: with 4 it takes 2/3 of the time on two of them
 # (Zen 5), while with one a busy neighbor there would cost more than there is to gain.
 SHARED_SLOTS = 4
@@ -67,90 +63,6 @@ class Runner(Protocol):
     def release(self, slot: int) -> None: ...
     def non_finite_error(self, row: int) -> RuntimeError: ...
     def forget_launches(self) -> None: ...
-
-
-@dataclass(eq=False)
-class Sequence:
-    """A request on its way through the scheduler.
-
-    Attributes:
-        request: what is to be generated.
-        index: of the request in its call.
-        call: where its results go, and whether anybody still wants them.
-        schedule: the request's windows.
-        decoder: what makes chunks of them.
-        arrived: when it was added, in seconds of `time.perf_counter`.
-        slot: -1 while it waits.
-        prefill: what fills the slot's caches.
-        first_launch: the first launch that it takes part in; 0 before its prefill is done.
-        steps: decode steps that have been launched for it.
-        windows: not yet decoded, in order, each with the time at which it became complete.
-        pending: decoded windows on their way to the host.
-        first_emitted: when the first chunk was emitted, in seconds of `time.perf_counter`.
-    """
-
-    request: Request
-    index: int
-    call: Call
-    schedule: ChunkSchedule
-    decoder: CodeWindows
-    arrived: float = field(default_factory=time.perf_counter)
-    slot: int = -1
-    prefill: Prefill = field(default_factory=lambda: Prefill(piece for piece in list[int]()))
-    first_launch: int = 0
-    steps: int = 0
-    end_row: int = 0
-    windows: deque[tuple[Window, float]] = field(default_factory=deque)
-    pending: deque[tuple[Decoded, float]] = field(default_factory=deque)
-    codes: tuple[torch.Tensor, HostCopy] | None = None
-    emitted_seconds: float = 0.0
-    first_emitted: float = 0.0
-
-    @property
-    def prompt_frames(self) -> int:
-        return len(self.request.prompt_codes)
-
-    @property
-    def heard(self) -> bool:
-        """Whether the first chunk has been emitted or is on its way."""
-        return bool(self.first_emitted or self.pending)
-
-    def cancel_jobs(self) -> None:
-        """Nobody waits for what is being computed; when this returns, nothing of it writes to the slot any more."""
-        for chunk, _ in self.pending:
-            chunk.cancel()
-        self.prefill.stop()
-
-
-def _is_ahead(sequence: Sequence) -> bool:
-    """Whether a stream has emitted so much more than its player has taken that it can wait."""
-    played = time.perf_counter() - sequence.first_emitted
-    return (
-        bool(sequence.call.streaming and sequence.first_emitted) and sequence.emitted_seconds - played > AHEAD_SECONDS
-    )
-
-
-def _urgency(sequence: Sequence) -> tuple[bool, bool, float]:
-    """Sorts sequences with windows: new streams, then streams by when their players run dry, then other requests."""
-    _, since = sequence.windows[0]
-    dry = sequence.first_emitted + sequence.emitted_seconds
-    return not sequence.call.streaming, sequence.heard, dry if sequence.call.streaming else since
-
-
-def _prefill_urgency(sequence: Sequence) -> Urgency:
-    """Prefills go before all windows that are not overdue: steps wait for them."""
-    return Urgency(is_later=not sequence.call.streaming, seconds=sequence.arrived)
-
-
-def _window_urgency(sequence: Sequence, window: Window, since: float, frames_per_second: float) -> Urgency:
-    """How urgent a window is that is complete since then: a stream's first goes before all others, a later one should
-    be decoded before its player runs dry, and no window waits for more urgent ones for longer than MAX_HELD_SECONDS."""
-    latest = since + MAX_HELD_SECONDS
-    if not sequence.call.streaming:
-        return Urgency(True, latest)
-    if not window.first:
-        return Urgency(False, sequence.arrived)
-    return Urgency(True, min(latest, (sequence.first_emitted or since) + window.first / frames_per_second))
 
 
 class Scheduler:
@@ -324,7 +236,7 @@ class Scheduler:
         mine = [sequence for sequence in self.prefilling if not sequence.prefill.is_handed_over]
         for sequence in mine if self.running else mine[1:]:
             try:
-                sequence.prefill.hand_over(workers, _prefill_urgency(sequence))
+                sequence.prefill.hand_over(workers, prefill_urgency(sequence))
             except Exception as error:
                 self._fail(sequence, error)
 
@@ -357,8 +269,8 @@ class Scheduler:
         slots = list(self.running)
         if self.workers is None:
             return range(max(slots) + 1)
-        if any(each.call.streaming and not each.heard for each in self.running.values()):
-            slots = [slot for slot, sequence in self.running.items() if not _is_ahead(sequence)]
+        if any(each.is_awaited for each in self.running.values()):
+            slots = [slot for slot, sequence in self.running.items() if not sequence.is_ahead]
         return range(min(slots), max(slots) + 1)
 
     def _report_launch(self, steps: int, requests: int) -> None:
@@ -424,10 +336,10 @@ class Scheduler:
         steps, only one window that could wait is decoded between two launches: a request that comes meanwhile waits for
         no more of them."""
         sequences = [sequence for sequence in self._all() if sequence.windows]
-        wait = any(sequence.call.streaming and not sequence.heard for sequence in self._all() if sequence.slot >= 0)
-        for sequence in sorted(sequences, key=_urgency):
+        wait = any(sequence.is_awaited for sequence in self._all() if sequence.slot >= 0)
+        for sequence in sorted(sequences, key=urgency):
             while sequence.windows:
-                can_wait = self._can_wait(sequence)
+                can_wait = sequence.window_can_wait
                 if wait and can_wait:
                     break
                 wait = wait or (can_wait and self.decoder.holds_up_steps)
@@ -443,7 +355,7 @@ class Scheduler:
     def _hand_over_windows(self) -> None:
         """Give complete windows to the workers, but for the first one of a stream that alone waits for its first chunk:
         a worker, beside the Python code of the steps, would take longer than this thread without them."""
-        unheard = [each for each in self._all() if each.call.streaming and not each.heard]
+        unheard = [each for each in self._all() if each.is_awaited]
         alone = unheard[0] if len(unheard) == 1 else None
         for sequence in self._all():
             while sequence.windows:
@@ -472,14 +384,6 @@ class Scheduler:
                 return self.decoder.decode(codes, first, last)
             return self.workers.submit(self.decoder.pieces(codes, first, last), Urgency(True, time.perf_counter()))
 
-    @staticmethod
-    def _can_wait(sequence: Sequence) -> bool:
-        """Whether a request's next window may give way to another stream's first chunk."""
-        now, (_, since) = time.perf_counter(), sequence.windows[0]
-        if now - since > MAX_HELD_SECONDS:
-            return False
-        return not sequence.call.streaming or _is_ahead(sequence)
-
     def _decode_window(self, sequence: Sequence, window: Window, since: float, workers: Workers | None = None) -> None:
         """By workers if there are any."""
         decoder = sequence.decoder
@@ -495,7 +399,7 @@ class Scheduler:
             if workers is None or decoder is self._codes:
                 chunk: Decoded = decoder.decode(codes, first, last)
             else:
-                urgency = _window_urgency(sequence, window, since, self.frames_per_second)
+                urgency = window_urgency(sequence, window, since, self.frames_per_second)
                 chunk = workers.submit(decoder.pieces(codes, first, last), urgency)
         sequence.pending.append((chunk, (window.last - window.first) / self.frames_per_second))
 

@@ -7,7 +7,8 @@ import pytest
 from dia_engine.devices.workers import Urgency
 from dia_engine.runtime.call import Call
 from dia_engine.runtime.chunking import ChunkSizes, Window
-from dia_engine.runtime.scheduler import Scheduler, Sequence, _window_urgency
+from dia_engine.runtime.scheduler import Scheduler
+from dia_engine.runtime.sequence import Sequence, window_urgency
 from tests.runtime.helpers import (
     SIZES,
     ArithmeticRunner,
@@ -174,7 +175,7 @@ def test_windows_of_streams_go_by_when_their_players_run_dry_and_bulk_waits_two_
     def urgency(streaming: bool, first_emitted: float, window: Window, since: float, arrived: float = 9.0) -> Urgency:
         call = Call(1, streaming=streaming)
         sequence = Sequence(request(9), 0, call, None, None, arrived=arrived, first_emitted=first_emitted)
-        return _window_urgency(sequence, window, since, frames_per_second=8)
+        return window_urgency(sequence, window, since, frames_per_second=8)
 
     assert urgency(True, 0.0, early, since=100.0) < urgency(True, 10.0, window, since=11.0)
     assert urgency(True, 0.0, early, since=13.0) < urgency(True, 0.0, early, since=12.0, arrived=9.1)
@@ -257,7 +258,7 @@ def two_streams(scheduler: Scheduler, *, streaming: bool = True) -> tuple[Sequen
 
 
 def test_a_stream_that_is_ahead_of_its_player_waits_while_another_waits_for_its_first_chunk(monkeypatch):
-    monkeypatch.setattr("dia_engine.runtime.scheduler.AHEAD_SECONDS", -FOREVER)
+    monkeypatch.setattr("dia_engine.runtime.sequence.AHEAD_SECONDS", -FOREVER)
     scheduler = scheduler_of_windows(ArithmeticRunner())
     first, second = two_streams(scheduler)
     steps = first.steps
@@ -281,7 +282,7 @@ def test_a_stream_that_is_ahead_of_its_player_waits_while_another_waits_for_its_
     ],
 )
 def test_others_go_on_beside_a_stream_that_waits_for_its_first_chunk(monkeypatch, ahead_seconds, streaming, make):
-    monkeypatch.setattr("dia_engine.runtime.scheduler.AHEAD_SECONDS", ahead_seconds)
+    monkeypatch.setattr("dia_engine.runtime.sequence.AHEAD_SECONDS", ahead_seconds)
     scheduler = make(ArithmeticRunner())
     first, second = two_streams(scheduler, streaming=streaming)
     while not second.heard:
