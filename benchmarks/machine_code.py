@@ -3,6 +3,7 @@
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from dia_engine.kernels.dispatch import Architecture, Launch
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 RESERVED_SHARED_MEMORY = 1024  # bytes that CUDA takes of a multiprocessor's shared memory for each program
 FEWER_THREADS = (86, 87, 89, 120, 121)  # architectures with 1536 threads a multiprocessor
-SMALL_SPILL_BYTES = 8  # allowed everywhere: Triton 3.9's ptxas keeps `o` to 48 registers and spills two more
-EXACT_SPILL_BYTES = 16  # allowed where float32 meets quantized weights, which is there to be exact and not fast
-WIDE_SPILL_BYTES = 40  # allowed in programs of 32 input rows: on an H200 they are the fastest all the same
+# Spilled bytes per thread that are allowed outside of loops, where each register costs a store and a load per program.
+SMALL_SPILL_BYTES = 8  # everywhere: Triton 3.9's ptxas keeps `o` to 48 registers and spills two more
+EXACT_SPILL_BYTES = 16  # where float32 meets quantized weights, which is there to be exact and not fast
+WIDE_SPILL_BYTES = 40  # in programs of 32 input rows: on an H200 they are the fastest all the same
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Build:
     products: int = 0  # tensor-core instructions
     loop: int = 0  # instructions of the loop that holds such; 0 where it is unrolled
     loop_products: int = 0  # tensor-core instructions of that loop
+    loop_spills: int = 0  # loads and stores of spilled registers in any loop: none is allowed
 
     def faults(self, launch: Launch) -> list[str]:
         """What must not be shipped. On AMD GPUs only what would not start: nothing has been tuned for them."""
@@ -44,6 +47,8 @@ class Build:
             return faults
         if self.stack > _spill_limit(launch):
             faults.append("spills")
+        if self.loop_spills:
+            faults.append("spills in a loop")
         if "weight_ptr" in launch.arguments and self.widest_load < 128:
             faults.append("narrow loads")
         if launch.dependent and (self.loads_before_wait is None or self.loads_before_wait > len(launch.early)):
@@ -77,7 +82,7 @@ class Build:
 
 
 def _spill_limit(launch: Launch) -> int:
-    """Bytes that a kernel may spill per thread.
+    """Bytes that a kernel may spill per thread outside of its loops.
 
     Some where a kernel in float32 does what no tensor core does: decode weights, or attend. In attention ptxas keeps to
     64 registers for sm_100 and sm_120 and spills two to four.
@@ -124,6 +129,7 @@ def read_nvidia(code: str, usage: str, shared: int, architecture: int) -> Build:
         products=_products(instructions),
         loop=len(loop),
         loop_products=_products(loop),
+        loop_spills=_loop_spills(instructions, labels),
     )
 
 
@@ -148,12 +154,21 @@ def _jumps_to(instruction: str) -> str | None:
 
 def _loop_of_products(instructions: list[str], labels: dict[str, int]) -> list[str]:
     """The instructions of the innermost loop with tensor-core instructions, empty if there is none."""
-    loops = []
+    loops = [instructions[loop.start : loop.stop] for loop in _loops(instructions, labels)]
+    return min(filter(_products, loops), key=len, default=[])
+
+
+def _loops(instructions: list[str], labels: dict[str, int]) -> Iterator[range]:
+    """From the target of each jump backwards to the jump."""
     for end, instruction in enumerate(instructions):
         start = labels.get(_jumps_to(instruction), end + 1)
-        if start <= end and _products(instructions[start : end + 1]):
-            loops.append(instructions[start : end + 1])
-    return min(loops, key=len, default=[])
+        if start <= end:
+            yield range(start, end + 1)
+
+
+def _loop_spills(instructions: list[str], labels: dict[str, int]) -> int:
+    inside = {place for loop in _loops(instructions, labels) for place in loop}
+    return sum(bool(re.search(r"\b(LDL|STL)\b", instructions[place])) for place in inside)
 
 
 def _products(instructions: list[str]) -> int:

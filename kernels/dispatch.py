@@ -63,7 +63,8 @@ class Launch:
     """A kernel with all that it is launched with. `constants` are compiled in, `arguments` are not.
 
     `early` names the arguments that a dependent launch reads before it waits for its predecessor: the predecessor does
-    not write them, and they were complete before it began.
+    not write them, and they were complete before it began. `registers` is how many the compiler may use per thread;
+    without it, it may keep to fewer than there is room for, and spill.
     """
 
     kernel: Any
@@ -75,11 +76,14 @@ class Launch:
     fuses_multiply_add: bool
     dependent: bool  # starts while its predecessor still runs, see `begin`
     early: tuple[str, ...] = ()
+    registers: int | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """Triton's compile options. Fusing is named at each launch because its default differs between versions."""
         options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": self.fuses_multiply_add}
+        if self.registers is not None:
+            options["maxnreg"] = self.registers
         return options | ({"launch_pdl": True} if self.dependent else {})
 
     def run(self) -> None:
@@ -203,10 +207,12 @@ def launch(
     fuses_multiply_add: bool = True,
     early: tuple[str, ...] = (),
     dependent: bool = True,
+    registers: int | None = None,
 ) -> None:
     """Launch a kernel; a `dependent` one may start while its predecessor still runs, where that is done."""
     dependent = dependent and launches_are_dependent(device)
-    described = Launch(kernel, grid, arguments, constants, warps, stages, fuses_multiply_add, dependent, early)
+    options = warps, stages, fuses_multiply_add, dependent, early, registers
+    described = Launch(kernel, grid, arguments, constants, *options)
     detour = _detour.get()
     if detour:
         detour.handler(described)

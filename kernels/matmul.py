@@ -87,6 +87,17 @@ class Tiling:
     warps: int  # of a program
     stages: int  # Triton's; one less is the number of iterations that have room in shared memory
 
+    def registers(self, weight: Weight, architecture: int | str) -> int | None:
+        """How many the compiler may use per thread; None: it decides.
+
+        For programs of 32 weight rows it keeps to 64 on some GPUs and spills 16 bytes, though of those GPUs' 100 KB
+        of shared memory no more than two programs get their share, and with 168 registers three would fit. Where there
+        is more shared memory, older ptxas spill more under a limit than without one.
+        """
+        is_plain = isinstance(weight, torch.Tensor) and _on_tensor_cores(weight, architecture)
+        is_small = isinstance(architecture, int) and SHARED_MEMORY_LIMIT.get(architecture, LEAST_LIMIT) <= 100 * 1024
+        return 168 if is_plain and is_small and self.tile == 32 and self.warps == 4 else None
+
     @classmethod
     def choose(cls, weight: Weight, tile: int, rows: int, architecture: int | str) -> "Tiling":
         """The tiling for `rows` input rows; `tile` is the smallest number of weight rows that the kernel can take."""

@@ -94,6 +94,7 @@ def project_qkv(
         },
         warps=tiling.warps,
         stages=tiling.stages,
+        registers=tiling.registers(weight, architecture(query.device)),
         device=query.device,
         fuses_multiply_add=False,  # see `matmul`
     )

@@ -63,6 +63,7 @@ def residual_linear(
         {"N": width, "HEADROOM": headroom(residual.z.dtype), **tiling.constants(weight, inputs)},
         warps=tiling.warps,
         stages=tiling.stages,
+        registers=tiling.registers(weight, architecture(inputs.device)),
         device=inputs.device,
         fuses_multiply_add=False,  # see `matmul`
     )

@@ -83,6 +83,15 @@ def test_instructions_that_are_executed_are_counted_by_the_products_that_are_nee
     assert unrolled.executed(projection) == 8
 
 
+def test_spills_fail_in_any_loop_and_are_allowed_outside():
+    spilled = LOOP.replace("IADD3 R1, R1, 0x1, RZ", "LDL.LU R9, [R1]")
+    assert read_nvidia(spilled, USAGE, 1024, 90).loop_spills == 1
+    outside = LOOP.replace("LDC R1, c[0x0][0x28]", "STL.64 [R1], R2")
+    assert read_nvidia(outside, USAGE, 1024, 90).loop_spills == 0
+    assert replace(SOUND, stack=8).faults(launch()) == []
+    assert replace(SOUND, stack=8, loop_spills=1).faults(launch()) == ["spills in a loop"]
+
+
 def test_a_store_before_the_wait_is_found():
     early_store = SASS.replace("CCTL.E.PF2 [R4]", "STG.E desc[UR4][R2.64], R8")
     assert read_nvidia(early_store, USAGE, 1024, 90).loads_before_wait is None

@@ -170,3 +170,17 @@ def test_every_tiling_gives_the_same_results(monkeypatch, name, kind, width):
     torch.manual_seed(1)
     for ours, theirs in zip(all_projections(weights, inputs, residual, rows), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 16, 32, 64, 128])
+def test_only_plain_programs_of_32_weight_rows_on_gpus_with_100_kb_of_shared_memory_name_their_registers(rows):
+    """Those spill otherwise. Older compilers spill under such a limit elsewhere, and AMD's has no such option."""
+    plain, quantized = (empty(kind, 2048, 2048, torch.bfloat16) for kind in (None, "int8"))
+    for architecture in (86, 89, 120):
+        tiling = Tiling.choose(plain, 16, rows, architecture)
+        assert tiling.registers(plain, architecture) == (168 if tiling.tile == 32 else None)
+        assert Tiling.choose(quantized, 16, rows, architecture).registers(quantized, architecture) is None
+    for architecture in (80, 90, "gfx942"):
+        assert Tiling.choose(plain, 32, rows, architecture).registers(plain, architecture) is None
+    exact = empty(None, 2048, 2048, torch.float32)
+    assert Tiling.choose(exact, 32, rows, 86).registers(exact, 86) is None
