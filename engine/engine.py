@@ -23,18 +23,13 @@ from .files.audio import write_audio
 from .files.hub import DEFAULT_MODEL
 from .kernels.cpu.onednn import PackedInt8Weight, pack_for_device
 from .kernels.quantized import Weight
+from .longform.calls import ScriptCall
+from .longform.checked_plan import make_plan
 from .longform.options import AudioPrompts, PerText, SpeechOptions, Text, Transcript, Transcripts
+from .longform.parsing import parse_scripts
 from .longform.plan import Plan
-from .longform.scripts import (
-    Script,
-    ScriptRunner,
-    at_asked_loudness,
-    call_for,
-    check_streamable,
-    make_plan,
-    parse_scripts,
-)
-from .longform.speaker import ScriptCall
+from .longform.runner import ScriptRunner, call_for
+from .longform.script import Script, at_asked_loudness, check_streamable
 from .longform_settings import LongFormSettings
 from .messages import shown
 from .model.config import DiaConfig
@@ -489,7 +484,7 @@ class Engine:
         """What `generate` does behind its checks; errors as there.
 
         Args:
-            requests: checked and parsed, see `longform.scripts.parse_scripts`.
+            requests: checked and parsed, see `longform.parsing.parse_scripts`.
             verbose, on_progress: as in `generate`.
             warn_of_cuts: whether audio that `max_tokens` cut is a warning.
             on_chunk: called in this thread with each part of the sound as it is made, at no loudness yet.
@@ -531,7 +526,7 @@ class Engine:
         """What `stream` does behind its checks; errors as there.
 
         Args:
-            requests: checked and parsed, see `longform.scripts.parse_scripts`.
+            requests: checked and parsed, see `longform.parsing.parse_scripts`.
             sizes: of the chunks.
             verbose, on_progress: as in `stream`.
             batch: whether the stream gives pairs (index, piece), as for a list of texts.

@@ -17,7 +17,8 @@ import torch
 from ..devices.device import computing
 from ..files.audio import encode_audio
 from ..longform.options import SpeechOptions
-from ..longform.scripts import Script, parse_scripts
+from ..longform.parsing import parse_scripts
+from ..longform.script import Script
 from ..messages import described, is_out_of_memory
 from ..runtime.request import Request
 from .manifest import Manifest, Record

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..codec import Codec
     from ..engine import Engine
-    from ..longform.scripts import Script
+    from ..longform.script import Script
     from ..results import PieceResult, Progress
     from ..runtime.chunking import ChunkSizes
     from ..runtime.request import Request
@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _show_plan(options: argparse.Namespace, script: str, seed: int) -> None:
-    from ..longform.scripts import make_plan
+    from ..longform.checked_plan import make_plan
     from ..weights.source import resolve_model
 
     source = resolve_model(options.model, options.revision)
@@ -160,7 +160,7 @@ def _parse(options: argparse.Namespace, script: str, seed: int) -> "tuple[Reques
     Returns:
         the request; and the codec: as the options name it, or loaded where an audio prompt needs it.
     """
-    from ..longform.scripts import parse_scripts
+    from ..longform.parsing import parse_scripts
 
     source, codec = check_model(options)
     (request,) = parse_scripts(
@@ -201,7 +201,7 @@ def _generate(
     """Make the sound, then its file -> what to say of it."""
     import numpy as np
 
-    from ..longform.scripts import at_asked_loudness, is_planned
+    from ..longform.script import at_asked_loudness, is_planned
 
     started = time.perf_counter()
     chunks: list[np.ndarray] = []

@@ -14,7 +14,7 @@ from .plan import Piece, Planner
 from .turns import last_tag, units, whole_sentences
 
 if TYPE_CHECKING:
-    from .speaker import ScriptCall
+    from .calls import ScriptCall
 
 MOST_PARTS, MOST_PIECES = 256, 64  # of a text that arrives, which wait to be planned and to be spoken
 POLL_SECONDS = 0.05
@@ -277,3 +277,11 @@ class Feeder:
 
 def _speakers_of(piece: Piece) -> set[str]:
     return {tag for tag in TAGS if tag in piece.text} or {""}
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that this thread runs."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -24,6 +24,7 @@ from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineFull
 from ..runtime.request import Request
 from .assembly import Assembler
+from .calls import PieceCall, ScriptCall
 from .checks import MOST_TRIES, Pace, best, guard_frames, is_good
 from .options import SpeechOptions
 from .plan import Piece, derived_seed
@@ -32,64 +33,6 @@ from .source import PieceSource
 UNREAD_SECONDS = 60.0  # of sound that is not decoded, or of a stream not read, beyond which no piece is begun
 QUEUED = 2  # pieces that wait for a slot, so that one that ends is followed at once
 POLL_SECONDS = 0.05
-
-
-class ScriptCall(Call):
-    """A call of which some requests are scripts that are spoken in pieces."""
-
-    def __init__(self, requests: int, *, streaming: bool, **options: Any):
-        super().__init__(requests, streaming=streaming, **options)
-        self.on_abort: list[Callable[[], Any]] = []
-        self.unread = 0  # chunks
-
-    def emit(self, index: int, audio: np.ndarray) -> None:
-        self.unread += 1
-        super().emit(index, audio)
-
-    def abort(self) -> None:
-        super().abort()
-        for wake in self.on_abort:
-            wake()
-
-    def _opened(self, item: Any) -> Any:
-        if isinstance(item, Chunk):
-            self.unread -= 1
-        return super()._opened(item)
-
-
-class _PieceCall(Call):
-    """A try of a piece; what comes of it is put where its script's thread looks."""
-
-    def __init__(
-        self, piece: int, inbox: "queue.SimpleQueue[tuple[_PieceCall, Any] | None]", script: Call, **options: Any
-    ):
-        self._script = script
-        super().__init__(1, wants_codes=True, group=script, **options)
-        self.piece, self._inbox = piece, inbox
-
-    @property
-    def started(self) -> float:
-        """When the script's first piece got a slot."""
-        return self._script.started
-
-    @started.setter
-    def started(self, when: float) -> None:
-        self._script.started = self._script.started or when
-
-    def take_in(self, message: Any) -> Any:
-        """What a message is for the reader, who is the script's thread: a chunk or nothing.
-
-        Raises:
-            Exception: the request has failed.
-        """
-        return self._opened(message)
-
-    def _note_result(self, index: int, generation: Generation) -> bool:
-        self.results[index] = generation  # without a warning: the whole call gives one
-        return False  # it has no end of its own
-
-    def _put(self, item: Any) -> None:
-        self._inbox.put((self, item))
 
 
 @dataclass(frozen=True)
@@ -144,7 +87,7 @@ class ScriptSpeaker:
         self._pace = Pace(around.settings.frames_per_byte)
         self._trims = options.trim_cut_end if options.trim_cut_end is not None else is_split
         self._pieces: dict[int, Piece] = {}  # that have been taken and not given out
-        self._calls: dict[int, _PieceCall] = {}
+        self._calls: dict[int, PieceCall] = {}
         self._tries: dict[int, list[Generation]] = {}
         self._anchors: dict[int, np.ndarray] = {}
         self._codes: list[np.ndarray] = []
@@ -221,7 +164,7 @@ class ScriptSpeaker:
         if callable(item):
             item()
             return
-        call: _PieceCall
+        call: PieceCall
         call, message = item
         opened = call.take_in(message)
         if isinstance(opened, Chunk):
@@ -267,7 +210,7 @@ class ScriptSpeaker:
 
     def _submit(self, index: int) -> None:
         live = index == 0 and self._call.streaming
-        call = _PieceCall(index, self._inbox, self._call, streaming=live, on_steps=self._count_steps)
+        call = PieceCall(index, self._inbox, self._call, streaming=live, on_steps=self._count_steps)
         request = self._request(index, len(self._tries.get(index, ())))
         self._around.submit([request], call, self._sizes)
         self._calls[index] = call

@@ -1,0 +1,112 @@
+"""Speaks requests and scripts with an engine's parts."""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..codec import Codec
+from ..codec.windowed import CodeWindows, Decoded
+from ..devices.precision import full_float32
+from ..longform_settings import LongFormSettings
+from ..model.config import DiaConfig
+from ..model.tokenizer import encode_text
+from ..runtime.call import Call
+from ..runtime.chunking import ChunkSizes
+from ..runtime.engine_thread import EngineThread
+from ..runtime.request import Request
+from .assembly import Assembler
+from .calls import ScriptCall
+from .options import SpeechOptions
+from .script import Script
+from .source import Arriving, Feeder, running_loop
+from .speaker import ScriptSpeaker, Surroundings
+
+
+class ScriptRunner:
+    """Speaks scripts with an engine's parts."""
+
+    def __init__(
+        self,
+        thread: EngineThread,
+        windows: CodeWindows,
+        codec: Codec | None,
+        config: DiaConfig,
+        settings: LongFormSettings,
+        *,
+        frames_per_second: float,
+        max_rows: int,
+    ):
+        self._thread, self._windows, self._codec = thread, windows, codec
+        self._config, self._settings = config, settings
+        self._frames_per_second, self._max_rows = frames_per_second, max_rows
+
+    def start(
+        self,
+        items: Collection[Request | Script],
+        call: ScriptCall,
+        sizes: ChunkSizes,
+    ) -> None:
+        """Begin requests and scripts, all prompts of which are codes; the results go to the call.
+
+        Raises:
+            EngineFull, RuntimeError: as `EngineThread.submit`.
+            RuntimeError: a text comes from the event loop that would wait here.
+        """
+        if any(isinstance(item, Script) and item.loop is not None and item.loop is running_loop() for item in items):
+            raise RuntimeError(
+                "this text comes from the event loop that would stand still here, waiting for its sound: read it with "
+                "`async for` over astream"
+            )
+        around = self._surroundings()
+        for index, item in enumerate(items):
+            if isinstance(item, Request):
+                self._thread.submit([item], call, sizes, first_index=index)
+                continue
+            source = item.source()
+            speaker = ScriptSpeaker(
+                item.request, index, call, source, item.options, sizes, around, is_split=item.is_split
+            )  # fmt: skip
+            speaker.start()
+            if item.parts is not None and isinstance(source, Arriving):
+                Feeder(item.parts, source, call, speaker.wake, speaker.fail, item.loop).start()
+
+    def _surroundings(self) -> Surroundings:
+        encoder = self._config.encoder
+        return Surroundings(
+            submit=self._thread.submit,
+            make_assembler=self._assembler,
+            encode=lambda text: encode_text(text, encoder.max_position_embeddings, encoder.vocab_size),
+            settings=self._settings,
+            frames_per_second=self._frames_per_second,
+            max_rows=self._max_rows,
+            max_delay=self._config.max_delay,
+            slots=self._thread.scheduler.runner.max_slots,
+        )
+
+    def _assembler(self, sizes: ChunkSizes, options: SpeechOptions) -> Assembler:
+        codec, workers = self._codec, self._thread.scheduler.workers
+        return Assembler(
+            self._decode, self._windows.samples, self._windows.receptive_field, sizes, options,
+            hop=codec.hop_length if codec else 1,
+            frames_per_second=self._frames_per_second,
+            sample_rate=codec.sample_rate if codec else None,
+            windows_at_once=1 if workers is None else 1 + workers.count,  # the engine's thread helps
+        )  # fmt: skip
+
+    def _decode(self, codes: np.ndarray, first: int, last: int | None) -> Decoded:
+        """Decode a window where the engine's thread says: in itself between two steps, or beside them."""
+
+        def work() -> Decoded:
+            with full_float32():
+                return self._thread.scheduler.decode_now(torch.from_numpy(codes), first, last)
+
+        return self._thread.run(work)
+
+
+def call_for(items: Iterable[Request | Script], **options: Any) -> Call:
+    """A call for requests and scripts; `options` are those of `Call`."""
+    items = list(items)
+    planned = any(isinstance(item, Script) for item in items)
+    return (ScriptCall if planned else Call)(len(items), **options)
