@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .engine import Engine
     from .engine import Engine as Dia
-    from .longform.plan import Piece, Plan
-    from .longform.source import FLUSH
+    from .longform.planning.plan import Piece, Plan
+    from .longform.planning.source import FLUSH
     from .results import Generation, PieceResult, Progress
     from .runtime.engine_thread import EngineFull
     from .runtime.stream import AudioStream
@@ -44,11 +44,11 @@ _HOMES = {
     "Dia": ("engine", "Engine"),
     "Engine": ("engine", "Engine"),
     "EngineFull": ("runtime.engine_thread", "EngineFull"),
-    "FLUSH": ("longform.source", "FLUSH"),
+    "FLUSH": ("longform.planning.source", "FLUSH"),
     "Generation": ("results", "Generation"),
-    "Piece": ("longform.plan", "Piece"),
+    "Piece": ("longform.planning.plan", "Piece"),
     "PieceResult": ("results", "PieceResult"),
-    "Plan": ("longform.plan", "Plan"),
+    "Plan": ("longform.planning.plan", "Plan"),
     "Progress": ("results", "Progress"),
     "SamplingParams": ("sampling_params", "SamplingParams"),
 }

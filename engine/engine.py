@@ -24,10 +24,10 @@ from .files.hub import DEFAULT_MODEL
 from .kernels.cpu.onednn import PackedInt8Weight, pack_for_device
 from .kernels.quantized import Weight
 from .longform.calls import ScriptCall
-from .longform.checked_plan import make_plan
 from .longform.options import AudioPrompts, PerText, SpeechOptions, Text, Transcript, Transcripts
 from .longform.parsing import parse_scripts
-from .longform.plan import Plan
+from .longform.planning.checked_plan import make_plan
+from .longform.planning.plan import Plan
 from .longform.runner import ScriptRunner, call_for
 from .longform.script import Script, at_asked_loudness, check_streamable
 from .longform_settings import LongFormSettings

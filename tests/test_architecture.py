@@ -28,6 +28,7 @@ FOLDERS = [
     "cli",
     "cluster",
     *(each for each in ALLOWED if each != "kernels"),
+    "longform/planning",
     "server",
     *(f"server/{each}" for each in ("audio", "routes", "speech", "voices")),
 ]

@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _show_plan(options: argparse.Namespace, script: str, seed: int) -> None:
-    from ..longform.checked_plan import make_plan
+    from ..longform.planning.checked_plan import make_plan
     from ..weights.source import resolve_model
 
     source = resolve_model(options.model, options.revision)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..files.audio import MAX_SAMPLE_RATE
+from ..files.waveform import MAX_SAMPLE_RATE
 from ..messages import shown
 
 # Far above any codec, and low enough that the network is built, without weights, in no time.

@@ -9,9 +9,9 @@ import torch
 
 from ..devices.device import resolve_device, resolve_dtype
 from ..devices.precision import full_float32
-from ..files.audio import check_peak, check_sample_rate, resample
 from ..files.hub import DEFAULT_CODEC
 from ..files.tensors import is_finite
+from ..files.waveform import check_peak, check_sample_rate, resample
 from .checkpoint import open_checkpoint
 from .config import CodecConfig
 from .network import Network

@@ -6,7 +6,7 @@ from statistics import median
 
 from ..longform_settings import LongFormSettings
 from ..results import Generation
-from .plan import Piece
+from .planning.plan import Piece
 
 MOST_TRIES = 3
 GUARD = 0.25  # of the frames that are expected: so many are made before the model may end

@@ -8,7 +8,7 @@ from ..audio.loudness import require_meter
 from ..messages import shown
 from ..runtime.prompts import AudioPrompt
 from ..sampling_params import real_number
-from .source import Flush
+from .planning.source import Flush
 
 Value = TypeVar("Value")
 PerText: TypeAlias = Value | Sequence[Value]

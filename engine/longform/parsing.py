@@ -7,11 +7,11 @@ from typing import Any
 from ..longform_settings import LongFormSettings
 from ..model.config import DiaConfig
 from ..runtime.request import Request, item_named, parse_requests
-from .checked_plan import check_piece, needs_pieces, piece_maker, planner_rules
 from .options import AudioPrompts, SpeechOptions
-from .plan import Piece
+from .planning.checked_plan import check_piece, needs_pieces, piece_maker, planner_rules
+from .planning.plan import Piece
+from .planning.source import Arriving, PieceSource, Planned, running_loop
 from .script import Script
-from .source import Arriving, PieceSource, Planned, running_loop
 from .voices import joined_prompt
 
 logger = logging.getLogger(__name__)

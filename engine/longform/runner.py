@@ -19,8 +19,8 @@ from ..runtime.request import Request
 from .assembly import Assembler
 from .calls import ScriptCall
 from .options import SpeechOptions
+from .planning.source import Arriving, Feeder, running_loop
 from .script import Script
-from .source import Arriving, Feeder, running_loop
 from .speaker import ScriptSpeaker, Surroundings
 
 

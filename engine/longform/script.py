@@ -10,7 +10,7 @@ from ..audio.loudness import at_loudness
 from ..codec import Codec
 from ..runtime.request import Request
 from .options import SpeechOptions
-from .source import PieceSource
+from .planning.source import PieceSource
 
 
 @dataclass(frozen=True)

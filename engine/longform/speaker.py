@@ -27,8 +27,8 @@ from .assembly import Assembler
 from .calls import PieceCall, ScriptCall
 from .checks import MOST_TRIES, Pace, best, guard_frames, is_good
 from .options import SpeechOptions
-from .plan import Piece, derived_seed
-from .source import PieceSource
+from .planning.plan import Piece, derived_seed
+from .planning.source import PieceSource
 
 UNREAD_SECONDS = 60.0  # of sound that is not decoded, or of a stream not read, beyond which no piece is begun
 QUEUED = 2  # pieces that wait for a slot, so that one that ends is followed at once

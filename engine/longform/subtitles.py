@@ -14,7 +14,7 @@ import numpy as np
 from ..files.output import check_file_name, check_replaceable, write_whole
 from ..files.paths import user_path
 from ..results import PieceResult
-from .turns import units
+from .planning.turns import units
 
 FORMATS = (".srt", ".vtt")
 ESTIMATED = (

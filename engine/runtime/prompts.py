@@ -13,15 +13,8 @@ import numpy as np
 import torch
 
 from ..codec import Codec
-from ..files.audio import (
-    as_array,
-    as_waveform,
-    check_peak,
-    check_sample_rate,
-    read_audio,
-    resample,
-    warn_if_cancelled,
-)
+from ..files.audio import read_audio
+from ..files.waveform import as_array, as_waveform, check_peak, check_sample_rate, resample, warn_if_cancelled
 from ..model.config import DiaConfig
 
 # A path to an audio file; codes [P, C]; or a waveform and its sample rate in Hz.

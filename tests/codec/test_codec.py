@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from transformers import DacConfig, DacModel
 
 from dia_engine.codec import DEFAULT_CODEC, Codec, CodecConfig
-from dia_engine.files.audio import resample
+from dia_engine.files.waveform import resample
 
 RECORDED = Path(__file__).parents[1] / "data" / "dac"
 SMALL = dict(

@@ -10,7 +10,8 @@ import soundfile
 import torch
 
 from dia_engine.files import audio
-from dia_engine.files.audio import check_writable, read_audio, resample, write_audio
+from dia_engine.files.audio import check_writable, read_audio, write_audio
+from dia_engine.files.waveform import resample
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ from itertools import repeat
 import pytest
 
 from dia_engine import FLUSH, Engine
-from dia_engine.longform.source import Arriving
+from dia_engine.longform.planning.source import Arriving
 from dia_engine.longform_settings import LongFormSettings
 
 PARTS = ("[S1] Can you count? ", "[S2] Yes, my friend.")

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dia_engine.longform.checked_plan import _is_readable, make_plan
 from dia_engine.longform.options import SpeechOptions
-from dia_engine.longform.plan import Plan, Planner, derived_seed, plan_pieces, size_of
-from dia_engine.longform.turns import says_nothing, sentences, units, whole_sentences
+from dia_engine.longform.planning.checked_plan import _is_readable, make_plan
+from dia_engine.longform.planning.plan import Plan, Planner, derived_seed, plan_pieces, size_of
+from dia_engine.longform.planning.turns import says_nothing, sentences, units, whole_sentences
 from dia_engine.longform_settings import LongFormSettings
 from dia_engine.weights.synthetic import synthetic_config
 

@@ -9,7 +9,7 @@ import pytest
 from dia_engine import FLUSH, Engine, SamplingParams
 from dia_engine.longform import speaker
 from dia_engine.longform.checks import Pace, best, guard_frames, is_good
-from dia_engine.longform.plan import plan_pieces
+from dia_engine.longform.planning.plan import plan_pieces
 from dia_engine.longform_settings import LongFormSettings
 from dia_engine.results import Generation
 

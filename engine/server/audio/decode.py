@@ -5,7 +5,7 @@ import io
 import av
 import numpy as np
 
-from ...files.audio import as_waveform, check_peak
+from ...files.waveform import as_waveform, check_peak
 
 # FFmpeg knows formats that name other files to read, such as playlists: what is not listed is not tried.
 DEMUXERS = "wav,mp3,ogg,aac,flac,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,w64,aiff"

@@ -5,8 +5,8 @@ import re
 from collections import deque
 from collections.abc import Collection
 
-from ...longform.source import FLUSH, Flush
-from ...longform.turns import whole_sentences
+from ...longform.planning.source import FLUSH, Flush
+from ...longform.planning.turns import whole_sentences
 from ..errors import ApiError
 
 MAX_TEXTS = 64  # of one client, with the one that is spoken

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..longform_settings import LongFormSettings
-from ..messages import shown
-from ..model.config import DiaConfig
-from ..model.tokenizer import encode_bytes, has_visible_text, is_visible
-from .options import SpeechOptions
+from ...longform_settings import LongFormSettings
+from ...messages import shown
+from ...model.config import DiaConfig
+from ...model.tokenizer import encode_bytes, has_visible_text, is_visible
+from ..options import SpeechOptions
+from ..voices import joined_prompt
 from .plan import Piece, Plan, plan_pieces, size_of, whole_script
-from .voices import joined_prompt
 
 
 def make_plan(

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ..longform_settings import LongFormSettings
-from ..model.script import TAGS
+from ...longform_settings import LongFormSettings
+from ...model.script import TAGS
 from .plan import Piece, Planner
 from .turns import last_tag, units, whole_sentences
 
 if TYPE_CHECKING:
-    from .calls import ScriptCall
+    from ..calls import ScriptCall
 
 MOST_PARTS, MOST_PIECES = 256, 64  # of a text that arrives, which wait to be planned and to be spoken
 POLL_SECONDS = 0.05

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from ..longform_settings import LongFormSettings
-from ..model.script import TAGS
+from ...longform_settings import LongFormSettings
+from ...model.script import TAGS
 from .turns import Unit, last_tag, says_nothing, units
 
 SMALLEST = 0.4  # of a piece: a shorter rest joins its neighbor

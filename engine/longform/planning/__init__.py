@@ -1,0 +1,1 @@
+"""From a text to the pieces that are generated one by one."""
