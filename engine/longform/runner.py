@@ -21,7 +21,7 @@ from .calls import ScriptCall
 from .options import SpeechOptions
 from .planning.source import Arriving, Feeder, running_loop
 from .script import Script
-from .speaker import ScriptSpeaker, Surroundings
+from .speaker import ScriptSpeaker, SpeakerContext
 
 
 class ScriptRunner:
@@ -59,22 +59,22 @@ class ScriptRunner:
                 "this text comes from the event loop that would stand still here, waiting for its sound: read it with "
                 "`async for` over astream"
             )
-        around = self._surroundings()
+        context = self._speaker_context()
         for index, item in enumerate(items):
             if isinstance(item, Request):
                 self._thread.submit([item], call, sizes, first_index=index)
                 continue
             source = item.source()
             speaker = ScriptSpeaker(
-                item.request, index, call, source, item.options, sizes, around, is_split=item.is_split
+                item.request, index, call, source, item.options, sizes, context, is_split=item.is_split
             )  # fmt: skip
             speaker.start()
             if item.parts is not None and isinstance(source, Arriving):
                 Feeder(item.parts, source, call, speaker.wake, speaker.fail, item.loop).start()
 
-    def _surroundings(self) -> Surroundings:
+    def _speaker_context(self) -> SpeakerContext:
         encoder = self._config.encoder
-        return Surroundings(
+        return SpeakerContext(
             submit=self._thread.submit,
             make_assembler=self._assembler,
             encode=lambda text: encode_text(text, encoder.max_position_embeddings, encoder.vocab_size),

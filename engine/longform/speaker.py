@@ -36,7 +36,7 @@ POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class SpeakerContext:
     """What a script is spoken with.
 
     Attributes:
@@ -70,7 +70,7 @@ class ScriptSpeaker:
         source: PieceSource,
         options: SpeechOptions,
         sizes: ChunkSizes,
-        around: Surroundings,
+        context: SpeakerContext,
         *,
         is_split: bool,
     ):
@@ -81,10 +81,10 @@ class ScriptSpeaker:
             is_split: whether the script is planned, and not one piece as it is.
         """
         self._base, self._index, self._call, self._source = base, index, call, source
-        self._options, self._sizes, self._around, self._is_split = options, sizes, around, is_split
+        self._options, self._sizes, self._context, self._is_split = options, sizes, context, is_split
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._assembler = around.make_assembler(sizes, options)
-        self._pace = Pace(around.settings.frames_per_byte)
+        self._assembler = context.make_assembler(sizes, options)
+        self._pace = Pace(context.settings.frames_per_byte)
         self._trims = options.trim_cut_end if options.trim_cut_end is not None else is_split
         self._pieces: dict[int, Piece] = {}  # that have been taken and not given out
         self._calls: dict[int, PieceCall] = {}
@@ -177,7 +177,7 @@ class ScriptSpeaker:
 
     def _take(self, most: int | None = None) -> None:
         """Pieces from the source, as many as may be under way."""
-        while len(self._pieces) < (most or 2 * self._around.slots):
+        while len(self._pieces) < (most or 2 * self._context.slots):
             piece = self._source.take(idle=not self._pieces)
             if piece is None:
                 return
@@ -193,7 +193,7 @@ class ScriptSpeaker:
         # A listener has heard little yet: the pieces that follow had better come soon than many at once.
         starting = self._call.streaming and len(self._results) < 3
         for index, piece in self._pieces.items():
-            if len(self._calls) >= (2 if starting else self._around.slots + QUEUED):
+            if len(self._calls) >= (2 if starting else self._context.slots + QUEUED):
                 return
             ready = index not in self._calls and not self._tries.get(index)
             first_is_heard = index == 0 or not self._call.streaming or self._is_heard or 0 not in self._pieces
@@ -206,13 +206,13 @@ class ScriptSpeaker:
 
     @property
     def _chunk_seconds(self) -> float:
-        return (self._sizes.chunk_frames or 48) / self._around.frames_per_second
+        return (self._sizes.chunk_frames or 48) / self._context.frames_per_second
 
     def _submit(self, index: int) -> None:
         live = index == 0 and self._call.streaming
         call = PieceCall(index, self._inbox, self._call, streaming=live, on_steps=self._count_steps)
         request = self._request(index, len(self._tries.get(index, ())))
-        self._around.submit([request], call, self._sizes)
+        self._context.submit([request], call, self._sizes)
         self._calls[index] = call
 
     def _count_steps(self, steps: int) -> None:
@@ -222,17 +222,17 @@ class ScriptSpeaker:
         """The request of a try of a piece."""
         piece, params = self._pieces[index], self._base.params
         if not self._is_split:
-            return replace(self._base, text_ids=self._around.encode(piece.sent), seed=piece.seed)
+            return replace(self._base, text_ids=self._context.encode(piece.sent), seed=piece.seed)
         sent, prompt = piece.sent, self._base.prompt_codes
         if piece.anchor_pieces:
             prompt = torch.from_numpy(np.concatenate([self._anchors[anchor] for anchor in piece.anchor_pieces]))
-        room = params.rows(self._around.max_rows, 0, self._around.max_delay) - 2 - self._around.max_delay
+        room = params.rows(self._context.max_rows, 0, self._context.max_delay) - 2 - self._context.max_delay
         if piece.anchor_pieces and 2 * len(prompt) > room:  # an anchor that went wrong helps nobody
             sent, prompt = piece.text, prompt[:0]
         frames_per_byte = self._pace.expected if attempt else self._pace.prior
         guard = min(guard_frames(piece, frames_per_byte), room - len(prompt))
         return Request(
-            text_ids=self._around.encode(sent),
+            text_ids=self._context.encode(sent),
             prompt=prompt,
             params=replace(params, min_tokens=max(params.min_tokens, guard)),
             seed=piece.seed if not attempt else derived_seed(self._base.seed, index, attempt),
@@ -260,7 +260,7 @@ class ScriptSpeaker:
             if (
                 is_checked
                 and len(tries) < MOST_TRIES
-                and not is_good(piece, tries[-1], self._pace, self._around.settings)
+                and not is_good(piece, tries[-1], self._pace, self._context.settings)
             ):
                 try:
                     self._submit(index)
@@ -275,7 +275,7 @@ class ScriptSpeaker:
         del self._tries[index]
         is_cut = kept.finish_reason == "length"
         codes = kept.codes
-        sounding = codes[: len(codes) - self._around.max_delay] if is_cut and self._trims else codes
+        sounding = codes[: len(codes) - self._context.max_delay] if is_cut and self._trims else codes
         if self._source.is_anchor(index):
             self._anchors[index] = sounding
         if kept.frames and self._is_split:
