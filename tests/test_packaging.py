@@ -100,7 +100,7 @@ def test_a_wheel_holds_one_package_with_kernels_and_assets(wheel):
 def test_a_wheel_brings_the_decode_step_of_a_cpu(source, tmp_path):
     wheel = wheel_of(source, tmp_path, "gcc")
     libraries = {name.rsplit("/")[-1] for name in wheel.namelist() if name.endswith(".so")}
-    assert libraries == {"step-avx512bf16.so", "step-avx512.so", "step-avx2vnni.so", "step-avx2.so"}
+    assert libraries == {"step-amx.so", "step-avx512bf16.so", "step-avx512.so", "step-avx2vnni.so", "step-avx2.so"}
     assert wheel.filename.endswith("-py3-none-linux_x86_64.whl")
     wheel.extractall(tmp_path)
     script = """

@@ -14,12 +14,16 @@ import tempfile
 from pathlib import Path
 
 from .structures import SIGNATURES
-from .variants import FLAGS, SOURCES, Variant, chosen_variant
+from .variants import FLAGS, SOURCES, Variant, possible_variants
 
 logger = logging.getLogger(__name__)
 
 COMPILERS = ("gcc", "cc", "clang")  # the first that is there, or the one that CC names
 SECONDS = 120  # that a compiler may take
+
+
+class UnknownInstructions(OSError):
+    """The compiler is older than the CPU: it does not take the flags of a variant."""
 
 
 @functools.cache
@@ -29,21 +33,36 @@ def library() -> ctypes.CDLL | None:
     Raises:
         ValueError: the environment variable DIA_CPU names no variant that this CPU runs.
     """
-    variant = chosen_variant()
-    return None if variant is None else library_of(variant)
+    return _first_of(possible_variants())
 
 
 @functools.cache
 def library_of(variant: Variant) -> ctypes.CDLL | None:
     """The same for a variant of one's choice."""
-    try:
-        compiled = _compiled(variant)
-        for name, (arguments, result) in SIGNATURES.items():
-            function = getattr(compiled, name)
-            function.argtypes, function.restype = arguments, result
-    except (OSError, AttributeError) as error:  # a library without the functions, among others
-        logger.warning("the decode step could not be compiled for this CPU, torch runs it instead (%s)", error)
-        return None
+    return _first_of((variant,))
+
+
+def _first_of(variants: tuple[Variant, ...]) -> ctypes.CDLL | None:
+    """Of the first variant that the compiler knows."""
+    failure: Exception | None = None
+    for variant in variants:
+        try:
+            return _functions(variant)
+        except (OSError, AttributeError) as error:  # a library without the functions, among others
+            failure = error
+            if not isinstance(error, UnknownInstructions):
+                break
+    if failure is not None:
+        logger.warning("the decode step could not be compiled for this CPU, torch runs it instead (%s)", failure)
+    return None
+
+
+def _functions(variant: Variant) -> ctypes.CDLL:
+    """Raises AttributeError, OSError."""
+    compiled = _compiled(variant)
+    for name, (arguments, result) in SIGNATURES.items():
+        function = getattr(compiled, name)
+        function.argtypes, function.restype = arguments, result
     return compiled
 
 
@@ -115,18 +134,23 @@ def _compiler() -> list[str]:
 
 def _compile(command: list[str], target: Path) -> Path:
     """Raises OSError."""
-    command = [*command, str(SOURCES / "step.c"), "-o", str(target), "-lm"]
-    environment = {**os.environ, "TMPDIR": str(target.parent)}  # Python found that it can write there
+    done = _run([*command, str(SOURCES / "step.c"), "-o", str(target), "-lm"], target.parent)
+    if done.returncode:
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in said if "error" in line]
+        knows = _run([*command, "-fsyntax-only", "-x", "c", os.devnull], target.parent).returncode == 0
+        raise (OSError if knows else UnknownInstructions)((errors or said or [f"{command[0]} failed"])[0])
+    if not target.exists():
+        raise OSError(f"{command[0]} wrote no {target.name}")
+    return target
+
+
+def _run(command: list[str], temporary: Path) -> subprocess.CompletedProcess[str]:
+    """Raises OSError: there is no such compiler, or it takes too long."""
+    environment = {**os.environ, "TMPDIR": str(temporary)}  # Python found that it can write there
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=SECONDS, env=environment
         )
     except subprocess.TimeoutExpired:
         raise OSError(f"{command[0]} was not done after {SECONDS} s") from None
-    if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in said if "error" in line]
-        raise OSError((errors or said or [f"{command[0]} failed"])[0])
-    if not target.exists():
-        raise OSError(f"{command[0]} wrote no {target.name}")
-    return target

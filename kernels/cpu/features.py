@@ -13,6 +13,11 @@ def has_amx() -> bool:
     return _supported("_is_amx_tile_supported")
 
 
+def has_amx_int8() -> bool:
+    """Whether AMX multiplies integers of 8 bits, and Linux lets this process use it, which is asked here."""
+    return "amx_int8" in _linux_flags() and _supported("_init_amx")
+
+
 def has_vnni() -> bool:
     """Whether there are instructions that add products of 8-bit integers in 32 bits."""
     return _supported("_is_vnni_supported")

@@ -30,8 +30,15 @@ FLAGS = tuple(_DESCRIBED["common"])
 VARIANTS = tuple(
     Variant(name, tuple(flags)) for machine in ("x86_64", "aarch64") for name, flags in _DESCRIBED[machine].items()
 )
+
+
+def _has_avx512bf16() -> bool:
+    return features.has_avx512() and features.has_vnni() and features.has_avx512_bf16()
+
+
 _NEEDS: dict[str, Callable[[], bool]] = {
-    "avx512bf16": lambda: features.has_avx512() and features.has_vnni() and features.has_avx512_bf16(),
+    "amx": lambda: _has_avx512bf16() and features.has_amx_int8(),
+    "avx512bf16": lambda: _has_avx512bf16(),
     "avx512": lambda: features.has_avx512() and features.has_vnni(),
     "avx2vnni": lambda: features.has_avx2() and features.has_avx_vnni(),
     "avx2": features.has_avx2,
@@ -39,23 +46,28 @@ _NEEDS: dict[str, Callable[[], bool]] = {
 }
 
 
-def chosen_variant() -> Variant | None:
-    """The fastest variant that this CPU runs, None if there is none; or what the environment variable DIA_CPU names.
+def possible_variants() -> tuple[Variant, ...]:
+    """The variants that this CPU runs, the fastest first; or the one that the environment variable DIA_CPU names.
 
     Raises:
         ValueError: DIA_CPU names none, or one that this CPU does not run.
     """
     asked = os.environ.get("DIA_CPU", "")
     if asked == "none":
-        return None
-    possible = [variant for variant in VARIANTS if variant.runs_here()]
+        return ()
+    possible = tuple(variant for variant in VARIANTS if variant.runs_here())
     if not asked:
-        return possible[0] if possible else None
+        return possible
     for variant in possible:
         if variant.name == asked:
-            return variant
+            return (variant,)
     names = ", ".join([variant.name for variant in possible] + ["none"])
     raise ValueError(f"DIA_CPU must name a variant that this CPU runs ({names}), got {asked!r}")
+
+
+def chosen_variant() -> Variant | None:
+    """The first of `possible_variants`, None if there is none. A compiler that does not know it makes the next one."""
+    return next(iter(possible_variants()), None)
 
 
 def description() -> str:

@@ -19,18 +19,14 @@ from dia_engine.kernels.cpu.limbs import digits_of, write_digits
 from dia_engine.kernels.cpu.matmul import is_compiled, multiply, multiply_sequence, read
 from dia_engine.kernels.cpu.onednn import PackedInt8Weight, pack_for_device
 from dia_engine.kernels.cpu.structures import WIDEST
-from dia_engine.kernels.cpu.variants import VARIANTS
 from dia_engine.kernels.linear import sequence_linear, step_linear
 from dia_engine.kernels.quantized import BLOCK, FORMATS, PER_ABSMAX, Int8Weight, NF4Weight
+from tests.kernels.builds import BUILDS, HERE
 
 WHOLE = [(48, 64), (1, 128), (7, 192), (45, 1024), (300, 2048), (33, 8192)]
 ODD = [(1, 1), (7, 33), (3, 130), (45, 1030)]  # widths that blocks of 64 do not divide
 SHAPES = [(format, shape) for format in FORMATS for shape in WHOLE] + [("int8", shape) for shape in ODD]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-HERE = [
-    variant for variant in VARIANTS if variant.runs_here()
-]  # this CPU's, and what others get and this one runs as well
-
 compiled = pytest.mark.skipif(compiling.library() is None, reason="there is no C compiler")
 
 
@@ -54,7 +50,7 @@ def inputs_with_outliers(rows, width, dtype):
     return x.to(dtype)
 
 
-@pytest.fixture(params=HERE, ids=lambda variant: variant.name)
+@pytest.fixture(params=BUILDS, ids=lambda variant: variant.name)
 def any_build(request, monkeypatch):
     """The code with this CPU's own instructions, and what others get."""
     library = compiling.library_of(request.param)
@@ -86,8 +82,8 @@ def test_reads_a_weight_back_bit_for_bit(any_build, format, shape, dtype):
 
 
 @compiled
-@pytest.mark.parametrize("rows", [1, 5, 33, 64])  # by AMX, if there is any: 1, 5 and 8 groups of lines in float32
-@pytest.mark.parametrize("shape", WHOLE + ODD)
+@pytest.mark.parametrize("rows", [1, 5, 33, 64])  # 3, 15, 99 and 192 lines of digits in float32
+@pytest.mark.parametrize("shape", [*WHOLE, *ODD, (16, 64), (17, 100), (100, 1030)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_int8_has_the_bits_of_its_reference(any_build, rows, shape, dtype):
     weight = quantized("int8", *shape, dtype)
@@ -273,6 +269,21 @@ def test_quotes_that_do_not_match(monkeypatch, no_kept_library, caplog):
 
 
 @compiled
+@pytest.mark.skipif(len(HERE) < 2, reason="this CPU runs one variant only")
+def test_a_compiler_older_than_the_cpu_makes_another_variant(monkeypatch, no_kept_library, tmp_path, caplog):
+    newest = next(flag for flag in HERE[0].flags if flag not in HERE[1].flags)
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *{newest}*) echo "error: {newest}?" >&2; exit 1;; esac\nexec gcc "$@"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert compiling.library.__wrapped__() is not None
+    (kept,) = (tmp_path / "cache" / "dia-engine").glob("step-*.so")
+    assert kept.name.startswith(f"step-{HERE[1].name}-") and not caplog.records
+
+
+@compiled
 def test_a_library_without_the_functions(monkeypatch, no_kept_library, tmp_path, caplog):
     (tmp_path / "step.c").write_text("int nothing;")
     monkeypatch.setattr(compiling, "SOURCES", tmp_path)
@@ -310,6 +321,9 @@ def test_no_library_is_taken_from_where_others_write(no_kept_library, tmp_path):
 @pytest.mark.parametrize(
     "torchs, linuxs, name",
     [
+        ("avx2 avx512 vnni avx512_bf16 amx", "amx_int8", "amx"),
+        ("avx2 avx512 vnni avx512_bf16", "amx_int8", "avx512bf16"),  # Linux does not let this process use it
+        ("avx2 avx512 vnni avx512_bf16 amx", "amx_bf16", "avx512bf16"),
         ("avx2 avx512 vnni avx512_bf16", "avx_vnni", "avx512bf16"),
         ("avx2 avx512 vnni", "", "avx512"),
         ("avx2 avx512", "", "avx2"),
@@ -321,7 +335,9 @@ def test_no_library_is_taken_from_where_others_write(no_kept_library, tmp_path):
 def test_the_rule(monkeypatch, torchs, linuxs, name):
     monkeypatch.delenv("DIA_CPU", raising=False)
     monkeypatch.setattr(variants.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(features, "_supported", lambda query: query[4:-10] in torchs.split())
+    monkeypatch.setattr(
+        features, "_supported", lambda query: query[len("_init_") :] in torchs.split() or query[4:-10] in torchs.split()
+    )
     monkeypatch.setattr(features, "_linux_flags", lambda: frozenset(linuxs.split()))
     chosen = variants.chosen_variant()
     assert (chosen and chosen.name) == name

@@ -10,10 +10,10 @@ import pytest
 
 from dia_engine.kernels.cpu import variants
 from dia_engine.kernels.cpu.variants import VARIANTS
+from tests.kernels.builds import BUILDS, HERE
 
 SOURCE = Path(__file__).parent / "native" / "run_step.c"
 FLAGS = [*variants.FLAGS, f"-I{variants.SOURCES}", "-g"]
-HERE = [variant for variant in VARIANTS if variant.runs_here()]
 CASES = list(product(range(3), range(3)))  # dtypes and quantized formats
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not HERE or not shutil.which("gcc"), reason="there is no gcc")]
@@ -43,7 +43,7 @@ def expected(tmp_path_factory):
     return results([str(program)])
 
 
-@pytest.mark.parametrize("variant", HERE, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", BUILDS, ids=lambda variant: variant.name)
 def test_every_variant_gives_the_same_bits_with_any_threads(tmp_path, expected, variant):
     program = compiled(tmp_path, [*variant.flags])
     for threads in (1, 2, 5):
@@ -58,7 +58,7 @@ def test_arm_gives_the_same_bits(tmp_path, expected):
     assert results([emulator, str(program)]) == expected
 
 
-@pytest.mark.parametrize("variant", HERE, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", BUILDS, ids=lambda variant: variant.name)
 def test_reads_and_writes_only_what_it_may(tmp_path, variant):
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1"]
     program = compiled(tmp_path, [*sanitizers, *variant.flags])

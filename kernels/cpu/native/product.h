@@ -46,6 +46,7 @@ typedef struct {
     long rows;          /* of x */
     int lines_per_row;  /* of the panel; int8 may have one per digit */
     int into_l1;        /* rows of W are fetched into the L1 cache */
+    int by_amx;         /* see amx.h, which has a panel of its own */
     const char *panel;  /* [group of lines][step][line][bytes] */
     const float *units; /* int8: what an integer of a row is worth */
     const float *added; /* int8 [line]: what ADDED_TO_INTEGERS has added to a sum */
@@ -113,6 +114,7 @@ INLINE void int8_finish(const Product *p, long first, long end, const double *ce
 #include "tile.h"
 #define FORMAT wide_nf4
 #include "tile.h"
+#include "amx.h"
 
 /* What there is to know of a format. */
 typedef struct {
@@ -145,7 +147,9 @@ INLINE long head_bytes(const Matrix *m, long rows) { return up_to((1 + lines_per
 INLINE long product_bytes(const Matrix *m, long rows) {
     const FormatFacts *f = FORMATS + m->format;
     long steps = (m->columns + f->columns - 1) / f->columns;
-    return head_bytes(m, rows) + up_to(rows * lines_per_row(m) * steps * f->x_bytes, 64);
+    long lines = rows * lines_per_row(m);
+    if (takes_amx(m, rows)) lines = up_to(lines, AMX_SIDE);
+    return head_bytes(m, rows) + up_to(lines * steps * f->x_bytes, 64);
 }
 
 typedef struct {
@@ -180,6 +184,10 @@ INLINE void pack_int8(Multiplication *m, long row, const float *x, long padded, 
     const int digits = matrix->digits, lines = m->product.lines_per_row;
     int32_t integers[padded];
     m->units[row] = integers_of(x, padded, digits, integers);
+    if (m->product.by_amx) {
+        amx_pack(integers, padded, digits, m->panel, row * lines);
+        return;
+    }
     for (long k = 0; k < padded; k += INTEGERS)
         pack_integers(integers + k, digits, to + k / INTEGERS * stride, INTEGERS_OF_X_BYTES);
     for (int line = lines - 1; ADDED_TO_INTEGERS && line >= 0; line--) {
@@ -222,7 +230,9 @@ static void pack_row(const void *job, long row) {
 static void multiply_chunk(const void *job, long chunk) {
     const Multiplication *m = job;
     long first = chunk * m->per_chunk, end = first + m->per_chunk;
-    FORMATS[m->matrix->format].rows(&m->product, first, end < m->matrix->outputs ? end : m->matrix->outputs);
+    if (end > m->matrix->outputs) end = m->matrix->outputs;
+    if (m->product.by_amx) amx_rows(&m->product, first, end);
+    else FORMATS[m->matrix->format].rows(&m->product, first, end);
 }
 
 /* A product with its x packed into `scratch`, of `product_bytes`. */
@@ -242,6 +252,7 @@ static Multiplication packed(const Matrix *matrix, Rows x, char *scratch, int th
         .rows = x.rows,
         .lines_per_row = lines_per_row(matrix),
         .into_l1 = fetches_into_l1(),
+        .by_amx = takes_amx(matrix, x.rows),
         .panel = m.panel,
         .units = m.units,
         .added = m.added,
@@ -257,7 +268,7 @@ static void multiply(const Matrix *matrix, Rows x, float *y, char *scratch, int 
     const long bytes = m.product.row_bytes * matrix->outputs;
     long chunk = bytes / (CHUNKS_PER_THREAD * threads);
     chunk = chunk < LEAST_CHUNK ? LEAST_CHUNK : chunk > MOST_CHUNK ? MOST_CHUNK : chunk;
-    long per_chunk = up_to(chunk / m.product.row_bytes + 1, 2 * TILE_ROWS);
+    long per_chunk = up_to(chunk / m.product.row_bytes + 1, m.product.by_amx ? 2 * AMX_SIDE : 2 * TILE_ROWS);
     const long most = x.rows > FEW_ROWS ? CHUNK_ROWS : MOST_CHUNK_ROWS;
     if (per_chunk > most) per_chunk = most;
     m.per_chunk = per_chunk;
