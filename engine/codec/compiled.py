@@ -56,4 +56,4 @@ def _layer(activation: Activation | None, convolution: Conv1d | ConvTranspose1d,
 
 
 def _activation(snake: Snake) -> Activation:
-    return Activation(snake.alpha, snake.inverse_alpha)
+    return Activation(snake.alpha.detach().contiguous(), snake.inverse_alpha.contiguous())

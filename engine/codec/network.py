@@ -1,6 +1,5 @@
 """The codec's three parts in one module, whose names are those of its weights."""
 
-from collections.abc import Iterable
 from functools import cached_property
 
 import torch
@@ -20,7 +19,7 @@ class Decoder(nn.Sequential):
         is_packed: whether compiled code runs them.
     """
 
-    def __init__(self, layers: Iterable[nn.Module]):
+    def __init__(self, *layers: nn.Module):
         super().__init__(*layers)
         self.is_packed = False
 
@@ -49,7 +48,7 @@ class Network(nn.Module):
         with torch.device("meta"):
             self.encoder = build_encoder(config)
             self.quantizer = Quantizer(config)
-            self.decoder = Decoder(decoder_layers(config))
+            self.decoder = Decoder(*decoder_layers(config))
         self.requires_grad_(False).eval()
 
     def prepare(self) -> None:

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..kernels.cpu.build import library
+from ..kernels.cpu.matmul import multiply
+from ..kernels.cpu.structures import is_compilable
 from .config import CodecConfig
 
 
@@ -89,4 +92,7 @@ class Quantizer(nn.ModuleList):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """codes [T, C] int64, in range, to latent [1, hidden, T] float32."""
         vectors = F.embedding(codes + self.offsets, self.table).flatten(1)  # [T, C d]
+        # A frame has the same bits in any window; by torch they depend on how many there are, and on threads.
+        if is_compilable(self.projection) and library() is not None:
+            return multiply(vectors, self.projection).add_(self.bias).t()[None]
         return F.linear(vectors, self.projection, self.bias).t()[None]

@@ -53,6 +53,8 @@ class TiledDecoder:
         lengths = [latent.shape[-1]]
         for section in self._sections:
             lengths.append(section.output_length(lengths[-1]))
+        if not lengths[-1]:  # an odd stride drops samples, of a short window all of them
+            return latent.new_zeros((1, 1, 0))
         ranges = [(first, lengths[-1] if last is None else min(last, lengths[-1]))]
         for section, length in zip(reversed(self._sections), reversed(lengths[:-1]), strict=True):
             ranges.insert(0, section.inputs(*ranges[0], length))
@@ -84,7 +86,7 @@ class _Section:
     def output_length(self, length: int) -> int:
         for layer in self._resampling:
             length = (length - 1) * layer.stride[0] - 2 * int(layer.padding[0]) + layer.kernel_size[0]
-        return length
+        return max(0, length)
 
     def inputs(self, first: int, last: int, length: int) -> tuple[int, int]:
         """The inputs [first, last) that these outputs depend on, of a signal of so many samples."""

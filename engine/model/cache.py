@@ -31,7 +31,7 @@ class KVCache:
         shape = (layers, rows, heads, positions, head_dim)
         return cls(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(2)))
 
-    def rows(self, rows: slice) -> "KVCache":
+    def part(self, rows: slice) -> "KVCache":
         """The same memory, some rows of every layer."""
         return KVCache(self.keys[:, rows], self.values[:, rows])
 

@@ -212,8 +212,8 @@ class DecodeState:
         return replace(
             self,
             **{name: getattr(self, name)[some] for name in PER_SLOT},
-            self_cache=self.self_cache.rows(rows),
-            cross_cache=self.cross_cache.rows(some),
+            self_cache=self.self_cache.part(rows),
+            cross_cache=self.cross_cache.part(some),
             residual=residual,
             with_text=residual.rows(slice(1, None, 2)),
             buffers=self.buffers.part(some, rows),

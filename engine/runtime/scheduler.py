@@ -1,9 +1,10 @@
 """Continuous batching: who runs when. Plain Python over a `ModelRunner` and a decoder of windows.
 
 Each `Scheduler.step` admits waiting requests to free slots, runs pieces of their prefill, launches decode steps of all
-running slots at once, hands windows of complete frames to the codec, and emits the audio that is ready. A request joins
-at the launch after its prefill, and its slot is free at the launch after its end. Its result does not depend on other
-requests: every sum in the model is a slot's own, prefill is cut at fixed rows, windows follow from its own chunk sizes.
+running slots at once (of a small model on a CPU without those that can wait), hands windows of complete frames to the
+codec, and emits the audio that is ready. A request joins at the launch after its prefill, and its slot is free at the
+launch after its end. Its result does not depend on other requests: every sum in the model is a slot's own, prefill is
+cut at fixed rows, windows follow from its own chunk sizes.
 
 On a GPU the status of a launch is read while the next one runs:
 
@@ -248,14 +249,14 @@ class Scheduler:
         self.running[sequence.slot] = sequence
 
     def _decode(self) -> None:
+        slots = self._slots_to_decode()
+        taking_part = [sequence for slot, sequence in self.running.items() if slot in slots]
         if self.workers is not None:
-            self.runner.lend_threads(self.workers.idle if len(self.running) >= SHARED_SLOTS else 0)
+            self.runner.lend_threads(self.workers.idle if len(slots) >= SHARED_SLOTS else 0)
         try:
-            slots = self._slots_to_decode()
-            taking_part = [sequence for slot, sequence in self.running.items() if slot in slots]
             steps = self.runner.decode(slots, max(1, self._steps_to_next_window(taking_part)))
         except Exception as error:
-            self._fail_running(error)
+            self._fail_launch(taking_part, error)
             return
         for call in {sequence.call for sequence in taking_part}:
             call.count_steps(steps)
@@ -284,10 +285,10 @@ class Scheduler:
         left = (self.max_delay + sequence.schedule.wanted() - sequence.steps for sequence in sequences)
         return min((steps for steps in left if steps > 0), default=1)
 
-    def _fail_running(self, error: Exception) -> None:
-        """A launch has failed: it was that of all running requests."""
+    def _fail_launch(self, sequences: list[Sequence], error: Exception) -> None:
+        """A launch has failed, that of these requests."""
         self.runner.forget_launches()
-        for sequence in list(self.running.values()):
+        for sequence in sequences:
             self._fail(sequence, error)
 
     def _read_status(self) -> None:
@@ -399,8 +400,8 @@ class Scheduler:
             if workers is None or decoder is self._codes:
                 chunk: Decoded = decoder.decode(codes, first, last)
             else:
-                urgency = window_urgency(sequence, window, since, self.frames_per_second)
-                chunk = workers.submit(decoder.pieces(codes, first, last), urgency)
+                due = window_urgency(sequence, window, since, self.frames_per_second)
+                chunk = workers.submit(decoder.pieces(codes, first, last), due)
         sequence.pending.append((chunk, (window.last - window.first) / self.frames_per_second))
 
     def _emit(self) -> None:

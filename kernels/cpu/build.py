@@ -53,7 +53,9 @@ def _first_of(variants: tuple[Variant, ...]) -> ctypes.CDLL | None:
             if not isinstance(error, UnknownInstructions):
                 break
     if failure is not None:
-        logger.warning("the decode step could not be compiled for this CPU, torch runs it instead (%s)", failure)
+        logger.warning(
+            "the decode step and the codec could not be compiled for this CPU, torch runs them instead (%s)", failure
+        )
     return None
 
 

@@ -46,14 +46,14 @@ class PackedConvolution:
         self._weight = _packed(weight)
         bias = torch.zeros(self.outputs) if layer.bias is None else layer.bias.detach()
         self._bias = bias.repeat(self.rate)
-        outputs, inputs, taps = weight.shape
-        addresses = self._weight.data_ptr(), self._bias.data_ptr()
-        self._structure = Convolution(*addresses, inputs, outputs, taps, layer.dilation[0])
+        self._sizes = weight.shape[1], weight.shape[0], weight.shape[2], layer.dilation[0]
+        self.inputs = weight.shape[1]
 
     def structure(self, activation: "Activation | None", role: Role) -> CodecLayer:
         """The layer as the compiled code reads it; keep this object and the activation alive."""
         alphas = (None, None) if activation is None else activation.addresses
-        return CodecLayer(*alphas, self._structure, self.padding, self.rate, self.cut, role)
+        convolution = Convolution(self._weight.data_ptr(), self._bias.data_ptr(), *self._sizes)
+        return CodecLayer(*alphas, convolution, self.padding, self.rate, self.cut, role)
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,25 @@ class Section:
         )
         self._makes_sound = layers[-1].role is Role.SOUND
 
+    def __reduce__(self) -> tuple[type["Section"], tuple[Sequence[SectionLayer]]]:
+        """Copies have structures of their own, with the addresses of their own weights."""
+        return Section, (self._layers,)
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [1, inputs, samples] float32 -> [1, outputs, samples of the output], with its channels side by side."""
-        x = x.transpose(1, 2).contiguous()
-        first, count, samples = self._layers[0].convolution, len(self._layers), x.shape[1]
+        """x: [1, inputs, samples] float32 -> [1, outputs, samples of the output], with its channels side by side.
+
+        Raises:
+            ValueError: another shape, dtype or device, or no sample in it or the output.
+        """
+        first, count, samples = self._layers[0].convolution, len(self._layers), x.shape[-1]
         rows = samples + first.transposed
+        is_known = x.dtype == torch.float32 and x.device.type == "cpu" and x.shape == (1, first.inputs, samples)
+        if not is_known or samples < 1 or rows * first.rate <= 2 * first.cut:
+            raise ValueError(
+                f"the codec's decoder takes float32 signals [1, {first.inputs}, samples] on the CPU here, long enough "
+                f"to leave a sample; got {x.dtype} {list(x.shape)} on {x.device}"
+            )
+        x = x.transpose(1, 2).contiguous()
         signal = torch.empty((1, rows * first.rate, first.outputs), dtype=torch.float32, device="cpu")
         made = signal[:, first.cut : rows * first.rate - first.cut]
         last = made

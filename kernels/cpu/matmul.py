@@ -48,7 +48,7 @@ def compiled_for_rows(x: torch.Tensor) -> ctypes.CDLL | None:
 def uses_avx512() -> bool:
     """Whether the compiled code is there and uses it."""
     variant = chosen_variant()
-    return variant is not None and variant.name.startswith("avx512") and library() is not None
+    return variant is not None and variant.has_avx512 and library() is not None
 
 
 def thread_count() -> int:

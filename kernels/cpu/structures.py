@@ -1,4 +1,4 @@
-"""The structures that native/step.c reads, field by field as native/model.h has them, and the matrices among them."""
+"""The structures that native/step.c reads, field by field as the headers beside it have them."""
 
 import ctypes
 from ctypes import POINTER, c_float, c_int, c_long, c_uint, c_void_p

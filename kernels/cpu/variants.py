@@ -21,6 +21,10 @@ class Variant:
         """Whether this CPU has the instructions."""
         return _NEEDS[self.name]()
 
+    @property
+    def has_avx512(self) -> bool:
+        return "-march=x86-64-v4" in self.flags
+
 
 SOURCES = Path(__file__).parent / "native"
 _DESCRIBED = json.loads((SOURCES / "variants.json").read_text(encoding="utf-8"))  # for setup.py too, which has no torch

@@ -273,6 +273,40 @@ def test_a_stream_that_is_ahead_of_its_player_waits_while_another_waits_for_its_
     assert chunks_of(second.call).tolist() == list(range(1000, 1030))
 
 
+def test_a_launch_that_fails_ends_those_that_took_part(monkeypatch):
+    monkeypatch.setattr("dia_engine.runtime.sequence.AHEAD_SECONDS", -FOREVER)
+    runner = ArithmeticRunner()
+    scheduler = scheduler_of_windows(runner)
+    first, second = two_streams(scheduler)
+    while second.slot not in scheduler.running:
+        scheduler.step()
+    decode, runner.decode = runner.decode, fails
+    scheduler.step()
+    runner.decode = decode
+    run(scheduler)
+    with pytest.raises(RuntimeError, match="no launch"):
+        chunks_of(second.call)
+    assert chunks_of(first.call).tolist() == list(range(60)), "it waited, and goes on"
+
+
+def fails(slots, most):
+    raise RuntimeError("no launch")
+
+
+def test_threads_are_lent_to_launches_of_many_slots(monkeypatch):
+    monkeypatch.setattr("dia_engine.runtime.sequence.AHEAD_SECONDS", -FOREVER)
+    monkeypatch.setattr("dia_engine.runtime.scheduler.SHARED_SLOTS", 2)
+    runner = ArithmeticRunner()
+    runner.lend_threads = lambda count: runner.log.append(("threads", count))
+    scheduler = scheduler_of_windows(runner)
+    _, second = two_streams(scheduler)
+    while not second.heard:
+        scheduler.step()
+    assert {entry for entry in runner.log if entry[0] == "threads"} == {("threads", 0)}, "one waits for the other"
+    run(scheduler)
+    assert max(entry[1] for entry in runner.log if entry[0] == "threads") > 0
+
+
 @pytest.mark.parametrize(
     "ahead_seconds, streaming, make",
     [

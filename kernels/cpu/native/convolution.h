@@ -110,13 +110,6 @@ static void convolve_chunk(const void *argument, long chunk) {
     }
 }
 
-static void convolve_channels(const Convolving *job, int threads) {
-    const Convolution *c = job->convolution;
-    const long blocks = (c->outputs + CONVOLVED_BLOCKS * BLOCK - 1) / (CONVOLVED_BLOCKS * BLOCK);
-    const long products = job->samples * c->outputs * c->taps * c->inputs;
-    run_chunks(convolve_chunk, job, chunks_of_samples(job) * blocks, products < SHARED_PRODUCTS ? 1 : threads);
-}
-
 /* One output, without gaps between the taps: each sample is the sum over neighboring numbers, by lanes. */
 static void convolve_to_one(const void *argument, long chunk) {
     const Convolving *job = argument;
@@ -147,7 +140,9 @@ static void convolve_to_one(const void *argument, long chunk) {
 
 static void convolve(const Convolving *job, int threads) {
     const Convolution *c = job->convolution;
+    const long blocks = (c->outputs + CONVOLVED_BLOCKS * BLOCK - 1) / (CONVOLVED_BLOCKS * BLOCK);
+    if (job->samples * c->outputs * c->taps * c->inputs < SHARED_PRODUCTS) threads = 1;
     if (c->outputs == 1 && c->dilation == 1 && c->taps * c->inputs % BLOCK == 0)
         run_chunks(convolve_to_one, job, chunks_of_samples(job), threads);
-    else convolve_channels(job, threads);
+    else run_chunks(convolve_chunk, job, chunks_of_samples(job) * blocks, threads);
 }

@@ -46,7 +46,9 @@ INLINE void activate_block(const float *restrict x, const float *restrict alpha,
     }
     if (largest <= bits_of(LARGEST_ANGLE)) return;
     for (long n = 0; n < count; n++) {
-        const float sine = sinf(alpha[n] * x[n]);
+        const float angle = alpha[n] * x[n];
+        if ((bits_of(angle) & 0x7fffffff) <= bits_of(LARGEST_ANGLE)) continue; /* the same bits beside any neighbors */
+        const float sine = sinf(angle);
         y[n] = __builtin_fmaf(sine * sine, inverse[n], x[n]);
     }
 }
