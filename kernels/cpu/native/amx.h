@@ -21,18 +21,21 @@ enum {
 };
 
 #ifdef __AMX_INT8__
+/* Not the intrinsics: gcc 12's do not say that they read memory, and what was written before comes too late. */
 INLINE void amx_begin(void) {
     static const struct {
         uint8_t palette, start_row, reserved[14];
         uint16_t bytes_per_row[16];
         uint8_t rows[16];
     } shape = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-    _tile_loadconfig(&shape);
+    __asm__ volatile("ldtilecfg %0" : : "m"(shape));
 }
-INLINE void amx_end(void) { _tile_release(); }
-#define amx_load(to, from, stride) _tile_loadd(to, from, stride)
-#define amx_store(from, to, stride) _tile_stored(from, to, stride)
-#define amx_add(sums, w, x) _tile_dpbssd(sums, w, x)
+INLINE void amx_end(void) { __asm__ volatile("tilerelease"); }
+#define amx_load(to, from, stride)                                                                                      \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #to : : "r"(from), "r"((long)(stride)) : "memory")
+#define amx_store(from, to, stride)                                                                                     \
+    __asm__ volatile("tilestored %%tmm" #from ", (%0,%1,1)" : : "r"(to), "r"((long)(stride)) : "memory")
+#define amx_add(sums, w, x) __asm__ volatile("tdpbssd %%tmm" #x ", %%tmm" #w ", %%tmm" #sums : :)
 #else
 static _Thread_local int8_t amx_registers[8][AMX_SIDE][AMX_COLUMNS];
 INLINE void amx_begin(void) {}
