@@ -22,7 +22,8 @@ class Codec:
 
     `encoder` (waveform [1, 1, samples] to latent [1, hidden, T]), `quantizer` and `decoder` (latent to waveform
     [1, 1, samples]) are the three plain functions it is made of, without checks and without a wait for the device. On a
-    CPU the decoder's float32 weights are packed: for another device or dtype load another codec.
+    CPU the decoder's float32 weights are packed, and its layers run all together or not at all: for another device or
+    dtype load another codec.
 
     float32 means float32: `encode`, `decode` and `synthesize` turn off TF32, which torch allows cuDNN's convolutions by
     default, while they run. With its 10 bits the sound would be off by about 1e-3, and a window of it would differ from
