@@ -36,7 +36,7 @@ from .model.config import DiaConfig
 from .model.dia import DiaModel
 from .model.teacher_forcing import teacher_forced_logits
 from .model.tokenizer import encode_text
-from .progress import steps_bar
+from .progress import check_on_progress, steps_bar
 from .results import Generation, Progress
 from .runtime.call import Call, Chunk
 from .runtime.chunking import ChunkSizes
@@ -464,7 +464,7 @@ class Engine:
             the pieces in order, each with the text that the model reads and the seconds of sound that are expected.
 
         Raises:
-            TypeError, ValueError: it is no text, or nothing but tags; or another argument that cannot be.
+            TypeError, ValueError: it is no text, or there is nothing in it; or another argument that cannot be.
         """
         options = SpeechOptions(split=split, pause=pause, closing_tag=closing_tag)
         return make_plan(
@@ -492,6 +492,7 @@ class Engine:
         Returns:
             a `Generation` per request, with `audio` unless the engine has no codec.
         """
+        check_on_progress(on_progress)
         chunks: list[list[np.ndarray]] = [[] for _ in requests]
         self._thread.check_fits(len(requests))
         with steps_bar(verbose, self._frames_per_second / len(requests)) as bar:
@@ -535,6 +536,7 @@ class Engine:
             ValueError: one asks for a loudness.
         """
         check_streamable(requests)
+        check_on_progress(on_progress)
         check_not_forked(self.device)
         self._thread.check_usable()
         self._thread.check_fits(len(requests))

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.utils import ObjectWrapper
 
+from .messages import shown
 from .results import Progress
 
 
@@ -70,3 +71,9 @@ def steps_bar(verbose: bool, real_time: float) -> Iterator[StepsBar]:
         return
     with progress_bar(unit=" steps", desc="generate") as bar:
         yield StepsBar(bar, real_time)
+
+
+def check_on_progress(on_progress: object) -> None:
+    """Raises TypeError: it cannot be called."""
+    if on_progress is not None and not callable(on_progress):
+        raise TypeError(f"on_progress must be a function of a Progress, got {shown(on_progress)}")

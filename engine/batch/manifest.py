@@ -18,6 +18,7 @@ except ImportError:  # Windows: nothing tells two jobs in one folder from each o
     fcntl = None  # type: ignore[assignment]
 
 NAME = "manifest.jsonl"
+BEGINNING = b'{"id": '  # of a record
 ABANDONED = re.compile(r"\.[0-9a-f]{16}\.partial")  # what a process that is killed leaves of `write_whole`
 
 
@@ -158,20 +159,19 @@ def _write_all(file: Any, content: bytes) -> None:
 
 
 def _decoded(line: bytes) -> Record | None:
-    """A record; None for a line that is none, such as one that was half written.
+    """A record; None for the last line where it was half written.
 
     Raises:
         ValueError: a whole line of somebody else's: a file of scripts, or a manifest of another program.
     """
+    names = {field.name for field in fields(Record)}
     try:
         values: Any = json.loads(line)
     except (ValueError, RecursionError):
-        return None
-    names = {field.name for field in fields(Record)}
-    if isinstance(values, dict) and not {"id"} <= set(values) <= names:
+        values = None
+        if not line.endswith(b"\n") and BEGINNING.startswith(line[: len(BEGINNING)]):
+            return None
+    is_record = isinstance(values, dict) and {"id"} <= set(values) <= names
+    if not is_record or not all(isinstance(values.get(name), str | None) for name in ("id", "file")):
         raise ValueError("this is no record of dia-engine batch")
-    if not line.endswith(b"\n") or not isinstance(values, dict):
-        return None
-    if not isinstance(values.get("id"), str) or not isinstance(values.get("file"), str | None):
-        return None
     return Record(**values)

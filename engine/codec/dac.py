@@ -9,6 +9,7 @@ import torch
 
 from ..devices.device import resolve_device, resolve_dtype
 from ..devices.precision import full_float32
+from ..devices.process import check_not_forked
 from ..files.hub import DEFAULT_CODEC
 from ..files.tensors import is_finite
 from ..files.waveform import check_peak, check_sample_rate, resample
@@ -130,8 +131,10 @@ class Codec:
         Raises:
             TypeError: not a floating array, or a sample rate that is not an integer.
             ValueError: not one-dimensional, empty, NaN or infinite, or a peak far beyond 1.
-            RuntimeError: the codec's own numbers are NaN or infinite, as float16's can become.
+            RuntimeError: the codec's own numbers are NaN or infinite, as float16's can become; or this is a forked
+                process in which it cannot work.
         """
+        check_not_forked(self.device)
         check_sample_rate(sample_rate)
         samples = resample(waveform, sample_rate, self.sample_rate)
         check_peak(samples)
@@ -158,8 +161,10 @@ class Codec:
         Raises:
             TypeError: not an array or tensor of integers.
             ValueError: wrong shape, or a code out of range.
-            RuntimeError: the codec's own numbers are NaN, as float16's can become.
+            RuntimeError: the codec's own numbers are NaN, as float16's can become; or this is a forked process in which
+                it cannot work.
         """
+        check_not_forked(self.device)
         codes = self._checked(codes)
         if not len(codes):
             return torch.zeros(0, device=self.device)

@@ -14,6 +14,7 @@ import torch
 from ..messages import shown
 from .output import check_file_name, check_replaceable, write_whole
 from .paths import user_path
+from .wav_stream import pcm16
 from .waveform import as_waveform, check_peak, check_sample_rate, warn_if_cancelled
 
 logger = logging.getLogger(__name__)
@@ -215,7 +216,9 @@ def _encode(waveform: np.ndarray, sample_rate: int, file_format: str, subtype: s
     buffer = io.BytesIO()
     with soundfile.SoundFile(buffer, "w", int(sample_rate), 1, subtype=subtype, format=file_format) as file:
         for start in range(0, len(waveform), BLOCK_SAMPLES):
-            file.write(waveform[start : start + BLOCK_SAMPLES])
+            block = waveform[start : start + BLOCK_SAMPLES]
+            # Of floats libsndfile makes the integers below, half a step too low on average.
+            file.write(np.frombuffer(pcm16(block), "<i2") if subtype == "PCM_16" else block)
     buffer.seek(0)
     written = soundfile.info(buffer).frames
     if written != len(waveform):  # an exception in one of libsndfile's callbacks is lost, and the samples with it

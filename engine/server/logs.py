@@ -1,5 +1,6 @@
 """Log lines, as text or as JSON. Scripts and audio are in none of them unless asked."""
 
+import asyncio
 import json
 import logging
 import sys
@@ -26,6 +27,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def is_not_cut_off(record: logging.LogRecord) -> bool:
+    """Whether a record tells more than that a request was cut off at the end, of which the server has its own line."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
 class TextFormatter(logging.Formatter):
     """A line for people; the fields of a line follow its message as name=value."""
 
@@ -49,4 +55,6 @@ def configure(log_format: str) -> None:
         log.setLevel(logging.INFO)
     # `middleware` writes a line per request and per socket, with its id.
     logging.getLogger("uvicorn.access").disabled = True
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    errors = logging.getLogger("uvicorn.error")
+    errors.setLevel(logging.WARNING)
+    errors.addFilter(is_not_cut_off)

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import stat
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
@@ -80,13 +81,15 @@ def _compiled(variant: Variant) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
             return _load(_compile(command, Path(temporary) / "step.so"))
     target = folder / f"step-{variant.name}-{_fingerprint(command)}.so"
-    if target.exists():
+    if target.exists() and _is_whole(target):
         try:
             return _load(target)
-        except OSError:  # cut off, or of another system: made anew
+        except OSError:  # of another system: made anew
             pass
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
         made = _compile(command, Path(temporary) / "step.so")
+        with open(made, "rb") as file:
+            os.fsync(file.fileno())
         made.replace(target)  # at once, for whoever else is looking for it
     return _load(target)
 
@@ -94,6 +97,17 @@ def _compiled(variant: Variant) -> ctypes.CDLL:
 def _command(variant: Variant) -> list[str]:
     """Raises OSError."""
     return [*_compiler(), *FLAGS, "-shared", "-fPIC", *variant.flags]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library has its end, where an ELF file has its table of sections: what is cut off may end the process
+    as soon as it is loaded."""
+    with open(path, "rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or not header.startswith(b"\x7fELF"):
+        return len(header) == 64  # of a system with other libraries
+    (table,), (entry, count) = struct.unpack_from("<Q", header, 40), struct.unpack_from("<2H", header, 58)
+    return path.stat().st_size >= table + entry * count
 
 
 def _load(path: Path) -> ctypes.CDLL:

@@ -227,7 +227,10 @@ def test_a_manifest_of_others_is_left_alone(tmp_path, capsys, monkeypatch):
     scripts, out = written(tmp_path / "scripts.jsonl", {"id": "a", "text": TEXT}), tmp_path / "out"
     out.mkdir()
     manifest = out / "manifest.jsonl"
-    for content in (b'{"id": "a", "text": "[S1] Hello."}\n', b'{"audio_filepath": "a.wav"}\n', b"{}\n"):
+    for content in (
+        b'{"id": "a", "text": "[S1] Hello."}\n', b'{"audio_filepath": "a.wav"}\n', b"{}\n", b"notes\nmore\n", b"a note",
+        b"[1, 2]\n", b'"hello"', b'{"id": 3}\n', b"id,file\na,b\n", b'{\n"id": "a"\n}\n',
+    ):  # fmt: skip
         manifest.write_bytes(content)
         for file in (scripts, str(manifest)):
             assert run_batch(file, out) == 2

@@ -41,3 +41,28 @@ LOAD = "print(Engine.load('synthetic:tiny', load_dac=False))"
 def test_a_forked_child(warm_python, parent, child, work, shown):
     done = warm_python.run(FORK.format(parent=parent, child=child, work=work))
     assert shown in done.stdout.decode(), done.stderr
+
+
+@pytest.mark.parametrize("work", ["codec.decode(codes)", "codec.encode(np.zeros(9000, np.float32), 44100)"])
+def test_a_codec_in_a_forked_child(warm_python, work):
+    script = """
+import os, sys
+import numpy as np
+import torch
+from dia_engine import Engine
+
+torch.set_num_threads(2)
+codec = Engine.load("talker", device="cpu").codec
+codes = torch.zeros((9, codec.num_codebooks), dtype=torch.int64)
+codec.decode(codes)
+if os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+try:
+    {work}
+except RuntimeError as error:
+    print(error)
+sys.stdout.flush()
+os._exit(0)
+"""
+    done = warm_python.run(script.format(work=work))
+    assert 'multiprocessing.get_context("spawn")' in done.stdout.decode(), done.stderr

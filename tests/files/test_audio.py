@@ -11,6 +11,7 @@ import torch
 
 from dia_engine.files import audio
 from dia_engine.files.audio import check_writable, read_audio, write_audio
+from dia_engine.files.wav_stream import pcm16
 from dia_engine.files.waveform import resample
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +181,14 @@ def test_rates_and_levels_name_the_file(tmp_path):
         read_audio(tmp_path / "loud.wav")
     soundfile.write(tmp_path / "mix.wav", tone(level=2.0), 16000, subtype="FLOAT")
     assert abs(read_audio(tmp_path / "mix.wav")[0]).max() > 1.9
+
+
+@pytest.mark.parametrize("extension", [".wav", ".flac"])
+def test_samples_are_rounded_as_those_of_a_stream(tmp_path, extension):
+    path, sound = tmp_path / f"tone{extension}", tone()
+    sound[:3] = -1e-6, 1.0, -1.0
+    write_audio(path, sound, 16000)
+    assert soundfile.read(path, dtype="int16")[0].tobytes() == pcm16(sound)
 
 
 def test_channels_that_cancel_are_told(tmp_path, caplog):

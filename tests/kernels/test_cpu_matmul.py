@@ -310,6 +310,22 @@ def test_a_kept_library_that_is_broken_is_compiled_again(no_kept_library, tmp_pa
 
 
 @compiled
+def test_a_kept_library_that_lost_its_end_is_compiled_again(no_kept_library, tmp_path):
+    """Loaded, it can end the process."""
+    assert compile_anew() is not None
+    (kept,) = (tmp_path / "cache" / "dia-engine").glob("step-*.so")
+    content = kept.read_bytes()
+    for size in (0, 63, 5000, len(content) // 2, len(content) - 1):
+        other = tmp_path / f"{size}.so"
+        other.write_bytes(content[:size])
+        assert not compiling._is_whole(other)
+    assert compiling._is_whole(kept)
+    kept.unlink()  # a file of its own: the other one is in use
+    kept.write_bytes(content[:5000])
+    assert compile_anew() is not None and kept.read_bytes() == content
+
+
+@compiled
 def test_no_library_is_taken_from_where_others_write(no_kept_library, tmp_path):
     folder = tmp_path / "cache" / "dia-engine"
     folder.mkdir(parents=True)

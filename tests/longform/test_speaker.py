@@ -217,6 +217,9 @@ def test_progress_by_piece(talker, whole, capsys):
     assert [each.pieces for each in heard] == list(range(1, len(stream.result.pieces) + 1))
     assert all(each.total is None and each.left is None for each in heard) and "1 piece," in str(heard[0])
     talker.generate(SHORT, seed=5, on_progress=lambda _: pytest.fail("a script that is not planned has no pieces"))
+    for call in (talker.generate, talker.stream):
+        with pytest.raises(TypeError, match="on_progress must be a function of a Progress, got 5"):
+            call(SHORT, on_progress=5)
 
 
 # Checks and tries

@@ -1,6 +1,8 @@
 """The command: it listens at once, is ready when it has spoken, and ends in order."""
 
+import asyncio
 import json
+import logging
 import os
 import re
 import signal
@@ -16,6 +18,7 @@ import httpx
 import pytest
 
 from dia_engine.cli import main
+from dia_engine.server.logs import is_not_cut_off
 from tests.helpers import ROOT
 from tests.server.helpers import HANGS, body, until
 
@@ -140,3 +143,11 @@ def test_a_server_that_is_killed_in_a_mint_leaves_no_half_voice(tmp_path):
         until(lambda wanted=wanted: len(list((tmp_path / "talker").glob("[!.]*"))) >= wanted)
         killed(process)
         whole_voices(tmp_path)
+
+
+def test_requests_that_are_cut_off_leave_no_trace_in_the_log():
+    def record(error):
+        return logging.makeLogRecord({"msg": "in ASGI application", "exc_info": (type(error), error, None)})
+
+    assert not is_not_cut_off(record(asyncio.CancelledError())) and is_not_cut_off(record(ValueError("a bug")))
+    assert is_not_cut_off(logging.makeLogRecord({"msg": "it starts"}))

@@ -159,6 +159,22 @@ def test_damaged_folders_are_no_voices(talker, tmp_path):
         prompt(store, "bad-json")
 
 
+def test_a_folder_that_cannot_be_one_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "voices"):
+        with pytest.raises(NotADirectoryError, match="file is no folder"):
+            VoiceStore(folder, "talker")
+
+
+def test_a_disk_that_is_full_is_told(talker, tmp_path, recording, monkeypatch):
+    store = VoiceStore(tmp_path, "talker")
+    store.attach(talker)
+    monkeypatch.setattr(store, "_create", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(ApiError, match="cannot keep a voice") as failed:
+        asyncio.run(store.create("a", recording, SAID))
+    assert failed.value.status == 503
+
+
 def test_a_voice_that_is_deleted_twice_at_once(talker, tmp_path, recording, monkeypatch):
     store = VoiceStore(tmp_path, "talker")
     store.attach(talker)

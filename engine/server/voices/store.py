@@ -36,7 +36,14 @@ class VoiceStore:
     """Voices of one model. Listing and reading are plain calls; what computes is awaited."""
 
     def __init__(self, folder: Path, model: str):
-        """`model` is its name. The folder is made with the first voice."""
+        """`model` is its name. The folder is made with the first voice.
+
+        Raises:
+            NotADirectoryError: it cannot be a folder.
+        """
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(f"the voices' folder {folder} cannot be made: {there} is no folder")
         self._folder, self._model = folder, model
         self._engine: Engine | None = None
         self._codec = ""
@@ -94,6 +101,9 @@ class VoiceStore:
             return await asyncio.shield(asyncio.to_thread(self._create, name.strip(), audio, transcript.strip()))
         except (TypeError, ValueError) as error:
             raise bad_request(error) from None
+        except OSError as error:
+            logger.error("a voice could not be kept: %s", error)
+            raise ApiError(503, "the server cannot keep a voice: it cannot write its folder of voices") from None
 
     def delete(self, identity: str) -> None:
         """Forget an uploaded voice.
