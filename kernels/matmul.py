@@ -90,13 +90,17 @@ class Tiling:
     def registers(self, weight: Weight, architecture: int | str) -> int | None:
         """How many the compiler may use per thread; None: it decides.
 
-        For programs of 32 weight rows it keeps to 64 on some GPUs and spills 16 bytes, though of those GPUs' 100 KB
-        of shared memory no more than two programs get their share, and with 168 registers three would fit. Where there
-        is more shared memory, older ptxas spill more under a limit than without one.
+        For plain programs of 32 weight rows it keeps to 64 on some GPUs and spills 16 bytes, though of those GPUs'
+        100 KB of shared memory no more than two programs get their share, and with 168 registers three would fit. Where
+        there is more shared memory, older ptxas spill more under a limit than without one. On sm_80 those keep int8 to
+        168 and spill in the loop, though shared memory lets two programs run, for which 255 are there.
         """
-        is_plain = isinstance(weight, torch.Tensor) and _on_tensor_cores(weight, architecture)
-        is_small = isinstance(architecture, int) and SHARED_MEMORY_LIMIT.get(architecture, LEAST_LIMIT) <= 100 * 1024
-        return 168 if is_plain and is_small and self.tile == 32 and self.warps == 4 else None
+        if self.warps != 4 or not isinstance(architecture, int) or not _on_tensor_cores(weight, architecture):
+            return None
+        if isinstance(weight, Int8Weight):
+            return 255 if architecture == 80 and self.tile >= 32 else None
+        is_small = SHARED_MEMORY_LIMIT.get(architecture, LEAST_LIMIT) <= 100 * 1024
+        return 168 if isinstance(weight, torch.Tensor) and is_small and self.tile == 32 else None
 
     @classmethod
     def choose(cls, weight: Weight, tile: int, rows: int, architecture: int | str) -> "Tiling":

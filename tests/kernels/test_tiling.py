@@ -173,8 +173,9 @@ def test_every_tiling_gives_the_same_results(monkeypatch, name, kind, width):
 
 
 @pytest.mark.parametrize("rows", [1, 8, 16, 32, 64, 128])
-def test_only_plain_programs_of_32_weight_rows_on_gpus_with_100_kb_of_shared_memory_name_their_registers(rows):
-    """Those spill otherwise. Older compilers spill under such a limit elsewhere, and AMD's has no such option."""
+def test_only_programs_that_would_spill_name_their_registers(rows):
+    """Plain ones of 32 weight rows on GPUs with 100 KB of shared memory, and int8 on sm_80. Older compilers spill under
+    such a limit elsewhere, and AMD's has no such option."""
     plain, quantized = (empty(kind, 2048, 2048, torch.bfloat16) for kind in (None, "int8"))
     for architecture in (86, 89, 120):
         tiling = Tiling.choose(plain, 16, rows, architecture)
@@ -182,5 +183,7 @@ def test_only_plain_programs_of_32_weight_rows_on_gpus_with_100_kb_of_shared_mem
         assert Tiling.choose(quantized, 16, rows, architecture).registers(quantized, architecture) is None
     for architecture in (80, 90, "gfx942"):
         assert Tiling.choose(plain, 32, rows, architecture).registers(plain, architecture) is None
+    tiling = Tiling.choose(quantized, 16, rows, 80)
+    assert tiling.registers(quantized, 80) == (255 if tiling.tile >= 32 and tiling.warps == 4 else None)
     exact = empty(None, 2048, 2048, torch.float32)
     assert Tiling.choose(exact, 32, rows, 86).registers(exact, 86) is None
