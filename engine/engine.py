@@ -621,7 +621,6 @@ class Engine:
         if not isinstance(audio, (str, tuple)):
             raise TypeError(f"audio_path must be a path or a pair (waveform, sample_rate), got {shown(audio)}")
         prompt = read_sample(audio, self.config, lambda: codec, capacity)
-        check_not_forked(self.device)
         with self._modes():
             return codec.encode(prompt, codec.sample_rate).cpu()
 

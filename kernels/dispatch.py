@@ -211,8 +211,9 @@ def launch(
 ) -> None:
     """Launch a kernel; a `dependent` one may start while its predecessor still runs, where that is done."""
     dependent = dependent and launches_are_dependent(device)
-    options = warps, stages, fuses_multiply_add, dependent, early, registers
-    described = Launch(kernel, grid, arguments, constants, *options)
+    described = Launch(
+        kernel, grid, arguments, constants, warps, stages, fuses_multiply_add, dependent, early, registers
+    )
     detour = _detour.get()
     if detour:
         detour.handler(described)

@@ -15,6 +15,11 @@ except ImportError:  # Windows: what a killed process leaves behind stays there
     fcntl = None  # type: ignore[assignment]
 
 
+def nearest_existing(path: Path) -> Path:
+    """An absolute path, or the nearest of its parents that is there."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
 def check_new_folder(folder: str | Path) -> Path:
     """Refuse to write over anything, or where nothing can be.
 
@@ -29,7 +34,7 @@ def check_new_folder(folder: str | Path) -> Path:
     path = user_target(folder).absolute()
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not an empty folder")
-    above = next(parent for parent in path.parents if parent.exists())
+    above = nearest_existing(path.parent)
     if not above.is_dir():
         raise NotADirectoryError(f"{path} cannot be created: {above} is not a folder")
     if not os.access(above, os.W_OK | os.X_OK):

@@ -12,6 +12,7 @@ import stat
 import struct
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from .structures import SIGNATURES
@@ -81,11 +82,9 @@ def _compiled(variant: Variant) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
             return _load(_compile(command, Path(temporary) / "step.so"))
     target = folder / f"step-{variant.name}-{_fingerprint(command)}.so"
-    if target.exists() and _is_whole(target):
-        try:
+    with suppress(OSError):  # not there, not readable, or of another system
+        if _is_whole(target):
             return _load(target)
-        except OSError:  # of another system: made anew
-            pass
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
         made = _compile(command, Path(temporary) / "step.so")
         with open(made, "rb") as file:
@@ -106,7 +105,7 @@ def _is_whole(path: Path) -> bool:
         header = file.read(64)
     if len(header) < 64 or not header.startswith(b"\x7fELF"):
         return len(header) == 64  # of a system with other libraries
-    (table,), (entry, count) = struct.unpack_from("<Q", header, 40), struct.unpack_from("<2H", header, 58)
+    table, entry, count = struct.unpack_from("<Q10x2H", header, 40)
     return path.stat().st_size >= table + entry * count
 
 

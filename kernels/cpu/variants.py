@@ -36,14 +36,18 @@ VARIANTS = tuple(
 )
 
 
+def _has_avx512() -> bool:
+    return features.has_avx512() and features.has_vnni()
+
+
 def _has_avx512bf16() -> bool:
-    return features.has_avx512() and features.has_vnni() and features.has_avx512_bf16()
+    return _has_avx512() and features.has_avx512_bf16()
 
 
 _NEEDS: dict[str, Callable[[], bool]] = {
     "amx": lambda: _has_avx512bf16() and features.has_amx_int8(),
-    "avx512bf16": lambda: _has_avx512bf16(),
-    "avx512": lambda: features.has_avx512() and features.has_vnni(),
+    "avx512bf16": _has_avx512bf16,
+    "avx512": _has_avx512,
     "avx2vnni": lambda: features.has_avx2() and features.has_avx_vnni(),
     "avx2": features.has_avx2,
     "neon": lambda: platform.machine() in ("aarch64", "arm64"),

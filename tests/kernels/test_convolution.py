@@ -7,7 +7,7 @@ from torch import nn
 from dia_engine.kernels.cpu import convolution
 from dia_engine.kernels.cpu.build import library, library_of
 from dia_engine.kernels.cpu.convolution import Role, Section, SectionLayer, packed
-from dia_engine.kernels.cpu.variants import VARIANTS
+from tests.kernels.builds import HERE
 
 LAYERS = [
     nn.Conv1d(7, 5, kernel_size=7, padding=3),
@@ -58,7 +58,7 @@ def test_gives_what_the_layer_gives_whatever_the_order_in_memory(layer, samples)
 @torch.no_grad()
 def test_all_variants_and_any_threads_give_the_same_bits(layer, monkeypatch):
     x, found = signal_for(layer, 1700), []
-    for variant in filter(lambda each: each.runs_here(), VARIANTS):
+    for variant in HERE:
         if (functions := library_of(variant)) is None:
             pytest.skip("no compiler")
         monkeypatch.setattr(convolution, "library", lambda functions=functions: functions)

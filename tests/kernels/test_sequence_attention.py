@@ -5,8 +5,8 @@ import torch
 
 from dia_engine.kernels import sequence_attention as module
 from dia_engine.kernels.cpu.build import library, library_of
-from dia_engine.kernels.cpu.variants import VARIANTS
 from dia_engine.kernels.sequence_attention import attend_compiled, sequence_attention_ref
+from tests.kernels.builds import HERE
 
 pytestmark = pytest.mark.skipif(library() is None, reason="there is no compiled code")
 
@@ -45,7 +45,7 @@ def test_a_row_has_the_bits_that_it_has_in_any_piece_and_by_any_threads_and_vari
     for first, last in ((0, 1), (0, 77), (64, 128), (129, 130)):
         part = attend_compiled(query[first:last], key[:last], value[:last], True, library())
         assert torch.equal(part, expected[first:last])
-    for variant in filter(lambda each: each.runs_here(), VARIANTS):
+    for variant in HERE:
         if (functions := library_of(variant)) is None:
             pytest.skip("no compiler")
         for threads in (1, 3):

@@ -9,8 +9,8 @@ from torch import nn
 from dia_engine.kernels.cpu import convolution
 from dia_engine.kernels.cpu.build import library, library_of
 from dia_engine.kernels.cpu.convolution import Activation, Role, Section, SectionLayer, packed
-from dia_engine.kernels.cpu.variants import VARIANTS
 from dia_engine.kernels.snake import snake, snake_ref
+from tests.kernels.builds import HERE
 from tests.kernels.helpers import DEVICE, kernels
 
 SHAPES = [(1, 1), (1, 700), (3, 5), (16, 4144), (96, 513), (700, 3), (1536, 40)]  # channels, samples
@@ -54,7 +54,7 @@ def test_compiled_it_is_as_close_as_the_reference(channels, samples, scale):
 def test_all_variants_and_any_threads_give_the_same_bits(monkeypatch):
     x, *alphas = signal(24, 5000)
     found = []
-    for variant in filter(lambda each: each.runs_here(), VARIANTS):
+    for variant in HERE:
         if (functions := library_of(variant)) is None:
             pytest.skip("no compiler")
         monkeypatch.setattr(convolution, "library", lambda functions=functions: functions)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ...engine import Engine
-from ...files.new_folder import new_folder, remove_abandoned
+from ...files.new_folder import nearest_existing, new_folder, remove_abandoned
 from ...files.paths import read_json
 from ..audio.decode import decode_audio
 from ..errors import ApiError, bad_request
@@ -41,7 +41,7 @@ class VoiceStore:
         Raises:
             NotADirectoryError: it cannot be a folder.
         """
-        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        there = nearest_existing(folder.absolute())
         if not there.is_dir():
             raise NotADirectoryError(f"the voices' folder {folder} cannot be made: {there} is no folder")
         self._folder, self._model = folder, model

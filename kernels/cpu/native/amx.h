@@ -56,8 +56,6 @@ INLINE void amx_add(int sums, int w, int x) {
 }
 #endif
 
-INLINE int amx_groups(long lines) { return (int)((lines + AMX_SIDE - 1) / AMX_SIDE); }
-
 /* The sums of 16 rows of W by 16 lines each. */
 typedef int32_t AmxSums[AMX_SIDE][AMX_SIDE];
 
@@ -122,7 +120,7 @@ INLINE void amx_finish(const Product *p, long first, long end, AmxSums *sums, in
 /* As `int8_rows`. The last block of 16 rows begins early enough to be a whole one. */
 static void amx_rows(const Product *p, long first, long end) {
     const long steps = (p->columns + AMX_COLUMNS - 1) / AMX_COLUMNS, blocks = (end - first + AMX_SIDE - 1) / AMX_SIDE;
-    const int groups = amx_groups(p->rows * p->lines_per_row);
+    const int groups = (int)((p->rows * p->lines_per_row + AMX_SIDE - 1) / AMX_SIDE);
     AmxSums sums[blocks * groups];
     memset(sums, 0, sizeof sums);
     amx_begin();
