@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 
 from .config import DiaConfig
-from .tokenizer import SPEAKER_TAGS, encode_text, has_visible_text
+from .tokenizer import SPEAKER_TAGS, check_visible, encode_text, has_visible_text, known_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +26,30 @@ def encode_script(text: str, transcript: str | None, has_prompt: bool, config: D
     Raises:
         TypeError, ValueError: not a script that this model can read, or a transcript of no prompt.
     """
-    limits = config.encoder.max_position_embeddings, config.encoder.vocab_size
-    ids = encode_text(text, *limits)
+    most, vocab_size = config.encoder.max_position_embeddings, config.encoder.vocab_size
+    ids = encode_text(text, most, vocab_size)
+    check_says_something(text)
     if transcript is not None and not isinstance(transcript, str):
         raise TypeError(f"audio_prompt_text must be a string, got {type(transcript).__name__}")
     if transcript is None or not has_visible_text(transcript):
         return ids
     if not has_prompt:
         raise ValueError("audio_prompt_text is the transcript of an audio_prompt, but there is no audio_prompt")
-    return encode_text(f"{transcript.rstrip()} {text}", *limits)
+    said = transcript.rstrip()
+    size = len(known_bytes(said, vocab_size, "audio_prompt_text"))
+    if size + 1 + len(ids) > most:  # a space lies between them
+        raise ValueError(
+            f"audio_prompt_text has {size} bytes (a speaker tag counts as one), the model reads at most {most} "
+            f"of it and the text together; use a shorter audio prompt or text"
+        )
+    return encode_text(f"{said} {text}", most, vocab_size)
+
+
+def check_says_something(text: str) -> None:
+    """Raises ValueError: nothing can be seen in a text but speaker tags. A model makes sounds of its own of them."""
+    check_visible(text)
+    if not has_visible_text(_without_tags(text)):
+        raise ValueError("text holds nothing but speaker tags: there is nothing to say")
 
 
 def warn_of_scripts(
@@ -53,11 +68,8 @@ def warn_of_scripts(
         logger.warning(
             "text holds %s, read letter by letter: the speaker tags are %s", ", ".join(unknown), " and ".join(TAGS)
         )
-    spoken = [_without_tags(text) for text in texts]
-    if not all(has_visible_text(each) for each in spoken):
-        logger.warning("text holds nothing but speaker tags: there is nothing to say")
     if config.is_published_size:
-        _warn_of_lengths([text for index, text in enumerate(spoken) if index not in planned])
+        _warn_of_lengths([_without_tags(text) for index, text in enumerate(texts) if index not in planned])
 
 
 def _warn_of_lengths(spoken: list[str]) -> None:

@@ -31,28 +31,43 @@ def encode_bytes(text: str, max_length: int, vocab_size: int = 256) -> bytes:
     """The ids of `encode_text`, each of which is a byte.
 
     Raises:
-        TypeError: `text` is not a string.
-        ValueError: nothing that can be seen, not encodable as UTF-8, or longer than `max_length` ids (the
-            reference cuts such text in silence), or holds a byte that the model does not know.
+        TypeError, ValueError: as `known_bytes`; or longer than `max_length` ids (the reference cuts such text in
+            silence).
     """
-    if not isinstance(text, str):
-        raise TypeError(f"text must be a string, got {type(text).__name__}")
-    try:
-        encoded = text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"text cannot be encoded as UTF-8: {error.reason} at character {error.start}") from None
-    if not has_visible_text(text):
-        raise ValueError(f"text must not be empty, got {text[:20]!r}, in which nothing can be seen")
-    for tag, byte in SPEAKER_TAGS.items():
-        encoded = encoded.replace(tag, byte)
+    encoded = known_bytes(text, vocab_size)
     if len(encoded) > max_length:
         raise ValueError(
             f"text has {len(encoded)} bytes (a speaker tag counts as one), the model reads at most {max_length}; "
             f"shorten it or split it"
         )
-    if max(encoded) >= vocab_size:
-        raise ValueError(f"text holds the byte {max(encoded)}, the model knows only bytes below {vocab_size}")
     return encoded
+
+
+def known_bytes(text: str, vocab_size: int = 256, name: str = "text") -> bytes:
+    """The ids of a text of any length. `name` is what errors call it.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: nothing that can be seen, not encodable as UTF-8, or holds a byte that the model does not know.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a string, got {type(text).__name__}")
+    try:
+        encoded = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} cannot be encoded as UTF-8: {error.reason} at character {error.start}") from None
+    check_visible(text, name)
+    for tag, byte in SPEAKER_TAGS.items():
+        encoded = encoded.replace(tag, byte)
+    if max(encoded) >= vocab_size:
+        raise ValueError(f"{name} holds the byte {max(encoded)}, the model knows only bytes below {vocab_size}")
+    return encoded
+
+
+def check_visible(text: str, name: str = "text") -> None:
+    """Raises ValueError: a text in which nothing can be seen. `name` is what the error calls it."""
+    if not has_visible_text(text):
+        raise ValueError(f"{name} must not be empty, got {text[:20]!r}, in which nothing can be seen")
 
 
 def has_visible_text(text: str) -> bool:

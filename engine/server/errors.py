@@ -78,7 +78,9 @@ def bad_request(error: Exception) -> ApiError:
     """The engine's ValueError or TypeError as a client's mistake, with the field that it names."""
     message = str(error)
     first = re.match(r"\w+", message)
-    return ApiError(400, message, param=PARAMETERS.get(first.group()) if first else None, code="invalid_value")
+    param = PARAMETERS.get(first.group()) if first else None
+    message = message.replace("audio_prompt_text", PARAMETERS["audio_prompt_text"])
+    return ApiError(400, message, param=param, code="invalid_value")
 
 
 def invalid_fields(errors: Sequence[Any]) -> ApiError:
@@ -124,6 +126,8 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
+    if isinstance(error.__cause__, RecursionError):
+        return error_response(ApiError(400, "the body is nested too deeply", code="invalid_json"))
     messages = {404: "no such route", 405: "this route does not have that method"}
     message = messages.get(error.status_code, str(error.detail))
     response = error_response(ApiError(error.status_code, message))

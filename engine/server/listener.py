@@ -145,7 +145,9 @@ class Listener(uvicorn.Server):
         try:
             await asyncio.wait_for(self._service.idle(), self._drain_seconds)
         except asyncio.TimeoutError:
-            logger.warning("%d requests were cut off", len(self._service.sessions))
+            cut = sum(1 for session in self._service.sessions if not session.read_to_end)
+            if cut:
+                logger.warning("%d requests were cut off", cut)
         self.should_exit = True
 
 

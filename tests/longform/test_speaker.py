@@ -179,15 +179,25 @@ def test_mistakes_are_told_before_any_work(talker):
 
 
 def test_plan_makes_the_mistakes_of_generate(talker):
+    codes = np.zeros((4, talker.config.decoder.num_channels), np.int64)
     for script, arguments, message in (
         ("", {}, "text must not be empty"),
+        ("[S1]", {}, "nothing but speaker tags"),
+        ("[S1] \u200b [S2]", {"pause": 1.0}, "nothing but speaker tags"),
+        ("\u200b", {"pause": 1.0}, "text must not be empty"),
         ("\ud800", {}, "cannot be encoded as UTF-8"),
         ("\udcff" * 300, {}, "cannot be encoded as UTF-8"),
-        (SCRIPT, {"audio_prompt_text": "x" * 300}, "the model reads at most 256"),
+        (SHORT, {"audio_prompt_text": "x" * 300}, "^audio_prompt_text has 300 bytes .* at most 256 of it"),
+        (SCRIPT, {"audio_prompt_text": "x" * 300}, "^audio_prompt_text has 300 bytes .* at most 256 of it"),
+        (SCRIPT, {"audio_prompt_text": "x" * 250}, "behind audio_prompt_text, 250 bytes, cannot be generated"),
         (SCRIPT * 2, {"split": False}, "the model reads at most 256"),
     ):
-        with pytest.raises(ValueError, match=message):
+        prompt = {"audio_prompt": codes} if "audio_prompt_text" in arguments else {}
+        with pytest.raises(ValueError, match=message) as generated:
+            talker.generate(script, **prompt, **arguments)
+        with pytest.raises(ValueError) as planned:
             talker.plan(script, **arguments)
+        assert str(planned.value) == str(generated.value)
     for call in (talker.generate, lambda script: list(talker.stream(iter([script])))):
         with pytest.raises(ValueError, match="cannot be encoded as UTF-8"):
             call("\udcff" * 300)

@@ -208,11 +208,23 @@ def test_what_is_no_tag_is_no_warning(caplog):
 
 
 @pytest.mark.parametrize("text", ["[S1]", "[S1] [S2]\n", "[S2]\u200b"])
-def test_tags_alone_are_warned_of(caplog, text):
-    parse(text)
-    assert [record.getMessage() for record in caplog.records] == [
-        "text holds nothing but speaker tags: there is nothing to say"
-    ]
+def test_tags_alone_are_refused(text):
+    with pytest.raises(ValueError, match="text holds nothing but speaker tags: there is nothing to say"):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("transcript", "message"),
+    [
+        ("x" * 2000, "has 2000 bytes .* the model reads at most 1024 of it and the text together"),
+        ("x" * 1000 + " \n", "has 1000 bytes .* at most 1024"),
+        ("a\ud800", "cannot be encoded as UTF-8"),
+        (3, "must be a string, got int"),
+    ],
+)
+def test_what_is_wrong_with_the_transcript_is_not_said_of_the_text(transcript, message):
+    with pytest.raises((TypeError, ValueError), match=f"^audio_prompt_text {message}"):
+        parse("x" * 30, audio_prompt=CODES, audio_prompt_text=transcript)
 
 
 def test_lengths_that_dia_does_not_speak_well(caplog):

@@ -1,5 +1,6 @@
 """Who gets a slot: floods, leavers, slow readers, keys, the end of a server."""
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -9,6 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from dia_engine.server.app import build_app
+from dia_engine.server.audio.formats import AudioFormat
+from dia_engine.server.listener import Listener
+from dia_engine.server.settings import Settings
+from dia_engine.server.speech.request import Speech
 from tests.server.helpers import LONG, TEXT, Server, body, raw, samples, until
 
 
@@ -187,6 +193,26 @@ def test_a_drain_finishes_what_runs_and_refuses_the_rest(talker, voices):
             assert first + b"".join(chunks) == whole
         server.thread.join(20)
         assert not server.thread.is_alive()
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_drain_without_time_counts_what_it_cuts_off(talker, caplog, is_read):
+    """A request of which all was handed to its connection is not cut off, though its end was not noted yet."""
+
+    settings = Settings(model="talker", drain_seconds=0)
+    app = build_app(settings, talker)
+
+    async def run() -> None:
+        app.state.service.ready(talker)
+        session = app.state.service.begin(Speech("[S1] Hi.", given_seed=1), AudioFormat("pcm", 44_100))
+        if is_read:
+            assert await session.read_all()
+        await Listener(app, settings)._drain()
+        session.close()
+
+    with caplog.at_level("WARNING"):
+        asyncio.run(run())
+    assert ("1 requests were cut off" in caplog.text) is not is_read
 
 
 def test_a_failed_engine_does_not_look_alive(voices):

@@ -205,6 +205,12 @@ def test_a_malformed_body_is_a_400(server, content):
         assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b'{"a":' * 50_000])
+def test_a_body_that_is_no_json_has_a_code(server, content):
+    answer = server.client.post("/v1/audio/speech", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_json"
+
+
 def test_unknown_models_routes_and_methods(server):
     assert server.speak(model="no-such-model").status_code == 404
     assert server.speak(model="no-such-model").json()["error"]["param"] == "model"

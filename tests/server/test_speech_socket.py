@@ -108,6 +108,7 @@ def test_the_whole_at_once(server, talker):
         ({}, "type"),
         ({"type": "session.config", "voice": "nobody"}, "voice"),
         ({"type": "session.config", "seed": -1}, "seed"),
+        ({"type": "session.config", "temperature": -1.0}, "temperature"),
         ({"type": "session.config", "session": 3}, None),
         ({"type": "session.config", "model": "gpt-5"}, "model"),
     ],
@@ -127,6 +128,8 @@ def test_what_is_wrong_is_told_and_the_connection_goes_on(server, message, param
     [
         ('{"type": "input.text", "text": "Hello."}', "first message must be session.config"),
         ('{"type": "session.config", "voice": "nobody"}', "no voice"),
+        ('{"type": "session.config", "temperature": NaN}', "temperature must be"),
+        ('{"type": "session.config", "top_p": 7}', "top_p must be"),
         ("[]", "JSON object"),
         ("{", "JSON object"),
         (b"\0" * 99, "JSON object, sent as text"),

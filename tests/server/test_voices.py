@@ -91,7 +91,7 @@ def test_upload_speak_and_delete(server, recording):
     [
         ({"ref_text": None}, "ref_text"),
         ({"ref_text": "  "}, "ref_text"),
-        ({"ref_text": "word " * 300}, "input"),
+        ({"ref_text": "word " * 300}, "ref_text"),
         ({"consent": None}, "consent"),
         ({"consent": " "}, "consent"),
         ({"name": None}, "name"),
@@ -144,6 +144,21 @@ def test_a_voice_of_another_codec_is_encoded_anew(talker, tmp_path, recording):
     again = VoiceStore(tmp_path, "talker")
     again.attach(talker)
     assert torch.equal(prompt(again, voice.id).codes, codes)
+
+
+def test_a_voice_that_lost_its_sound_says_so(talker, tmp_path, recording):
+    store = VoiceStore(tmp_path, "talker")
+    store.attach(talker)
+    voice = asyncio.run(store.create("mine", recording, SAID))
+    for path in (tmp_path / voice.id).iterdir():
+        if path.name != "voice.json":
+            path.unlink()
+    again = VoiceStore(tmp_path, "talker")
+    again.attach(talker)
+    with pytest.raises(ApiError, match="is damaged .* upload it again") as error:
+        prompt(again, voice.id)
+    assert error.value.code == "voice_damaged"
+    again.delete(voice.id)
 
 
 def test_damaged_folders_are_no_voices(talker, tmp_path):

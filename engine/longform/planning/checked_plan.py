@@ -6,6 +6,7 @@ from typing import Any
 from ...longform_settings import LongFormSettings
 from ...messages import shown
 from ...model.config import DiaConfig
+from ...model.script import encode_script
 from ...model.tokenizer import encode_bytes, has_visible_text, is_visible
 from ..options import SpeechOptions
 from ..voices import joined_prompt
@@ -54,19 +55,18 @@ def piece_maker(
     """What plans the pieces of a script, one by one; errors as those of `make_plan`, all of them now."""
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, got {type(text).__name__}")
-    said: str | None = joined_prompt(transcript, transcript, text)[1]
-    if not isinstance(said or "", str):
-        raise TypeError(f"audio_prompt_text must be a string, got {type(said).__name__}")
-    if has_visible_text(said or "") and not has_prompt:
-        raise ValueError("audio_prompt_text is the transcript of an audio_prompt, but there is no audio_prompt")
+    given = joined_prompt(transcript, transcript, text)[1]
+    encode_script("x" if is_split else text, given, has_prompt, config)  # as for a request: the same errors
+    said: str = given if has_visible_text(given or "") else ""
+    if not is_split:
+        whole = whole_script(text, seed, settings, said)
+        return lambda: iter((whole,))
 
     def pieces() -> Iterator[Piece]:
-        if is_split:
-            return plan_pieces(text, seed, settings, **planner_rules(options, settings, said, has_prompt))
-        return iter((whole_script(text, seed, settings, said or ""),))
+        return plan_pieces(text, seed, settings, **planner_rules(options, settings, said, has_prompt))
 
     planned = pieces()  # raises if there is nothing to say
-    if is_split and _is_readable(text, said or "", settings, config):
+    if _is_readable(text, said, settings, config):
         return pieces
     checked = tuple(planned)
     for piece in checked:
@@ -105,4 +105,6 @@ def check_piece(piece: Piece, config: DiaConfig) -> None:
     try:
         encode_bytes(piece.sent, config.encoder.max_position_embeddings, config.encoder.vocab_size)
     except ValueError as error:
-        raise ValueError(f"the piece {shown(piece.sent[:60])} cannot be generated: {error}") from None
+        prompted = piece.anchor and not piece.anchor_pieces  # by the caller; other anchors are pieces of the text
+        behind = f" behind audio_prompt_text, {size_of(piece.anchor)} bytes," if prompted else ""
+        raise ValueError(f"the piece {shown(piece.text[:60])}{behind} cannot be generated: {error}") from None

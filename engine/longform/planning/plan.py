@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ...longform_settings import LongFormSettings
-from ...model.script import TAGS
-from .turns import Unit, last_tag, says_nothing, units
+from ...model.script import TAGS, check_says_something
+from .turns import Unit, last_tag, units
 
 SMALLEST = 0.4  # of a piece: a shorter rest joins its neighbor
 LOOKAHEAD = 128  # units that are looked at for the next piece, which never holds more
@@ -109,8 +109,7 @@ def plan_pieces(
     Raises:
         ValueError: nothing but tags.
     """
-    if says_nothing(script):
-        raise ValueError("text holds nothing but speaker tags: there is nothing to say")
+    check_says_something(script)
     planner = Planner(seed, settings, transcript=transcript, one_turn=one_turn, closing_tag=closing_tag)
     return planner.pieces(units(script, settings.piece_bytes))
 

@@ -62,11 +62,6 @@ def units(script: str, most: int, speaker: str = "", last: str | None = None) ->
             at, speaker = match.end(), match.group()
 
 
-def says_nothing(script: str) -> bool:
-    """Whether there is nothing beside speaker tags, so that there are no units."""
-    return not _TAG.sub("", script).strip()
-
-
 def sentences(text: str, most: int) -> list[str]:
     """The sentences of a text without tags, and parts of those that are longer than `most` bytes less a tag."""
     room = max(4, most - 2)  # no character takes more than four

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ..audio.encoders import with_sizes
 from ..audio.formats import AudioFormat
-from ..errors import ApiError, invalid_fields
+from ..errors import ApiError, bad_request, invalid_fields
 from ..speech.dialogue import ArrivingDialogue, TextQueue
 from ..speech.session import Session
 from ..speech.socket import IdleTimer, Messages
@@ -112,7 +112,11 @@ class _Connection:
         except ValidationError as error:
             raise invalid_fields(error.errors()) from None
         audio_format = checked_format(self._socket, config)
-        await speech_of(self._caller, "[S1]", config)  # a voice or a seed that cannot be is told now
+        speech = await speech_of(self._caller, "[S1]", config)  # a voice or a seed that cannot be is told now
+        try:
+            speech.check_params(self._caller.service.engine)
+        except (TypeError, ValueError) as error:
+            raise bad_request(error) from None
         self._end_text()
         self._configured = config, audio_format
         shown = {"response_format": audio_format.name, "sample_rate": audio_format.sample_rate}

@@ -75,6 +75,14 @@ class Speech:
             replace(self, text=self.script.strip()) if isinstance(self.text, ArrivingText) and self.text.ended else self
         )
 
+    def check_params(self, engine: Engine) -> None:
+        """Check what is wrong with any text.
+
+        Raises:
+            TypeError, ValueError: as `Engine.stream`.
+        """
+        engine.stream("[S1] Hello.", seed=self.seed, speed=self.speed, **self.params)
+
     def open(self, engine: Engine) -> AudioStream[np.ndarray]:
         """The stream of its audio, not begun. For text that arrives, in the event loop that it belongs to.
 

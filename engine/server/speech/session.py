@@ -74,6 +74,11 @@ class Session:
             self._slot = self._stream.started
         return self._slot
 
+    @property
+    def read_to_end(self) -> bool:
+        """Whether the reader has all of it."""
+        return self._read_at > 0
+
     async def read(self) -> bytes | None:
         """The next bytes, never empty; None at the end.
 
@@ -130,7 +135,7 @@ class Session:
         self._task.cancel()
         self._give_up_slot()
         self._service.end(self)
-        self._note("finished" if self._read_at else "failed" if self._error else "aborted")
+        self._note("finished" if self.read_to_end else "failed" if self._error else "aborted")
 
     async def _run(self) -> None:
         service = self._service

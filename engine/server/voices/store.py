@@ -73,7 +73,7 @@ class VoiceStore:
         """What a voice puts before a script; None for a voice without a prompt. A premade one is made on first use.
 
         Raises:
-            ApiError: 400, there is no such voice.
+            ApiError: 400, there is no such voice; 500, nothing of its sound can be read.
         """
         identity = name.strip().lower()
         if identity in NO_PROMPT:
@@ -158,11 +158,26 @@ class VoiceStore:
             return self._mint(identity)
         if voice is None:
             raise _unknown(name)
-        # Of another codec than this engine's.
-        audio = (self._folder / identity / AUDIO).read_bytes()
-        codes = self.engine.load_audio(decode_audio(audio, f"voice {identity}"))
-        self._write_codes(self._folder / identity, codes)
-        return Prompt(codes, voice.transcript)
+        return Prompt(self._encode_again(identity), voice.transcript)
+
+    def _encode_again(self, identity: str) -> torch.Tensor:
+        """Codes [P, C] from the audio of a voice, whose codes are another codec's or cannot be read.
+
+        Raises:
+            ApiError: 500, its audio cannot be read either.
+        """
+        try:
+            audio = (self._folder / identity / AUDIO).read_bytes()
+            codes = self.engine.load_audio(decode_audio(audio, f"voice {identity}"))
+        except (OSError, TypeError, ValueError) as error:
+            logger.error("neither codes nor audio of voice %s can be read: %s", identity, error)
+            message = f"voice {identity!r} is damaged in the server's folder of voices; delete it and upload it again"
+            raise ApiError(500, message, param="voice", code="voice_damaged") from None
+        try:
+            self._write_codes(self._folder / identity, codes)
+        except OSError as error:
+            logger.warning("the codes of voice %s are not kept: %s", identity, error)
+        return codes
 
     def _mint(self, identity: str) -> Prompt:
         made = mint(self.engine, self._model, SEEDS[identity])
