@@ -71,7 +71,7 @@ def main(python: str, bars: str | None = None) -> int:
             server = subprocess.Popen([*command, "--voices", folder], cwd=ROOT, stderr=log)
         try:
             wait_until_ready(url, server)
-            for command in commands(str(Path(python).absolute()), url, bars):
+            for command in commands(str(Path(python).absolute()), url, bars and str(Path(bars).resolve())):
                 environment = {**os.environ, "DIA_URL": url}
                 done = subprocess.run(
                     command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LONGEST
