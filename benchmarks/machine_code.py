@@ -16,10 +16,9 @@ from dia_engine.kernels.dispatch import Architecture, Launch
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 RESERVED_SHARED_MEMORY = 1024  # bytes that CUDA takes of a multiprocessor's shared memory for each program
 FEWER_THREADS = (86, 87, 89, 120, 121)  # architectures with 1536 threads a multiprocessor
-# Spilled bytes per thread that are allowed outside of loops, where each register costs a store and a load per program.
-SMALL_SPILL_BYTES = 8  # everywhere: Triton 3.9's ptxas keeps `o` to 48 registers and spills two more
-EXACT_SPILL_BYTES = 16  # where float32 meets quantized weights, which is there to be exact and not fast
-WIDE_SPILL_BYTES = 40  # in programs of 32 input rows: on an H200 they are the fastest all the same
+# Spilled bytes per thread that are allowed where float32 meets quantized weights, outside of loops: it is there to be
+# exact and not fast, and no tensor core helps it.
+EXACT_SPILL_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -82,17 +81,11 @@ class Build:
 
 
 def _spill_limit(launch: Launch) -> int:
-    """Bytes that a kernel may spill per thread outside of its loops.
-
-    Some where a kernel in float32 does what no tensor core does: decode weights, or attend. In attention ptxas keeps to
-    64 registers for sm_100 and sm_120 and spills two to four.
-    """
-    if launch.constants.get("BLOCK_M") == 32:
-        return WIDE_SPILL_BYTES
+    """Bytes that a kernel may spill per thread outside of its loops."""
     tensors = {name: value.dtype for name, value in launch.arguments.items() if isinstance(value, torch.Tensor)}
-    special = "keys_ptr" in tensors or tensors.get("weight_ptr") in (torch.int8, torch.uint8)
-    exact = special and not {torch.bfloat16, torch.float16} & set(tensors.values())
-    return EXACT_SPILL_BYTES if exact else SMALL_SPILL_BYTES
+    is_quantized = tensors.get("weight_ptr") in (torch.int8, torch.uint8)
+    is_exact = not {torch.bfloat16, torch.float16} & set(tensors.values())
+    return EXACT_SPILL_BYTES if is_quantized and is_exact else 0
 
 
 def read_build(compiled, architecture: Architecture) -> Build:

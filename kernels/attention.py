@@ -212,7 +212,7 @@ def _decode_attention_kernel(
     total = tl.zeros((BLOCK_H,), tl.float32)
     mixed = tl.zeros((BLOCK_D, BLOCK_H), tl.float32)
     for start in range(first, min(first + span, length), BLOCK_T):
-        written = start + t < length
+        written = t < length - start
         if BLOCK_D == HEAD_DIM:
             mask = written[:, None]
         else:

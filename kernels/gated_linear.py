@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
-from .matmul import Tiling, multiply, operands
+from .matmul import Tiling, multiply, operands, rows_from, takes_all_registers
 from .norm import Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
 
@@ -75,20 +75,25 @@ def _gated_linear_kernel(
     SLICES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_row = tl.program_id(0) * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
     first = tl.program_id(1) * (TILE // 2)
     # Even rows of the tile are gate, odd ones up: neighbors then sit in the same thread's registers.
     place = tl.arange(0, TILE)
-    weight_row = tl.minimum(first + place // 2, F - 1) + (place % 2) * F
+    weight_row = rows_from(first, place // 2, F, TILE // 2) + (place % 2) * F
     begin(DEPENDENT)
     mask = row < rows
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
+    is_full: tl.constexpr = takes_all_registers(FORMAT, BLOCK_M)
+    if is_full:
+        scale = norm_scale(squares, K, EPS, HEADROOM)
     y = multiply(
         weight_ptr,
         scale_ptr,
+        first,
         weight_row,
         z_ptr,
-        row,
+        first_row,
         mask,
         STRIDE,
         K,
@@ -98,7 +103,9 @@ def _gated_linear_kernel(
         FORMAT,
         ASSEMBLY,
     )
-    y = y * norm_scale(squares, K, EPS, HEADROOM)[None, :]
+    if not is_full:
+        scale = norm_scale(squares, K, EPS, HEADROOM)
+    y = y * scale[None, :]
     gate, up = y.reshape(TILE // 2, 2, BLOCK_M).permute(0, 2, 1).split()
     hidden = gate / (1.0 + tl.exp(-gate)) * up
     column = first + tl.arange(0, TILE // 2)

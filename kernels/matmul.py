@@ -90,17 +90,25 @@ class Tiling:
     def registers(self, weight: Weight, architecture: int | str) -> int | None:
         """How many the compiler may use per thread; None: it decides.
 
-        For plain programs of 32 weight rows it keeps to 64 on some GPUs and spills 16 bytes, though of those GPUs'
-        100 KB of shared memory no more than two programs get their share, and with 168 registers three would fit. Where
-        there is more shared memory, older ptxas spill more under a limit than without one. On sm_80 those keep int8 to
-        168 and spill in the loop, though shared memory lets two programs run, for which 255 are there.
+        It keeps to fewer than there are, and spills the rest, in
+        * plain programs of 32 weight rows or 16 input rows on GPUs with 100 KB of shared memory, in which two of them
+          fit: to 64 or 48, though with 168 three would run. Where there is more shared memory, older ptxas spill more
+          under a limit than without one;
+        * int8 on sm_80: to 168 or 72, in the loop too, though two fit, for which 255 are there.
+        The widest programs of NF4 need nearly all (`takes_all_registers`): some ptxas spill 8 or 16 bytes unless they
+        are told of 252, for sm_100 if they are.
         """
-        if self.warps != 4 or not isinstance(architecture, int) or not _on_tensor_cores(weight, architecture):
+        if not isinstance(architecture, int) or not _on_tensor_cores(weight, architecture):
+            return None
+        if isinstance(weight, NF4Weight):
+            is_full = self.block_m == 32 and (architecture == 90 or (self.warps == 8 and architecture != 100))
+            return 252 if is_full else None
+        if self.warps != 4:
             return None
         if isinstance(weight, Int8Weight):
             return 255 if architecture == 80 and self.tile >= 32 else None
         is_small = SHARED_MEMORY_LIMIT.get(architecture, LEAST_LIMIT) <= 100 * 1024
-        return 168 if isinstance(weight, torch.Tensor) and is_small and self.tile == 32 else None
+        return 168 if is_small and (self.tile == 32 or self.block_m == 16) else None
 
     @classmethod
     def choose(cls, weight: Weight, tile: int, rows: int, architecture: int | str) -> "Tiling":
@@ -210,13 +218,28 @@ def _slices_first(K: tl.constexpr, UNIT: tl.constexpr, SLICES: tl.constexpr):
     return tl.arange(0, SLICES)[:, None, None] * (tl.cdiv(K, SLICES * UNIT) * UNIT)
 
 
+@triton.constexpr_function
+def takes_all_registers(FORMAT, BLOCK_M):
+    """Whether a product leaves no registers to what its kernel could load before it and use behind it."""
+    return FORMAT == KINDS[NF4Weight] and BLOCK_M == 32
+
+
+@triton.jit
+def rows_from(first, row, N: tl.constexpr, STEP: tl.constexpr):
+    """Rows relative to the first one of a program, which is a multiple of STEP; those beyond N rows repeat the last."""
+    if N % STEP == 0:
+        return row
+    return tl.minimum(row, N - 1 - first)
+
+
 @triton.jit
 def multiply(
     weight_ptr,
     scale_ptr,
+    first_weight_row,
     weight_row,
     input_ptr,
-    input_row,
+    first_input_row,
     input_mask,
     STRIDE: tl.constexpr,
     K: tl.constexpr,
@@ -226,9 +249,17 @@ def multiply(
     FORMAT: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):
-    """Weight rows times input rows, [weight rows, input rows] float32. Weight rows outside the matrix: not allowed."""
+    """Weight rows times input rows, [weight rows, input rows] float32.
+
+    Weight rows are relative to a first one, and none may lie outside of the matrix. The input rows are the first one
+    and those that follow it, as many as `input_mask` has. What a whole program has in common is one addition to a
+    pointer; in every thread's addresses it would take registers through the loop.
+    """
+    weight_ptr += first_weight_row * (K // 2 if FORMAT == NF4 else K)
+    if scale_ptr is not None:
+        scale_ptr += first_weight_row * (K // BLOCK_K if FORMAT == NF4 else 1)
     weights = weight_row[None, :, None]
-    inputs = input_ptr + input_row[None, :, None] * STRIDE
+    inputs = input_ptr + first_input_row * STRIDE + tl.arange(0, input_mask.shape[0])[None, :, None] * STRIDE
     wanted = input_mask[None, :, None]
     if FORMAT == NF4:
         product = _multiply_nf4(weight_ptr, scale_ptr, weights, inputs, wanted, K, BLOCK_K, SLICES, ASSEMBLY)

@@ -5,7 +5,7 @@ import torch
 from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 from .linear import step_linear
-from .matmul import Tiling, multiply, operands
+from .matmul import Tiling, multiply, operands, rows_from
 from .norm import FEWEST_PARTIALS, TILE, Residual, headroom, load_squares, norm_scale
 
 
@@ -38,6 +38,7 @@ def norm_linear(residual: Residual, weight: LinearWeight, eps: float, out: torch
         {"N": outputs, **norm_constants(residual, eps), **tiling.constants(weight, residual.z)},
         warps=tiling.warps,
         stages=tiling.stages,
+        registers=tiling.registers(weight, architecture(out.device)),
         device=out.device,
         fuses_multiply_add=False,  # see `matmul`
     )
@@ -79,18 +80,20 @@ def _norm_linear_kernel(
     SLICES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    weight_row = tl.minimum(column, N - 1)
+    first_row = tl.program_id(0) * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
+    first = tl.program_id(1) * TILE
+    column = first + tl.arange(0, TILE)
     begin(DEPENDENT)
     mask = row < rows
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
     y = multiply(
         weight_ptr,
         scale_ptr,
-        weight_row,
+        first,
+        rows_from(first, tl.arange(0, TILE), N, TILE),
         z_ptr,
-        row,
+        first_row,
         mask,
         STRIDE,
         K,

@@ -8,7 +8,7 @@ import torch
 
 from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
-from .matmul import Tiling, multiply, operands
+from .matmul import Tiling, multiply, operands, takes_all_registers
 from .norm import TILE, Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
 from .rope import apply_rope
@@ -135,26 +135,36 @@ def _project_qkv_kernel(
 ):
     half: tl.constexpr = HEAD_DIM // 2
     pairs: tl.constexpr = (HEADS + 2 * GROUPS) * half
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_row = tl.program_id(0) * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
     first = tl.program_id(1) * (TILE // 2)
     place = tl.arange(0, TILE)
-    pair = tl.minimum(first + place // 2, pairs - 1)
-    weight_row = pair // half * HEAD_DIM + pair % half + (place % 2) * half
+    if half % (TILE // 2) == 0:  # all of one head
+        first_weight_row = first // half * HEAD_DIM + first % half
+        weight_row = place // 2 + (place % 2) * half
+    else:
+        first_weight_row = 0
+        pair = tl.minimum(first + place // 2, pairs - 1)
+        weight_row = pair // half * HEAD_DIM + pair % half + (place % 2) * half
     begin(DEPENDENT)
 
     mask = row < rows
     pair = first + tl.arange(0, TILE // 2)
     head = pair // half
     rotates = head < HEADS + GROUPS
-    position = tl.load(position_ptr + row // 2, mask=mask, other=0)
+    is_full: tl.constexpr = takes_all_registers(FORMAT, BLOCK_M)
+    if not is_full:
+        position = tl.load(position_ptr + row // 2, mask=mask, other=0)
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
-
+    if is_full:
+        scale = norm_scale(squares, K, EPS, HEADROOM)
     y = multiply(
         weight_ptr,
         scale_ptr,
+        first_weight_row,
         weight_row,
         z_ptr,
-        row,
+        first_row,
         mask,
         STRIDE,
         K,
@@ -164,12 +174,16 @@ def _project_qkv_kernel(
         FORMAT,
         ASSEMBLY,
     )
+    if is_full:
+        position = tl.load(position_ptr + row // 2, mask=mask, other=0)
     # Not before the product: their addresses would have the weights wait for the position.
     angle = position[None, :] * half + (pair % half)[:, None]
     wanted = rotates[:, None] & mask[None, :]
     cosine = tl.load(cosines_ptr + angle, mask=wanted, other=1.0)
     sine = tl.load(sines_ptr + angle, mask=wanted, other=0.0)
-    y = y * norm_scale(squares, K, EPS, HEADROOM)[None, :]
+    if not is_full:
+        scale = norm_scale(squares, K, EPS, HEADROOM)
+    y = y * scale[None, :]
     real, imaginary = y.reshape(TILE // 2, 2, BLOCK_M).permute(0, 2, 1).split()
     rotated = (real * cosine - imaginary * sine).to(query_ptr.dtype.element_ty)
     across = (imaginary * cosine + real * sine).to(query_ptr.dtype.element_ty)

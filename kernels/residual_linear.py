@@ -5,7 +5,7 @@ import torch
 from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
 from .linear import step_linear
-from .matmul import Tiling, multiply, operands
+from .matmul import Tiling, multiply, operands, rows_from, takes_all_registers
 from .norm import TILE, Residual, headroom, store_residual
 
 
@@ -93,11 +93,11 @@ def _residual_linear_kernel(
     SLICES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first_row = tl.program_id(0) * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
     tile = tl.program_id(1)
     column = tile * TILE + tl.arange(0, TILE)
     in_width = column < N
-    weight_row = tl.minimum(column, N - 1)
     begin(DEPENDENT)
     mask = row < rows
     inside = in_width[:, None] & mask[None, :]
@@ -107,13 +107,16 @@ def _residual_linear_kernel(
         target = 2 * row + 1
         constant = tl.load(constant_ptr + column, mask=in_width, other=0.0)
         blank = tl.load(x_ptr + (2 * row)[None, :] * N + column[:, None], mask=inside, other=0.0)
-    x = tl.load(x_ptr + target[None, :] * N + column[:, None], mask=inside, other=0.0)
-    x += multiply(
+    is_full: tl.constexpr = takes_all_registers(FORMAT, BLOCK_M)
+    if not is_full:
+        x = tl.load(x_ptr + target[None, :] * N + column[:, None], mask=inside, other=0.0)
+    y = multiply(
         weight_ptr,
         scale_ptr,
-        weight_row,
+        tile * TILE,
+        rows_from(tile * TILE, tl.arange(0, TILE), N, TILE),
         input_ptr,
-        row,
+        first_row,
         mask,
         STRIDE,
         K,
@@ -123,6 +126,9 @@ def _residual_linear_kernel(
         FORMAT,
         ASSEMBLY,
     )
+    if is_full:
+        x = tl.load(x_ptr + target[None, :] * N + column[:, None], mask=inside, other=0.0)
+    x += y
     # Several threads may hold a copy of the same element of x: all must have read it before one of them overwrites it.
     tl.debug_barrier()
     store_residual(x, x_ptr, z_ptr, squares_ptr, norm_ptr, target, mask, tile, column, in_width, N, HEADROOM)

@@ -174,16 +174,22 @@ def test_every_tiling_gives_the_same_results(monkeypatch, name, kind, width):
 
 @pytest.mark.parametrize("rows", [1, 8, 16, 32, 64, 128])
 def test_only_programs_that_would_spill_name_their_registers(rows):
-    """Plain ones of 32 weight rows on GPUs with 100 KB of shared memory, and int8 on sm_80. Older compilers spill under
-    such a limit elsewhere, and AMD's has no such option."""
-    plain, quantized = (empty(kind, 2048, 2048, torch.bfloat16) for kind in (None, "int8"))
+    """Older compilers spill under such a limit elsewhere, and AMD's has no such option."""
+    plain, int8 = (empty(kind, 2048, 2048, torch.bfloat16) for kind in (None, "int8"))
     for architecture in (86, 89, 120):
         tiling = Tiling.choose(plain, 16, rows, architecture)
-        assert tiling.registers(plain, architecture) == (168 if tiling.tile == 32 else None)
-        assert Tiling.choose(quantized, 16, rows, architecture).registers(quantized, architecture) is None
+        is_pressed = tiling.tile == 32 or tiling.block_m == 16
+        assert tiling.registers(plain, architecture) == (168 if is_pressed else None)
+        assert Tiling.choose(int8, 16, rows, architecture).registers(int8, architecture) is None
     for architecture in (80, 90, "gfx942"):
         assert Tiling.choose(plain, 32, rows, architecture).registers(plain, architecture) is None
-    tiling = Tiling.choose(quantized, 16, rows, 80)
-    assert tiling.registers(quantized, 80) == (255 if tiling.tile >= 32 and tiling.warps == 4 else None)
+    tiling = Tiling.choose(int8, 16, rows, 80)
+    assert tiling.registers(int8, 80) == (255 if tiling.tile >= 32 and tiling.warps == 4 else None)
     exact = empty(None, 2048, 2048, torch.float32)
     assert Tiling.choose(exact, 32, rows, 86).registers(exact, 86) is None
+    for columns in (2048, 8192):
+        nf4 = empty("nf4", 2048, columns, torch.bfloat16)
+        widest = Tiling.choose(nf4, 16, rows, 90)
+        assert widest.registers(nf4, 90) == (252 if widest.block_m == 32 else None)
+        assert widest.registers(nf4, 86) == (252 if widest.block_m == 32 and widest.warps == 8 else None)
+        assert widest.registers(nf4, 100) is None
