@@ -219,7 +219,7 @@ def _slices_first(K: tl.constexpr, UNIT: tl.constexpr, SLICES: tl.constexpr):
 
 
 @triton.constexpr_function
-def takes_all_registers(FORMAT, BLOCK_M):
+def takes_all_registers(FORMAT: int, BLOCK_M: int) -> bool:
     """Whether a product leaves no registers to what its kernel could load before it and use behind it."""
     return FORMAT == KINDS[NF4Weight] and BLOCK_M == 32
 
