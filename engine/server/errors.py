@@ -126,8 +126,9 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    if isinstance(error.__cause__, RecursionError):
-        return error_response(ApiError(400, "the body is nested too deeply", code="invalid_json"))
+    if error.status_code == 400 and error.__cause__ is not None:  # what reading a body as JSON has raised
+        message = "the body cannot be read as JSON: it is not UTF-8, is nested too deeply or holds too long a number"
+        return error_response(ApiError(400, message, code="invalid_json"))
     messages = {404: "no such route", 405: "this route does not have that method"}
     message = messages.get(error.status_code, str(error.detail))
     response = error_response(ApiError(error.status_code, message))

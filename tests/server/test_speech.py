@@ -205,7 +205,9 @@ def test_a_malformed_body_is_a_400(server, content):
         assert answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b'{"a":' * 50_000])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[" * 100_000, b'{"a":' * 50_000, b'{"a": "\xff"}', b'{"a": ' + b"9" * 5000 + b"}"]
+)
 def test_a_body_that_is_no_json_has_a_code(server, content):
     answer = server.client.post("/v1/audio/speech", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_json"
