@@ -7,8 +7,8 @@ Records the launches of one step of the 1.6B model on tensors without memory, so
 wrappers launch, compiles each once per architecture, and reads the machine code. Exit status 1 if a kernel does not
 compile or needs more shared memory than the architecture has; on NVIDIA GPUs also if it spills a register (float32 with
 quantized weights: more than 16 bytes of them, or any in a loop), if a projection loads its weights by less than 16
-bytes, or if a dependent launch touches memory before it has waited for the kernel before it
-(prefetches to the L2 cache aside, and what the launch names as `early`).
+bytes, or if a dependent launch touches memory before it has waited for the kernel before it (prefetches to the L2 cache
+aside, and what the launch names as `early`).
 """
 
 import argparse

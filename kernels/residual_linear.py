@@ -96,7 +96,8 @@ def _residual_linear_kernel(
     first_row = tl.program_id(0) * BLOCK_M
     row = first_row + tl.arange(0, BLOCK_M)
     tile = tl.program_id(1)
-    column = tile * TILE + tl.arange(0, TILE)
+    first = tile * TILE
+    column = first + tl.arange(0, TILE)
     in_width = column < N
     begin(DEPENDENT)
     mask = row < rows
@@ -113,8 +114,8 @@ def _residual_linear_kernel(
     y = multiply(
         weight_ptr,
         scale_ptr,
-        tile * TILE,
-        rows_from(tile * TILE, tl.arange(0, TILE), N, TILE),
+        first,
+        rows_from(first, tl.arange(0, TILE), N, TILE),
         input_ptr,
         first_row,
         mask,

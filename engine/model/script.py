@@ -26,23 +26,36 @@ def encode_script(text: str, transcript: str | None, has_prompt: bool, config: D
     Raises:
         TypeError, ValueError: not a script that this model can read, or a transcript of no prompt.
     """
-    most, vocab_size = config.encoder.max_position_embeddings, config.encoder.vocab_size
-    ids = encode_text(text, most, vocab_size)
+    limits = config.encoder.max_position_embeddings, config.encoder.vocab_size
+    ids = encode_text(text, *limits)
     check_says_something(text)
+    said = checked_transcript(transcript, has_prompt, len(ids), config)
+    return encode_text(f"{said.rstrip()} {text}", *limits) if said else ids
+
+
+def checked_transcript(transcript: str | None, has_prompt: bool, text_bytes: int, config: DiaConfig) -> str:
+    """The transcript of an audio prompt, "" if there is none or nothing can be seen in it.
+
+    Args:
+        text_bytes: ids of the shortest text that goes behind it.
+
+    Raises:
+        TypeError, ValueError: the model cannot read it, or not with such a text, or it is of no prompt.
+    """
     if transcript is not None and not isinstance(transcript, str):
         raise TypeError(f"audio_prompt_text must be a string, got {type(transcript).__name__}")
     if transcript is None or not has_visible_text(transcript):
-        return ids
+        return ""
     if not has_prompt:
         raise ValueError("audio_prompt_text is the transcript of an audio_prompt, but there is no audio_prompt")
-    said = transcript.rstrip()
-    size = len(known_bytes(said, vocab_size, "audio_prompt_text"))
-    if size + 1 + len(ids) > most:  # a space lies between them
+    most = config.encoder.max_position_embeddings
+    size = len(known_bytes(transcript.rstrip(), config.encoder.vocab_size, "audio_prompt_text"))
+    if size + 1 + text_bytes > most:  # a space lies between them
         raise ValueError(
             f"audio_prompt_text has {size} bytes (a speaker tag counts as one), the model reads at most {most} "
             f"of it and the text together; use a shorter audio prompt or text"
         )
-    return encode_text(f"{said} {text}", most, vocab_size)
+    return transcript
 
 
 def check_says_something(text: str) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 from ...longform_settings import LongFormSettings
 from ...messages import shown
 from ...model.config import DiaConfig
-from ...model.script import encode_script
-from ...model.tokenizer import encode_bytes, has_visible_text, is_visible
+from ...model.script import checked_transcript, encode_script
+from ...model.tokenizer import encode_bytes, is_visible
 from ..options import SpeechOptions
 from ..voices import joined_prompt
 from .plan import Piece, Plan, plan_pieces, size_of, whole_script
@@ -56,8 +56,9 @@ def piece_maker(
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, got {type(text).__name__}")
     given = joined_prompt(transcript, transcript, text)[1]
-    encode_script("x" if is_split else text, given, has_prompt, config)  # as for a request: the same errors
-    said: str = given if has_visible_text(given or "") else ""
+    if not is_split:
+        encode_script(text, given, has_prompt, config)  # as for a request: the same errors
+    said = checked_transcript(given, has_prompt, 1, config)
     if not is_split:
         whole = whole_script(text, seed, settings, said)
         return lambda: iter((whole,))
