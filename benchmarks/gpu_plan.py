@@ -63,7 +63,7 @@ def _python(module: str, *arguments: str) -> list[str]:
 def gpu_test_files() -> list[Path]:
     """Files with tests marked `gpu`, by their text: collecting them would take as long as running some."""
     files = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda path: ("kernels" not in path.parts, path))
-    marked = re.compile(r"mark\.gpu\b|^\s*dtypes,$|import .*\bdtypes\b", re.MULTILINE)
+    marked = re.compile(r"mark\.gpu\b|^\s*(dtypes|DEVICE),$|import .*\b(dtypes|DEVICE)\b", re.MULTILINE)
     return [path for path in files if marked.search(path.read_text(encoding="utf-8"))]
 
 
@@ -87,11 +87,12 @@ def _tokens_per_sec(part: str, label: str, batch: int, journal: Path, *arguments
 
 def _speed(journal: Path, reference: str | None) -> list[Measurement]:
     peers = ["--against", "transformers", *(["nari", "--reference", reference] if reference else [])]
-    measurements = []
+    # What follows captures steps, one kernel after the other: a minute for each format.
+    measurements = [Measurement("speed", "kernels compiled", _python("benchmarks.compile_kernels"))]
     for batch in BATCHES:
         label = f"batch {batch}"
         command = _tokens_per_sec(
-            "speed", label, batch, journal, "--steps", "200", "--quant", "int8", "nf4", *peers
+            "speed", label, batch, journal, "--steps", "200", "--peer-runs", "1", "--quant", "int8", "nf4", *peers
         )  # fmt: skip
         measurements.append(Measurement("speed", label, command))
     return measurements

@@ -10,11 +10,8 @@ import argparse
 import dataclasses
 import itertools
 import json
-import multiprocessing
-import os
 import timeit
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest import mock
@@ -29,6 +26,7 @@ from dia_engine.kernels.quantized import NF4Weight, Weight
 from dia_engine.weights.recipes import RECIPES
 
 from .command import run
+from .compile_kernels import compiler_count, compilers
 from .kernel_cases import CALLS, DEVICE, Case, rotated, step_cases
 
 PROJECTIONS = ("qkv, rope, cache", "o, residual", "cross q", "gate, up", "down, residual", "head")
@@ -86,8 +84,8 @@ def candidates(name: str, weight: Weight, rows: int, target: Architecture) -> It
 
 def compile_all(slots: int, quant: str) -> None:
     """Fill Triton's cache from several processes."""
-    count = max(1, min(14, (os.cpu_count() or 1) - 2))
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as processes:
+    count = compiler_count()
+    with compilers() as processes:
         list(processes.map(_compile_share, [(slots, quant, index, count) for index in range(count)]))
 
 

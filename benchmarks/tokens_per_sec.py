@@ -126,6 +126,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="requests at once (%(default)s)")
     parser.add_argument("--steps", type=int, help="steps per run; the first tenth is not timed (cpu 60, cuda 400)")
     parser.add_argument("--runs", type=int, default=3, help="timed runs (%(default)s)")
+    parser.add_argument("--peer-runs", type=int, help="timed runs of other runtimes (as --runs)")
     add_peer_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     parser.add_argument(
@@ -182,7 +183,7 @@ def _read_bandwidth(engine: Engine) -> float:
 
 def _measure(runner, text: torch.Tensor, options, engine: Engine) -> dict:
     with _timed_stages(runner) as seconds:
-        timings = [runner.run(text, options.batch, options.steps) for _ in range(options.runs)]
+        timings = [runner.run(text, options.batch, options.steps) for _ in range(_runs(runner, options))]
     steps = sorted(span for timing in timings for span in timing.steps[len(timing.steps) // 10 :])
     median = statistics.median(steps)
     bytes_read = _step_bytes(engine, options, text)
@@ -201,6 +202,10 @@ def _measure(runner, text: torch.Tensor, options, engine: Engine) -> dict:
         "stage_milliseconds": _stage_milliseconds(seconds, timings),
         "peak_percent": None if peak is None else 100 * bytes_read / peak / median,
     }
+
+
+def _runs(runner, options) -> int:
+    return options.runs if isinstance(runner, Ours) else options.peer_runs or options.runs
 
 
 def _timed_stages(runner) -> AbstractContextManager[dict[str, float]]:

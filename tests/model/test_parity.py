@@ -17,19 +17,22 @@ REQUESTS = [
 ]
 
 
-def load(reference, folder) -> Engine:
+def load(reference, folder, device="cpu") -> Engine:
     reference.save_pretrained(folder)
-    return Engine.load(folder, dtype="float32", device="cpu", load_dac=False)
+    return Engine.load(folder, dtype="float32", device=device, load_dac=False)
 
 
 def random_prompt(engine, frames):
     return torch.randint(engine.config.eos_token_id, (frames, engine.config.decoder.num_channels))
 
 
-@pytest.mark.parametrize("seed", range(24))
-def test_greedy_codes_alone_and_in_a_batch(seed, tmp_path):
+ON_GPU = [pytest.param(seed, "cuda", marks=pytest.mark.gpu) for seed in range(6)]
+
+
+@pytest.mark.parametrize("seed, device", [*((seed, "cpu") for seed in range(24)), *ON_GPU])
+def test_greedy_codes_alone_and_in_a_batch(seed, device, tmp_path):
     reference = random_reference(seed)
-    engine = load(reference, tmp_path)
+    engine = load(reference, tmp_path, device)
     vocab, limit = engine.config.decoder.vocab_size, engine.config.encoder.max_position_embeddings
     wanted, prompts = [], []
     for text, frames, max_tokens, cfg_scale, top_k in REQUESTS:

@@ -75,7 +75,7 @@ class GraphRunner(ModelRunner):
 
 def schedule(runner: ModelRunner, requests: list[Request], sizes=ChunkSizes(8, 8)) -> list[np.ndarray]:  # noqa: B008
     """The codes of requests that run together, after the first few join one by one."""
-    scheduler = Scheduler(runner, CodeWindows(torch.device("cpu")), max_delay=CONFIG.max_delay, frames_per_second=86)
+    scheduler = Scheduler(runner, CodeWindows(runner.model.device), max_delay=CONFIG.max_delay, frames_per_second=86)
     call = Call(len(requests), streaming=True)
     for index, request in enumerate(requests):
         scheduler.add(request, index, call, sizes)
@@ -298,6 +298,20 @@ def test_batch_equals_alone_with_graphs():
     together = engine.generate(TEXTS, seed=5, max_tokens=200)
     for text, codes in zip(TEXTS, together, strict=True):
         assert np.array_equal(engine.generate(text, seed=5, max_tokens=200), codes)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quant", [None, "int8", "nf4"])
+def test_at_full_size_who_comes_and_goes_has_the_codes_of_alone(quant):
+    engine = Engine.load("synthetic:full", dtype="bfloat16", quant=quant, device="cuda", load_dac=False)
+    requests = [
+        Request(torch.randint(1, 250, (5 + 9 * index,)), torch.randint(1024, (3 * index, 9)), params, seed=index)
+        for index, params in enumerate([ResolvedSamplingParams(max_tokens=100 + 7 * index) for index in range(24)])
+    ]
+    together = schedule(ModelRunner(engine.model, max_slots=16), requests)
+    one = ModelRunner(engine.model, max_slots=1)
+    for request, codes in zip(requests, together, strict=True):
+        assert np.array_equal(codes, *schedule(one, [request]))
 
 
 @pytest.mark.gpu
