@@ -63,21 +63,26 @@ def _python(module: str, *arguments: str) -> list[str]:
 def gpu_test_files() -> list[Path]:
     """Files with tests marked `gpu`, by their text: collecting them would take as long as running some."""
     files = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda path: ("kernels" not in path.parts, path))
-    marked = re.compile(r"mark\.gpu\b|^\s*(dtypes|DEVICE),$|import .*\b(dtypes|DEVICE)\b", re.MULTILINE)
+    marked = re.compile(r"mark\.gpu\b|^\s*dtypes,$|import .*\bdtypes\b", re.MULTILINE)
     return [path for path in files if marked.search(path.read_text(encoding="utf-8"))]
 
 
 def _correctness(journal: Path, reference: str | None) -> list[Measurement]:
-    measurements = []
+    of_kernels = [path for path in gpu_test_files() if path.parent.name == "kernels"]
+    # All of them run on the GPU, also those that need none: float32 is compiled as well. Most of the time goes to
+    # compiling, so in several processes.
+    processes = max(1, min(12, (os.cpu_count() or 1) - 2))
+    side_by_side = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
+    measurements = [_tests("kernels", of_kernels, *side_by_side)]
     for path in gpu_test_files():
-        # All tests of kernels run on the GPU, also those that need none: float32 is compiled as well. Most of the time
-        # goes to compiling, so in several processes. Elsewhere tests look at the memory that is free, one by one.
-        processes = max(1, min(12, (os.cpu_count() or 1) - 2))
-        of_kernels = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
-        selected = of_kernels if path.parent.name == "kernels" else ["-m", "gpu"]
-        command = _python("pytest", "-q", *selected, str(path.relative_to(ROOT)))
-        measurements.append(Measurement("correctness", path.stem, command))
+        if path not in of_kernels:  # one by one: they look at the memory that is free
+            measurements.append(_tests(path.stem, [path], "-m", "gpu"))
     return measurements
+
+
+def _tests(name: str, paths: list[Path], *arguments: str) -> Measurement:
+    files = [str(path.relative_to(ROOT)) for path in paths]
+    return Measurement("correctness", name, _python("pytest", "-q", *arguments, *files))
 
 
 def _tokens_per_sec(part: str, label: str, batch: int, journal: Path, *arguments: str) -> list[str]:

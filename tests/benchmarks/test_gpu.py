@@ -81,7 +81,8 @@ def test_every_test_for_a_gpu_is_in_a_file_that_is_run(request):
 
 def test_kernels_are_tested_in_float32_as_well(tmp_path):
     commands = {measurement.name: measurement.command for measurement in plan("correctness", tmp_path / "j.jsonl")}
-    assert "gpu" not in commands["test_kernels"] and "gpu" not in commands["test_quant_kernels"]
+    of_kernels = set(commands["kernels"])
+    assert "gpu" not in of_kernels and {"tests/kernels/test_kernels.py", "tests/kernels/test_snake.py"} < of_kernels
     assert commands["test_runner"][-3:-1] == ["-m", "gpu"]
 
 

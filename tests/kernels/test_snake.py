@@ -84,7 +84,7 @@ def test_what_is_no_number_stays_in_its_sample():
 
 
 @pytest.mark.skipif("EMULATED_ARCHITECTURE" in os.environ, reason="a sine calls a function, which the emulator lacks")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("channels, samples", SHAPES)
 def test_the_kernel_is_the_reference(channels, samples, dtype):
     pytest.importorskip("triton")
