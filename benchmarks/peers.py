@@ -23,10 +23,11 @@ PARAMS = ResolvedSamplingParams()
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds from the script to the end of the first step, and of each step after it."""
+    """Seconds from the script to the end of the first steps, and of each step after them."""
 
     first: float
     steps: list[float]
+    first_steps: int = 1  # those of one launch, where several steps are captured together
 
 
 class Ours:
@@ -69,7 +70,8 @@ class Ours:
         for slot in range(batch):
             runner.release(slot)
         spans = timing_of(stamps)
-        return Timing(spans.first, [span / count for span, count in zip(spans.steps, made[1:], strict=True)][:steps])
+        later = [span / count for span, count in zip(spans.steps, made[1:], strict=True)]
+        return Timing(spans.first, later[:steps], first_steps=made[0])
 
     @contextmanager
     def timed_stages(self) -> Iterator[dict[str, float]]:
