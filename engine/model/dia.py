@@ -1,7 +1,7 @@
 """Encoder and decoder as functions of their weights, and the decode step."""
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -130,28 +130,26 @@ class DiaModel:
         return PREFILL_ROWS[self.device.type != "cpu"]
 
     def prefill(self, state: DecodeState, slot: int, text: torch.Tensor) -> None:
-        """`prefill_pieces` and `resume` in one go, for a slot whose position is read back from the device."""
+        """Fill a slot's caches and let it run, all in one go; arguments are those of `text_pieces`. The length of the
+        prompt is read back from the device."""
         length = int(state.position[slot])
-        for _ in self.prefill_pieces(state, slot, text, length):
+        for _ in self.text_pieces(state, slot, text):
+            pass
+        for _ in self.prompt_pieces(state, slot, len(text), length):
             pass
         self.resume(state, slot, length)
 
-    def prefill_pieces(
-        self, state: DecodeState, slot: int, text: torch.Tensor, length: int, prefix: KVCache | None = None
-    ) -> Generator[int, None, None]:
-        """Fill a started slot's caches from its text and its prompt.
+    # A prefill runs piece by piece: decode steps of other slots may run between two, on a CPU also beside one, and the
+    # state may grow. The pieces are layers, and in the decoder PREFILL_ROWS rows of the prompt at a time, always cut at
+    # the same rows, so that the result does not depend on what else runs.
 
-        Piece by piece: decode steps of other slots may run between two, on a CPU also beside one. The pieces are
-        layers, and in the decoder PREFILL_ROWS rows of the prompt at a time, always cut at the same rows, so that the
-        result does not depend on what else runs.
+    def text_pieces(self, state: DecodeState, slot: int, text: torch.Tensor) -> Iterator[int]:
+        """The first half of a prefill: encode the text, and project it for each layer of the decoder.
 
         Args:
             state: on which `start` was called for the slot.
             slot: which one.
             text: ids [S] int64 on the model's device.
-            length: rows of the prompt, the slot's position.
-            prefix: keys and values [L, G, length, Dh] of the prompt's rows without text, which do not depend on the
-                text: what `prompt_cache` gave after an earlier prefill of the same prompt.
 
         Yields:
             the multiplications of each piece, before it is run.
@@ -161,17 +159,31 @@ class DiaModel:
         for _ in self.encoder.layers:
             yield text.shape[0] * _block_weights(encoder)
             encoded = next(encoder_pieces)
-        text_caches = []
         for index, layer in enumerate(self.layers):
             yield text.shape[0] * _text_projection_weights(decoder)
-            text_caches.append(layer.cross_attn.project_text(encoded))
-            for cache, new in zip(state.cross_cache.layer(index), text_caches[-1], strict=True):
+            for cache, new in zip(state.cross_cache.layer(index), layer.cross_attn.project_text(encoded), strict=True):
                 cache[slot, :, : text.shape[0]] = new.transpose(0, 1)
+
+    def prompt_pieces(
+        self, state: DecodeState, slot: int, text_length: int, length: int, prefix: KVCache | None = None
+    ) -> Iterator[int]:
+        """The second half: run the rows of the prompt.
+
+        Args:
+            state, slot: whose text has been read.
+            text_length: positions of the text.
+            length: rows of the prompt, the slot's position.
+            prefix: keys and values [L, G, length, Dh] of the prompt's rows without text, which do not depend on the
+                text: what `prompt_cache` gave after an earlier prefill of the same prompt.
+
+        Yields:
+            as `text_pieces`.
+        """
         if prefix is None:
-            yield from self._prompt_pieces(state, slot, length, None)
+            yield from self._prompt_rows(state, slot, None, length)
         else:
             self.prompt_cache(state, slot, length).copy_from(prefix)
-        yield from self._prompt_pieces(state, slot, length, text_caches)
+        yield from self._prompt_rows(state, slot, text_length, length)
 
     def resume(self, state: DecodeState, slot: int, length: int) -> None:
         """Let a slot whose caches are filled run from the next step on: its first row is `length`."""
@@ -180,11 +192,9 @@ class DiaModel:
         residual.write(first_row, self.layers[0].self_norm.weight)
         state.resume(slot)
 
-    def _prompt_pieces(
-        self, state: DecodeState, slot: int, length: int, text_caches: list[tuple[torch.Tensor, torch.Tensor]] | None
-    ) -> Iterator[int]:
-        """Run the prompt's rows, with the text or without."""
-        batch_row = 2 * slot + (text_caches is not None)
+    def _prompt_rows(self, state: DecodeState, slot: int, text_length: int | None, length: int) -> Iterator[int]:
+        """Run a prompt's rows, with the text or, where its length is None, without."""
+        batch_row = 2 * slot + (text_length is not None)
         for start in range(0, length, self.prefill_rows):
             stop = min(start + self.prefill_rows, length)
             x = embed(state.grid[slot, start:stop], self.embedding)
@@ -192,8 +202,11 @@ class DiaModel:
             for index, layer in enumerate(self.layers):
                 yield (stop - start) * _block_weights(self.config.decoder)
                 keys, values = (cache[batch_row] for cache in state.self_cache.layer(index))
-                text_cache = None if text_caches is None else text_caches[index]
-                x = layer.prefill(x, (cosines, sines), (keys, values), text_cache, start)
+                text = None
+                if text_length is not None:
+                    text_keys, text_values = state.cross_cache.layer(index)
+                    text = text_keys[slot, :, :text_length], text_values[slot, :, :text_length]
+                x = layer.prefill(x, (cosines, sines), (keys, values), text, start)
 
     @staticmethod
     def prompt_cache(state: DecodeState, slot: int, length: int) -> KVCache:

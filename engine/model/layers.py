@@ -145,7 +145,7 @@ class DecoderLayer:
             x: [N, D] float32.
             rope: for these rows' positions.
             self_cache: keys and values [G, T, Dh] of the batch row; rows start..start+N-1 are written.
-            cross_cache: keys and values [S, G, Dh] of the text; None without text.
+            cross_cache: keys and values [G, S, Dh] of the text; None without text.
 
         Returns:
             [N, D] float32.
@@ -160,7 +160,8 @@ class DecoderLayer:
             x = x + self.without_text
         else:
             query = self.cross_attn.query(self.cross_norm(x))
-            mixed = sequence_attention(query, *cross_cache, causal=False)
+            key, value = (cache.transpose(0, 1) for cache in cross_cache)
+            mixed = sequence_attention(query, key, value, causal=False)
             x = x + sequence_linear(mixed, self.cross_attn.o)
         return x + self.mlp(self.mlp_norm(x))
 

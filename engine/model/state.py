@@ -219,16 +219,21 @@ class DecodeState:
             buffers=self.buffers.part(some, rows),
         )
 
-    def copy_from(self, other: "DecodeState") -> None:
-        """Take over the slots of a smaller state of as many rows and text positions, in the same places."""
-        part = self.part(range(other.slots))
+    def move_to(self, larger: "DecodeState") -> None:
+        """Move into the memory of a larger state of as many rows and text positions, the slots in the same places.
+
+        Afterwards this state has the tensors of the other. Whoever works on a slot over a longer time, as a prefill in
+        pieces does, asks for its tensors anew each time.
+        """
+        part = larger.part(range(self.slots))
         for name in PER_SLOT:
-            getattr(part, name).copy_(getattr(other, name))
-        for mine, theirs in ((part.self_cache, other.self_cache), (part.cross_cache, other.cross_cache)):
-            mine.keys.copy_(theirs.keys)
-            mine.values.copy_(theirs.values)
-        for field in fields(other.residual):
-            getattr(part.residual, field.name).copy_(getattr(other.residual, field.name))
+            getattr(part, name).copy_(getattr(self, name))
+        part.self_cache.copy_from(self.self_cache)
+        part.cross_cache.copy_from(self.cross_cache)
+        for field in fields(self.residual):
+            getattr(part.residual, field.name).copy_(getattr(self.residual, field.name))
+        for field in fields(self):
+            setattr(self, field.name, getattr(larger, field.name))
 
 
 def copy_to(target: torch.Tensor, source: torch.Tensor) -> None:

@@ -144,7 +144,7 @@ class ModelRunner:
                 self._ensure_captured(count)
 
     def prefill(self, slot: int, request: Request) -> Generator[int, None, None]:
-        """Give a free slot to a request, and fill its caches; see `DiaModel.prefill_pieces`. `resume` lets it run then.
+        """Give a free slot to a request, and fill its caches; see `DiaModel.text_pieces`. `resume` lets it run then.
 
         On a CPU any threads may run the pieces, one after the other, beside decode steps of other slots. What comes
         before the first one is for the thread of the steps.
@@ -159,7 +159,8 @@ class ModelRunner:
         text = torch.empty(request.text_ids.shape, dtype=torch.int64, device=model.device)
         copy_to(text, request.text_ids)
         prompt = request.prompt_codes
-        yield from model.prefill_pieces(state, slot, text, len(prompt), self._prefixes.find(prompt))
+        yield from model.text_pieces(state, slot, text)
+        yield from model.prompt_pieces(state, slot, len(text), len(prompt), self._prefixes.find(prompt))
 
     def resume(self, slot: int, request: Request) -> None:
         """Let a request run from the next launch on, behind its prefill."""
@@ -207,7 +208,7 @@ class ModelRunner:
         """Wait for the oldest launch in flight -> its number, and the status of every slot after it."""
         snapshot = self._snapshots.popleft()
         rows = snapshot.read()
-        if snapshot.state is self._state:  # not of slots that have grown since
+        if snapshot.slots == self._slots:  # they have not grown since
             self._spare_snapshots.append(snapshot)
         return snapshot.launch, [SlotStatus(*fields) for fields in zip(*rows, strict=True)]
 
@@ -286,8 +287,9 @@ class ModelRunner:
         if self._state is not None:
             for event in self._reads.values():  # of the memory that is given up here
                 torch.cuda.current_stream(model.device).wait_event(event)
-            grown.copy_from(self._state)
-        self._state = grown
+            self._state.move_to(grown)
+        else:
+            self._state = grown
         self._graphs, self._pool, self._parts = {}, None, {}
         self._spare_snapshots.clear()
 
@@ -353,7 +355,7 @@ class Snapshot:
 
     def __init__(self, state: DecodeState):
         on_gpu = state.grid.is_cuda
-        self.state, self.launch = state, 0
+        self.state, self.slots, self.launch = state, state.slots, 0
         self._copy = torch.empty(state.status.shape, dtype=torch.int64, device="cpu", pin_memory=on_gpu)
         self._done = torch.cuda.Event(blocking=True) if on_gpu else None  # a wait does not spin
 
@@ -371,4 +373,4 @@ class Snapshot:
         """Wait for the copy -> its rows."""
         if self._done is not None:
             self._done.synchronize()
-        return self._copy[:, : self.state.slots].tolist()
+        return self._copy[:, : self.slots].tolist()

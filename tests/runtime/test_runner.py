@@ -1,5 +1,6 @@
 """The runner of a model: slots that grow while others run, launches of several steps, and what only a GPU can show."""
 
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -103,6 +104,22 @@ def test_memory_grows_while_requests_run(model):
     assert runner.allocated == [1, 2, 4, 8, 12] and runner.captured == [1, 2, 4, 8, 12]
     for codes, request in zip(found, requests, strict=True):
         assert np.array_equal(codes, codes_alone(model, request))
+
+
+@pytest.mark.parametrize("pieces", [1, 5, 9, 12])
+def test_memory_may_grow_in_the_middle_of_a_prefill(model, pieces, monkeypatch):
+    monkeypatch.setattr("dia_engine.model.dia.PREFILL_ROWS", (8, 8))
+    runner, request = GraphRunner(model), make_requests(4)[3]
+    assert runner.fits(0)
+    prefill = runner.prefill(0, request)
+    assert len(list(islice(prefill, pieces))) == pieces
+    assert runner.fits(1) and runner.allocated == [1, 2]
+    assert len(list(prefill)) > 0, "there is something left to do"
+    runner.resume(0, request)
+    while runner.state.countdown[0]:
+        runner.decode(range(1), 8)
+    alone = codes_alone(model, request)
+    assert torch.equal(runner.codes(0, len(request.prompt_codes), len(alone)), alone)
 
 
 def test_launches_end_where_a_window_becomes_complete(model):
