@@ -9,7 +9,7 @@ LINT_READY := $(if $(READY),$(VENV)/.lint-ready)
 DOCS_READY := $(if $(READY),$(VENV)/.docs-ready)
 # What `make quick` tests: from a script to audio, the rules of sampling and of the code's layout, recorded codes, the docs.
 QUICK := test_architecture.py test_documentation.py test_engine.py test_sampling_params.py kernels/test_dispatch.py kernels/test_sample.py \
-	model/test_config.py model/test_delay.py model/test_golden.py model/test_tokenizer.py
+	model/test_config.py model/test_delay.py model/test_golden.py text/test_tokenizer.py
 
 .PHONY: demo lint quick docs test test-slow test-server test-page test-ray test-install hear gpu clean
 

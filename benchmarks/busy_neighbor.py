@@ -23,7 +23,7 @@ from pathlib import Path
 from dia_engine import Engine
 from dia_engine.devices.device import computing
 from dia_engine.devices.threads import is_small
-from dia_engine.model.tokenizer import encode_text
+from dia_engine.text.tokenizer import encode_text
 
 from .command import run
 from .peers import Ours

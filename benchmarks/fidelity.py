@@ -29,9 +29,9 @@ from dia_engine.kernels.quantized import FORMATS, Weight
 from dia_engine.kernels.sample import filter_probabilities
 from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig
 from dia_engine.model.dia import DiaModel, parameter_shapes
-from dia_engine.model.tokenizer import encode_text
 from dia_engine.runtime.request import Request
 from dia_engine.sampling_params import ResolvedSamplingParams
+from dia_engine.text.tokenizer import encode_text
 from dia_engine.weights.recipes import RECIPES, Recipe, chosen_formats
 from dia_engine.weights.source import resolve_model
 

@@ -21,12 +21,12 @@ import torch
 
 from dia_engine import Engine
 from dia_engine.codec.windowed import HostCopy, SoundWindows
-from dia_engine.model.tokenizer import encode_text
 from dia_engine.runtime.call import Call
 from dia_engine.runtime.chunking import ChunkSizes, full_windows
 from dia_engine.runtime.request import parse_requests
 from dia_engine.runtime.runner import ModelRunner
 from dia_engine.runtime.scheduler import Scheduler
+from dia_engine.text.tokenizer import encode_text
 from dia_engine.weights.source import resolve_model
 
 from .command import run

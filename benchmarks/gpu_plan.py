@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -35,11 +36,13 @@ class Switch:
 
     @property
     def exists(self) -> bool:
-        """Whether a kernel reads it: otherwise both values would time the same code."""
-        return any(self.variable in path.read_text(encoding="utf-8") for path in (ROOT / "kernels").glob("*.py"))
+        """Whether the code reads it: otherwise both values would time the same."""
+        sources = chain((ROOT / "kernels").glob("*.py"), (ROOT / "engine").rglob("*.py"))
+        return any(self.variable in path.read_text(encoding="utf-8") for path in sources)
 
 
 SWITCHES = (
+    Switch("DIA_TEXT_GRAPHS", ("0", "1"), (1, 16), ("int8", "nf4")),  # in prefill: the column "text"
     Switch("DIA_PDL", ("1", "0"), (1, 16), ("int8", "nf4")),  # dependent launches, from sm_90
     Switch("DIA_ATTENTION_PROGRAMS", ("64", "128"), (1,)),  # of the spans of one request
 )

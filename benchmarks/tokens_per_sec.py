@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from dia_engine import Engine
-from dia_engine.model.tokenizer import encode_text
+from dia_engine.text.tokenizer import encode_text
 from dia_engine.weights.recipes import RECIPES
 
 from .command import run

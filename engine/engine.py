@@ -35,7 +35,6 @@ from .messages import shown
 from .model.config import DiaConfig
 from .model.dia import DiaModel
 from .model.teacher_forcing import teacher_forced_logits
-from .model.tokenizer import encode_text
 from .progress import check_on_progress, steps_bar
 from .results import Generation, Progress
 from .runtime.call import Call, Chunk
@@ -46,6 +45,7 @@ from .runtime.prompts import checked_codes, read_sample
 from .runtime.request import Request
 from .runtime.stream import AudioStream
 from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams, check_seed, require_integer
+from .text.tokenizer import encode_text
 from .weights.load import default_dtype
 from .weights.recipes import checked_recipe
 from .weights.source import ModelSource, default_long_form, resolve_files, resolve_model

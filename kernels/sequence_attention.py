@@ -14,34 +14,40 @@ from .cpu.matmul import compiled_for_sequences, thread_count
 from .cpu.structures import SequenceAttention
 
 
-def sequence_attention_ref(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
+def sequence_attention_ref(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, exists: torch.Tensor | None = None
+) -> torch.Tensor:
     """See `sequence_attention`."""
     rows, positions = query.shape[0], key.shape[0]
+    shares_keys = query.shape[1] != key.shape[1]  # which not all of torch's operations with a mask can do
     query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))  # heads first
-    mask = None
+    mask = None if exists is None else exists.expand(rows, positions)
     if causal and rows != positions:
         mask = torch.ones(rows, positions, dtype=torch.bool, device=query.device).tril(positions - rows)
     is_causal = causal and mask is None
     mixed = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=is_causal, scale=1.0, enable_gqa=True
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=1.0, enable_gqa=shares_keys
     )
     return mixed[0].transpose(0, 1).flatten(1)
 
 
-def sequence_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
+def sequence_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, exists: torch.Tensor | None = None
+) -> torch.Tensor:
     """Attend from N rows of a sequence to M positions.
 
     Args:
         query: [N, H, Dh].
         key, value: [M, G, Dh] in the same dtype, with G dividing H; query head h reads head h // (H / G).
         causal: the queries are those of the last N positions, and attend up to their own.
+        exists: [M] bool, positions that are attended to; None for all. Not together with `causal`.
 
     Returns:
         [N, H * Dh] in the query's dtype.
     """
-    functions = compiled_for_sequences(query)
+    functions = None if exists is not None else compiled_for_sequences(query)
     if functions is None:
-        return sequence_attention_ref(query, key, value, causal)
+        return sequence_attention_ref(query, key, value, causal, exists)
     return attend_compiled(query, key, value, causal, functions)
 
 

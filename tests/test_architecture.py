@@ -17,9 +17,10 @@ ALLOWED = {
     "model": {"kernels", "devices", "files", ""},
     "codec": {"kernels", "devices", "files", ""},
     "weights": {"kernels", "devices", "files", "model", "codec", ""},
-    "runtime": {"kernels", "devices", "files", "model", "codec", ""},
+    "text": {"model", ""},
+    "runtime": {"kernels", "devices", "files", "model", "codec", "text", ""},
     "audio": {"devices", "files", ""},
-    "longform": {"devices", "files", "model", "codec", "runtime", "audio", ""},
+    "longform": {"devices", "files", "model", "codec", "text", "runtime", "audio", ""},
 }
 ON_TOP = {"engine", "batch", "capacity", "cli", "cluster", "info", "server", "__init__", "__main__"}
 FOLDERS = [

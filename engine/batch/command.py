@@ -21,11 +21,11 @@ from ..files.new_folder import remove_empty
 from ..files.paths import user_path, user_target
 from ..longform.options import SpeechOptions
 from ..messages import described, shown
-from ..model.script import logger as script_logger
 from ..progress import progress_bar
 from ..runtime.call import logger as cut_logger
 from ..runtime.limits import Limits
 from ..sampling_params import SamplingParams
+from ..text.script import logger as script_logger
 from ..weights.source import resolve_model
 from .job import Outcome, Speaker, run_job
 from .manifest import Manifest, Record, open_manifest

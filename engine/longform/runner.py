@@ -11,11 +11,11 @@ from ..codec.windowed import CodeWindows, Decoded
 from ..devices.precision import full_float32
 from ..longform_settings import LongFormSettings
 from ..model.config import DiaConfig
-from ..model.tokenizer import encode_text
 from ..runtime.call import Call
 from ..runtime.chunking import ChunkSizes
 from ..runtime.engine_thread import EngineThread
 from ..runtime.request import Request
+from ..text.tokenizer import encode_text
 from .assembly import Assembler
 from .calls import ScriptCall
 from .options import SpeechOptions

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..messages import listed, shown
-from ..model.script import TAGS
 from ..runtime.prompts import SpeakerPrompts
+from ..text.script import TAGS
 
 SPEAKERS = tuple(tag.strip("[]") for tag in TAGS)
 _TAG = re.compile("|".join(map(re.escape, TAGS)))

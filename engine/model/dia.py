@@ -1,7 +1,7 @@
 """Encoder and decoder as functions of their weights, and the decode step."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -91,14 +91,19 @@ class Encoder:
         *_, encoded = self.pieces(ids)
         return encoded
 
-    def pieces(self, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The result of each layer, of which the last is that of the encoder."""
+    def pieces(self, ids: torch.Tensor, exists: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        """The result of each layer, of which the last is that of the encoder.
+
+        Args:
+            ids: [S] int64.
+            exists: [S] bool, false for ids that only fill up, which no other attends to; None if all of them count.
+        """
         cosines, sines = (table[: ids.shape[0]] for table in self.rope)
         x = self.embedding[ids].float()
         for layer in self.layers[:-1]:
-            x = layer(x, (cosines, sines))
+            x = layer(x, (cosines, sines), exists)
             yield x
-        yield self.norm(self.layers[-1](x, (cosines, sines)))
+        yield self.norm(self.layers[-1](x, (cosines, sines), exists))
 
 
 class DiaModel:
@@ -154,15 +159,36 @@ class DiaModel:
         Yields:
             the multiplications of each piece, before it is run.
         """
+        return self.projected_text(text, lambda layer: state.text_cache(layer, slot, len(text)))
+
+    def projected_text(
+        self,
+        text: torch.Tensor,
+        cache: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+        exists: torch.Tensor | None = None,
+    ) -> Iterator[int]:
+        """`text_pieces` into any memory.
+
+        Args:
+            text: ids [S] int64 on the model's device.
+            cache: gives a layer's keys and values [G, S, Dh], to be written.
+            exists: as for `Encoder.pieces`.
+        """
         encoder, decoder = self.config.encoder, self.config.decoder
-        encoder_pieces = self.encoder.pieces(text)
+        encoder_pieces = self.encoder.pieces(text, exists)
         for _ in self.encoder.layers:
             yield text.shape[0] * _block_weights(encoder)
             encoded = next(encoder_pieces)
         for index, layer in enumerate(self.layers):
             yield text.shape[0] * _text_projection_weights(decoder)
-            for cache, new in zip(state.cross_cache.layer(index), layer.cross_attn.project_text(encoded), strict=True):
-                cache[slot, :, : text.shape[0]] = new.transpose(0, 1)
+            for part, new in zip(cache(index), layer.cross_attn.project_text(encoded), strict=True):
+                part.copy_(new.transpose(0, 1))
+
+    def text_work(self, length: int) -> int:
+        """Multiplications of all of `text_pieces` for a text of so many positions."""
+        encoder, decoder = self.config.encoder, self.config.decoder
+        layers = encoder.num_hidden_layers * _block_weights(encoder)
+        return length * (layers + decoder.num_hidden_layers * _text_projection_weights(decoder))
 
     def prompt_pieces(
         self, state: DecodeState, slot: int, text_length: int, length: int, prefix: KVCache | None = None
@@ -202,10 +228,7 @@ class DiaModel:
             for index, layer in enumerate(self.layers):
                 yield (stop - start) * _block_weights(self.config.decoder)
                 keys, values = (cache[batch_row] for cache in state.self_cache.layer(index))
-                text = None
-                if text_length is not None:
-                    text_keys, text_values = state.cross_cache.layer(index)
-                    text = text_keys[slot, :, :text_length], text_values[slot, :, :text_length]
+                text = None if text_length is None else state.text_cache(index, slot, text_length)
                 x = layer.prefill(x, (cosines, sines), (keys, values), text, start)
 
     @staticmethod

@@ -71,9 +71,16 @@ class SelfAttention:
         query, key = apply_rope(rotated, *rope).split(self.heads[:2], dim=1)  # together: half as many kernels
         return query, key, value
 
-    def over_sequence(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
+    def over_sequence(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        causal: bool,
+        exists: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """All N positions of one sequence at once: heads [N, H or G, Dh] -> [N, width]."""
-        mixed = sequence_attention(query, key, value, causal)
+        mixed = sequence_attention(query, key, value, causal, exists)
         return sequence_linear(mixed, self.o)
 
 
@@ -112,10 +119,10 @@ class EncoderLayer:
         self.mlp_norm = Norm(weights, f"{name}.mlp_norm", sizes.norm_eps, dtype)
         self.mlp = Mlp(weights, f"{name}.mlp")
 
-    def __call__(self, x: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """x [S, E] float32 -> the same, one layer on."""
+    def __call__(self, x: torch.Tensor, rope: Rope, exists: torch.Tensor | None = None) -> torch.Tensor:
+        """x [S, E] float32 -> the same, one layer on; `exists` as for `Encoder.pieces`."""
         query, key, value = self.self_attn.project(self.self_norm(x), rope)
-        x = x + self.self_attn.over_sequence(query, key, value, causal=False)
+        x = x + self.self_attn.over_sequence(query, key, value, causal=False, exists=exists)
         return x + self.mlp(self.mlp_norm(x))
 
 

@@ -196,6 +196,11 @@ class DecodeState:
         self.seed[slot] = seed
         self.last_text[slot] = text_length - 1
 
+    def text_cache(self, layer: int, slot: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of a layer's keys and values [G, length, Dh] of a slot's text."""
+        keys, values = self.cross_cache.layer(layer)
+        return keys[slot, :, :length], values[slot, :, :length]
+
     def resume(self, slot: int) -> None:
         """Let a slot run from the next step on."""
         self.countdown[slot] = RUNNING

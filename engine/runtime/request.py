@@ -10,8 +10,8 @@ import torch
 from ..codec import Codec
 from ..messages import shown
 from ..model.config import DiaConfig
-from ..model.script import encode_script, warn_of_scripts
 from ..sampling_params import MAX_SEED, ResolvedSamplingParams, SamplingParams, check_seed, left_out
+from ..text.script import encode_script, warn_of_scripts
 from .prompts import AudioPrompt, ReadPrompt, encode_read, read_prompt
 
 

@@ -21,6 +21,7 @@ from ..model.cache import PrefixCache
 from ..model.delay import playable_codes
 from ..model.dia import DiaModel, decoder_weights
 from ..model.state import DecodeState, copy_to
+from ..model.text_graphs import TextGraphs, text_graphs_are_on
 from .request import Request
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class ModelRunner:
         self._snapshots: deque[Snapshot] = deque()  # of launches whose status has not been read, in their order
         self._spare_snapshots: list[Snapshot] = []
         self._reads: dict[int, torch.cuda.Event] = {}  # by slot: when its codes have been gathered
+        self._text_graphs = TextGraphs(model, self.captures) if self.on_gpu and text_graphs_are_on() else None
         self._prefixes = PrefixCache(self.slot_bytes())
         self._fits: int | None = None  # slots, once more of them have been refused for memory
 
@@ -139,6 +141,8 @@ class ModelRunner:
         most = self._count_for(slots)
         if most > self._slots:
             self._grow(most)
+        if self._text_graphs is not None:
+            self._text_graphs.prepare()
         if self.captures:
             for count in sorted({*(count for count in SLOT_COUNTS if count < most), most}, reverse=True):
                 self._ensure_captured(count)
@@ -159,7 +163,8 @@ class ModelRunner:
         text = torch.empty(request.text_ids.shape, dtype=torch.int64, device=model.device)
         copy_to(text, request.text_ids)
         prompt = request.prompt_codes
-        yield from model.text_pieces(state, slot, text)
+        reader = model if self._text_graphs is None else self._text_graphs
+        yield from reader.text_pieces(state, slot, text)
         yield from model.prompt_pieces(state, slot, len(text), len(prompt), self._prefixes.find(prompt))
 
     def resume(self, slot: int, request: Request) -> None:

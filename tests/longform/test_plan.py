@@ -11,7 +11,7 @@ from dia_engine.longform.planning.checked_plan import _is_readable, make_plan
 from dia_engine.longform.planning.plan import Plan, Planner, derived_seed, plan_pieces, size_of
 from dia_engine.longform.planning.turns import sentences, units, whole_sentences
 from dia_engine.longform_settings import LongFormSettings
-from dia_engine.model.tokenizer import has_visible_text
+from dia_engine.text.tokenizer import has_visible_text
 from dia_engine.weights.synthetic import synthetic_config
 
 DIA = LongFormSettings()

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from dia_engine import Engine
 from dia_engine.model.state import DecodeState
-from dia_engine.model.tokenizer import encode_text
 from dia_engine.sampling_params import ResolvedSamplingParams
+from dia_engine.text.tokenizer import encode_text
 
 DATA = Path(__file__).parents[1] / "data"
 CASES = json.loads((DATA / "golden" / "cases.json").read_text())

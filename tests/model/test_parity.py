@@ -5,8 +5,8 @@ import torch
 
 from dia_engine import Engine
 from dia_engine.model.state import DecodeState
-from dia_engine.model.tokenizer import encode_text
 from dia_engine.sampling_params import ResolvedSamplingParams
+from dia_engine.text.tokenizer import encode_text
 from tests.reference import random_reference, reference_codes, reference_logits
 
 REQUESTS = [

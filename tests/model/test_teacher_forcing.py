@@ -5,7 +5,7 @@ import torch
 
 from dia_engine import Engine
 from dia_engine.model.delay import prompt_grid
-from dia_engine.model.tokenizer import encode_text
+from dia_engine.text.tokenizer import encode_text
 from tests.reference import random_reference, reference_logits
 
 TEXT = "[S1] Some text. [S2] More!"

@@ -12,6 +12,7 @@ from dia_engine import Engine
 from dia_engine.codec.windowed import CodeWindows
 from dia_engine.model.dia import DiaModel
 from dia_engine.model.state import DecodeState
+from dia_engine.model.text_graphs import TextGraphs
 from dia_engine.runtime.call import Call
 from dia_engine.runtime.chunking import ChunkSizes
 from dia_engine.runtime.request import Request
@@ -120,6 +121,13 @@ def test_memory_may_grow_in_the_middle_of_a_prefill(model, pieces, monkeypatch):
         runner.decode(range(1), 8)
     alone = codes_alone(model, request)
     assert torch.equal(runner.codes(0, len(request.prompt_codes), len(alone)), alone)
+
+
+def test_texts_are_read_by_graphs_where_that_is_on(model):
+    runner, requests = GraphRunner(model, max_slots=3), make_requests(5)
+    runner._text_graphs = TextGraphs(model, captures=False)
+    for codes, request in zip(schedule(runner, requests), requests, strict=True):
+        assert np.array_equal(codes, codes_alone(model, request))
 
 
 def test_launches_end_where_a_window_becomes_complete(model):

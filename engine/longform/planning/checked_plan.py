@@ -6,8 +6,8 @@ from typing import Any
 from ...longform_settings import LongFormSettings
 from ...messages import shown
 from ...model.config import DiaConfig
-from ...model.script import checked_transcript, encode_script
-from ...model.tokenizer import encode_bytes, is_visible
+from ...text.script import checked_transcript, encode_script
+from ...text.tokenizer import encode_bytes, is_visible
 from ..options import SpeechOptions
 from ..voices import joined_prompt
 from .plan import Piece, Plan, plan_pieces, size_of, whole_script

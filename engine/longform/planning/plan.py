@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ...longform_settings import LongFormSettings
-from ...model.script import TAGS, check_says_something
+from ...text.script import TAGS, check_says_something
 from .turns import Unit, last_tag, units
 
 SMALLEST = 0.4  # of a piece: a shorter rest joins its neighbor

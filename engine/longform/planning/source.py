@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ...longform_settings import LongFormSettings
-from ...model.script import TAGS
+from ...text.script import TAGS
 from .plan import Piece, Planner
 from .turns import last_tag, units, whole_sentences
 

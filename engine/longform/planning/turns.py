@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from ...model.script import TAGS
+from ...text.script import TAGS
 
 LONGEST_PARENTHESIS = 200  # characters that a growing text is given to close one
 _TAG = re.compile("|".join(map(re.escape, TAGS)))

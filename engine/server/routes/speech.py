@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import HTTPConnection
 
-from ...model.tokenizer import has_visible_text
 from ...runtime.prompts import AudioPrompt
+from ...text.tokenizer import has_visible_text
 from ..access import KEY_IN_SCHEMA
 from ..audio.decode import decode_audio
 from ..audio.formats import AudioFormat, openai_format

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import torch
 
-from .config import DiaConfig
+from ..model.config import DiaConfig
 from .tokenizer import SPEAKER_TAGS, check_visible, encode_text, has_visible_text, known_bytes
 
 logger = logging.getLogger(__name__)

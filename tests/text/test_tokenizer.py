@@ -2,7 +2,7 @@
 
 import pytest
 
-from dia_engine.model.tokenizer import encode_text
+from dia_engine.text.tokenizer import encode_text
 
 
 def test_bytes_and_speaker_tags():
