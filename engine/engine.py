@@ -257,7 +257,7 @@ class Engine:
         if slots > self.max_slots:
             raise ValueError(f"slots must be at most max_slots, {self.max_slots}, got {shown(slots)}")
         check_not_forked(self.device)
-        self._thread.run(lambda: self._thread.scheduler.runner.prepare(slots))
+        self._thread.run(lambda: self._thread.scheduler.prepare(slots))
         shortest = self._parse(
             "x", {"max_tokens": self.config.max_delay + 2}, options=SpeechOptions(split=False), seed=0
         )

@@ -87,6 +87,7 @@ class Launch:
         return options | ({"launch_pdl": True} if self.dependent else {})
 
     def run(self) -> None:
+        """On the current device, whatever device the tensors are on."""
         self.kernel[self.grid](**self.arguments, **self.constants, DEPENDENT=self.dependent, **self.options)
 
 
@@ -218,7 +219,8 @@ def launch(
     if detour:
         detour.handler(described)
     else:
-        described.run()
+        with torch.cuda.device(device):
+            described.run()
 
 
 @triton.jit

@@ -20,6 +20,7 @@ from dia_engine.codec import Codec
 from dia_engine.files.hub import DEFAULT_MODEL
 from dia_engine.sampling_params import MODEL_DEFAULT
 from dia_engine.weights.save import save_weights
+from dia_engine.weights.source import resolve_model
 
 TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
 SHORT = {"max_tokens": 40}
@@ -248,6 +249,16 @@ def test_a_codec_that_does_not_fit_is_refused(engine):
     other = Codec.from_config(replace(engine.codec.config, n_codebooks=4))
     with pytest.raises(ValueError, match="4 codebooks of 1024, the model speaks 9 channels"):
         Engine.load("synthetic:tiny", codec=other)
+
+
+def test_a_codec_on_another_gpu_is_refused(engine, monkeypatch):
+    codec = Codec.from_config(engine.codec.config, device="cpu")
+    monkeypatch.setattr(Codec, "device", torch.device("cuda", 0))
+    source = resolve_model("synthetic:tiny")
+    with pytest.raises(ValueError, match="the loaded codec that was given is on cuda:0, the model on cuda:1"):
+        source.open_codec(codec, torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert source.open_codec(codec, torch.device("cuda")) is codec
 
 
 @pytest.mark.parametrize("mode", ["autocast", "inference_mode", "enable_grad", "float64", "medium"])

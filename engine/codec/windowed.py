@@ -5,20 +5,26 @@ announced are captured in CUDA graphs: the codec has 150 small kernels, whose la
 On a CPU a window is computed in tiles, without the samples that nobody wants.
 """
 
+import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 
-from ..devices.cuda_graph import GraphPool, captured
+from ..devices.cuda_graph import GraphPool, lacks_memory
 from ..devices.precision import full_float32
 from ..devices.workers import Job
 from .dac import Codec
 from .receptive_field import ReceptiveField, receptive_field
 from .tiles import Pieces, finished
 
-MAX_CACHED_GRAPHS = 64  # a caller may ask for any number of chunk sizes
+logger = logging.getLogger(__name__)
+
+# A caller may ask for any chunk sizes. Windows of other lengths are decoded without a graph.
+MOST_GRAPHS = 64
+LONGEST_GRAPH = 256  # frames
+PRIORITY = -1  # before the steps in the queue for the GPU: a window is short, and someone waits for its sound
 
 
 class HostCopy:
@@ -54,8 +60,7 @@ class CodeWindows:
     receptive_field = ReceptiveField(0, 0)
 
     def __init__(self, device: torch.device):
-        # Before the steps in the queue for the GPU: a window is short, and someone waits for its sound.
-        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device, priority=PRIORITY) if device.type == "cuda" else None
 
     @property
     def holds_up_steps(self) -> bool:
@@ -137,18 +142,20 @@ class SoundWindows(CodeWindows):
         self._pool: GraphPool | None = None
 
     def prepare(self, lengths: Iterable[int]) -> None:
-        """On a GPU capture a graph for each length that has none yet, all in one memory pool."""
-        missing = set(lengths) - set(self._graphs)
+        """On a GPU capture a graph for each length that has none yet, all in one memory pool, as long as there is
+        memory."""
+        missing = {length for length in lengths if length <= LONGEST_GRAPH} - set(self._graphs)
         if self._stream is None or not missing:
             return
-        if len(self._graphs) + len(missing) > MAX_CACHED_GRAPHS:
-            self._stream.synchronize()  # what runs in the memory that is given up here
-            self._graphs = {}  # before the new memory is asked for
-            missing = set(lengths)
-        if not self._graphs:
-            self._pool = torch.cuda.graph_pool_handle()
-        for length in sorted(missing, reverse=True):
-            self._graphs[length] = _Graph(self.codec, length, self._pool, self._stream)
+        self._pool = self._pool or GraphPool(self.codec.device, priority=PRIORITY, dependent_launches=False)
+        for length in sorted(missing, reverse=True)[: MOST_GRAPHS - len(self._graphs)]:
+            try:
+                self._graphs[length] = _Graph(self.codec, length, self._pool)
+            except RuntimeError as error:
+                if not lacks_memory(error):
+                    raise
+                logger.warning("no memory for a graph of windows of %d frames: they take longer", length)
+                return
 
     def widened(self, start: int, stop: int) -> int:
         """The last window of a sound may have any length: with more frames before it it may be a captured one."""
@@ -177,14 +184,14 @@ class SoundWindows(CodeWindows):
 class _Graph:
     """The codec captured for windows of one length."""
 
-    def __init__(self, codec: Codec, length: int, pool: GraphPool | None, stream: torch.cuda.Stream):
+    def __init__(self, codec: Codec, length: int, pool: GraphPool):
         self._codes = torch.zeros((length, codec.num_codebooks), dtype=torch.int64, device=codec.device)
         self._waveform = torch.zeros_like(codec.synthesize(self._codes))
 
         def work() -> None:
             self._waveform.copy_(codec.synthesize(self._codes))
 
-        self._graph = captured(work, pool, stream)
+        self._graph = pool.capture(work)
 
     def replay(self, codes: torch.Tensor) -> torch.Tensor:
         """The waveform, valid until the next replay on this stream."""

@@ -145,8 +145,9 @@ class DiaModel:
         self.resume(state, slot, length)
 
     # A prefill runs piece by piece: decode steps of other slots may run between two, on a CPU also beside one, and the
-    # state may grow. The pieces are layers, and in the decoder PREFILL_ROWS rows of the prompt at a time, always cut at
-    # the same rows, so that the result does not depend on what else runs.
+    # state may grow, so that nothing refers to its memory from one piece to the next. The pieces are layers, and in the
+    # decoder PREFILL_ROWS rows of the prompt at a time, always cut at the same rows, so that the result does not depend
+    # on what else runs.
 
     def text_pieces(self, state: DecodeState, slot: int, text: torch.Tensor) -> Iterator[int]:
         """The first half of a prefill: encode the text, and project it for each layer of the decoder.
@@ -181,8 +182,7 @@ class DiaModel:
             encoded = next(encoder_pieces)
         for index, layer in enumerate(self.layers):
             yield text.shape[0] * _text_projection_weights(decoder)
-            for part, new in zip(cache(index), layer.cross_attn.project_text(encoded), strict=True):
-                part.copy_(new.transpose(0, 1))
+            layer.cross_attn.fill(encoded, *cache(index))
 
     def text_work(self, length: int) -> int:
         """Multiplications of all of `text_pieces` for a text of so many positions."""
@@ -209,6 +209,7 @@ class DiaModel:
             yield from self._prompt_rows(state, slot, None, length)
         else:
             self.prompt_cache(state, slot, length).copy_from(prefix)
+            prefix = None  # memory that may be needed elsewhere
         yield from self._prompt_rows(state, slot, text_length, length)
 
     def resume(self, state: DecodeState, slot: int, length: int) -> None:
@@ -220,16 +221,27 @@ class DiaModel:
 
     def _prompt_rows(self, state: DecodeState, slot: int, text_length: int | None, length: int) -> Iterator[int]:
         """Run a prompt's rows, with the text or, where its length is None, without."""
-        batch_row = 2 * slot + (text_length is not None)
         for start in range(0, length, self.prefill_rows):
             stop = min(start + self.prefill_rows, length)
             x = embed(state.grid[slot, start:stop], self.embedding)
             cosines, sines = (table[start:stop] for table in self.rope)
-            for index, layer in enumerate(self.layers):
+            for index in range(len(self.layers)):
                 yield (stop - start) * _block_weights(self.config.decoder)
-                keys, values = (cache[batch_row] for cache in state.self_cache.layer(index))
-                text = None if text_length is None else state.text_cache(index, slot, text_length)
-                x = layer.prefill(x, (cosines, sines), (keys, values), text, start)
+                x = self._layer_of_prompt(index, x, (cosines, sines), state, slot, text_length, start)
+
+    def _layer_of_prompt(
+        self,
+        index: int,
+        x: torch.Tensor,
+        rope: tuple[torch.Tensor, torch.Tensor],
+        state: DecodeState,
+        slot: int,
+        text_length: int | None,
+        start: int,
+    ) -> torch.Tensor:
+        keys, values = (cache[2 * slot + (text_length is not None)] for cache in state.self_cache.layer(index))
+        text = None if text_length is None else state.text_cache(index, slot, text_length)
+        return self.layers[index].prefill(x, rope, (keys, values), text, start)
 
     @staticmethod
     def prompt_cache(state: DecodeState, slot: int, length: int) -> KVCache:

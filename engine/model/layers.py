@@ -97,6 +97,11 @@ class CrossAttention:
         keys, values = sequence_linear(encoded, self.kv).view(-1, 2, self.groups, self.head_dim).unbind(dim=1)
         return keys, values
 
+    def fill(self, encoded: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write the keys and values [G, S, Dh] of an encoded text [S, E]."""
+        for cache, new in zip((keys, values), self.project_text(encoded), strict=True):
+            cache.copy_(new.transpose(0, 1))
+
     def query(self, x: torch.Tensor) -> torch.Tensor:
         """x [N, width] -> [N, H, Dh]."""
         return sequence_linear(x, self.q).view(-1, self.heads, self.head_dim)

@@ -1,8 +1,8 @@
 """The half of a prefill that reads the text, by CUDA graphs: one for each of a few lengths, to which texts are padded.
 
-One by one, its 400 kernels take Python longer to launch than a GPU to run: prefill took 9 to 14 ms in bfloat16 and 14 to
-25 with quantized weights on an H100, where the products are worth less than 2. Padding changes the last bits, so that
-all texts are padded where this is on, also where nothing is captured.
+One by one, its 400 kernels take Python longer to launch than a GPU to run: prefill took 9 to 14 ms in bfloat16 and 14
+to 25 with quantized weights on an H100, where the products are worth less than 2. Padding changes the last bits, so
+that all texts are padded where this is on, also where nothing is captured.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..devices.cuda_graph import GraphPool, captured
+from ..devices.cuda_graph import GraphPool
 from .cache import KVCache
 from .dia import DiaModel
 from .state import DecodeState
@@ -46,7 +46,6 @@ class TextGraphs:
         self._cache = KVCache.allocate(decoder.num_hidden_layers, 1, heads, longest, head_dim, model.dtype, device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # by length
         self._pool: GraphPool | None = None
-        self._stream: torch.cuda.Stream | None = None  # that they are captured on
 
     def prepare(self) -> None:
         """Capture what is not captured yet."""
@@ -75,6 +74,5 @@ class TextGraphs:
     def _ensure_captured(self, length: int) -> None:
         if not self._captures or length in self._graphs:
             return
-        if self._pool is None or self._stream is None:
-            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._model.device)
-        self._graphs[length] = captured(lambda: self._read(length), self._pool, self._stream)
+        self._pool = self._pool or GraphPool(self._model.device)
+        self._graphs[length] = self._pool.capture(lambda: self._read(length))

@@ -221,11 +221,20 @@ class EngineThread:
             if item is None:
                 return False
             if isinstance(item, _Work):
-                item.run()
-                continue
-            for index, request in enumerate(item.requests, start=item.first_index):
-                self.scheduler.add(request, index, item.call, item.sizes)
+                with full_float32():
+                    item.run()
+            else:
+                self._add(item)
         return True
+
+    def _add(self, submission: _Submission) -> None:
+        for index, request in enumerate(submission.requests):
+            try:
+                self.scheduler.add(request, submission.first_index + index, submission.call, submission.sizes)
+            except Exception as error:  # of the graphs of the call's windows: its own fault, and nobody else's
+                self.scheduler.ended += len(submission.requests) - index
+                submission.call.fail(error)
+                return
 
     def _refuse(self, item: Any, error: BaseException) -> None:
         if isinstance(item, _Work):

@@ -10,11 +10,11 @@ import time
 from collections import deque
 from collections.abc import Generator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from ..devices.cuda_graph import captured
+from ..devices.cuda_graph import GraphPool
 from ..devices.slow_steps import SlowSteps
 from ..kernels.advance import RUNNING
 from ..model.cache import PrefixCache
@@ -36,6 +36,7 @@ NON_FINITE_CAUSES = {
 STEPS_PER_LAUNCH = (8, 4, 2, 1)
 SLOT_COUNTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 DEFAULT_CPU_SLOTS = 8
+SECONDS_TO_RETRY = 1.0  # after memory for more slots was refused
 
 
 class SlotStatus(NamedTuple):
@@ -81,14 +82,13 @@ class ModelRunner:
         self._state: DecodeState | None = None
         self._parts: dict[range, DecodeState] = {}  # some slots of the state
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # by slots and steps
-        self._pool: Any = None  # of the graphs' memory
-        self._stream: torch.cuda.Stream | None = None  # that they are captured on
+        self._pool: GraphPool | None = None
         self._snapshots: deque[Snapshot] = deque()  # of launches whose status has not been read, in their order
         self._spare_snapshots: list[Snapshot] = []
         self._reads: dict[int, torch.cuda.Event] = {}  # by slot: when its codes have been gathered
         self._text_graphs = TextGraphs(model, self.captures) if self.on_gpu and text_graphs_are_on() else None
         self._prefixes = PrefixCache(self.slot_bytes())
-        self._fits: int | None = None  # slots, once more of them have been refused for memory
+        self._retry_at = 0.0  # `time.monotonic()` from which on memory for more slots is asked for again
 
     @property
     def state(self) -> DecodeState:
@@ -113,22 +113,23 @@ class ModelRunner:
         return self.model.prefill_rows * decoder_weights(self.model.config)
 
     def fits(self, slot: int) -> bool:
-        """Whether a slot has memory, after an attempt to get it.
+        """Whether a slot has memory, after an attempt to get it; once refused, the next one is a while later.
 
         Raises:
             torch.OutOfMemoryError: there is no memory for any slot.
         """
         if slot < self._slots:
             return True
-        if self._fits is not None and slot >= self._fits:
+        if time.monotonic() < self._retry_at:
             return False
         try:
             self._grow(self._count_for(slot + 1))
         except torch.OutOfMemoryError as error:
             if not self._slots:
                 raise
-            self._fits = self._slots
-            logger.warning("%s; further requests wait for a free slot", error)
+            log = logger.debug if self._retry_at else logger.warning  # one line, however long it lasts
+            log("%s; further requests wait for a free slot", error)
+            self._retry_at = time.monotonic() + SECONDS_TO_RETRY
             return False
         return True
 
@@ -293,8 +294,11 @@ class ModelRunner:
             for event in self._reads.values():  # of the memory that is given up here
                 torch.cuda.current_stream(model.device).wait_event(event)
             self._state.move_to(grown)
+            if self._state.grid.is_cuda:
+                torch.cuda.synchronize(model.device)  # codes are gathered on a stream that does not wait for this one
         else:
             self._state = grown
+        self._retry_at = 0.0
         self._graphs, self._pool, self._parts = {}, None, {}
         self._spare_snapshots.clear()
 
@@ -340,14 +344,13 @@ class ModelRunner:
         """
         if (slots, self._launch_sizes[-1]) in self._graphs:
             return
-        if self._pool is None or self._stream is None:
-            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.model.device)
+        self._pool = self._pool or GraphPool(self.model.device)
         countdown = self.state.countdown.clone()
         self.state.countdown.zero_()
         part = self._part(range(slots))
         try:
             for steps in self._launch_sizes:
-                self._graphs[slots, steps] = captured(partial(self._steps, part, steps), self._pool, self._stream)
+                self._graphs[slots, steps] = self._pool.capture(partial(self._steps, part, steps))
         finally:
             self.state.countdown.copy_(countdown)
 

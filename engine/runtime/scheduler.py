@@ -97,6 +97,12 @@ class Scheduler:
         """Whether there is anything left to do."""
         return bool(self.waiting or self.prefilling or self.running or self.finishing)
 
+    def prepare(self, slots: int) -> None:
+        """Allocate and capture now what up to `slots` requests will use, and streams in chunks of the default sizes."""
+        self.runner.prepare(slots)
+        context = self.decoder.receptive_field
+        self.decoder.prepare(window_lengths(ChunkSizes().with_defaults(context), context))
+
     def add(self, request: Request, index: int, call: Call, sizes: ChunkSizes) -> Sequence:
         """Put a request at the end of the queue."""
         if call.streaming:

@@ -83,6 +83,8 @@ class ModelSource(ABC):
         if isinstance(codec, Codec):
             if dtype not in (None, codec.dtype):
                 raise ValueError(f"codec_dtype is {dtype}, but the loaded codec that was given is in {codec.dtype}")
+            if codec.device.type == "cuda" and codec.device != _with_index(device):
+                raise ValueError(f"the loaded codec that was given is on {codec.device}, the model on {device}")
         elif codec is None:
             codec = self.load_codec(device=device, dtype=dtype or torch.float32)
         else:
@@ -106,6 +108,13 @@ class ModelSource(ABC):
     @abstractmethod
     def copy_companions(self, target: Path) -> None:
         """Copy into a folder what lies beside the model: its codec and its defaults."""
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """The name that a device's tensors have."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 class FileSource(ModelSource):

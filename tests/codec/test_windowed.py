@@ -29,6 +29,53 @@ def test_windows_go_before_the_steps_in_the_queue(monkeypatch):
     assert CodeWindows(GPU)._stream.priority < 0
 
 
+@pytest.fixture
+def captured(monkeypatch) -> list[int]:
+    """The lengths of windows for which `SoundWindows.prepare` has captured a graph."""
+    lengths = []
+    monkeypatch.setattr(windowed, "_Graph", lambda codec, length, pool: lengths.append(length))
+    monkeypatch.setattr(windowed, "GraphPool", lambda device, **settings: settings)
+    return lengths
+
+
+def windows_on_gpu() -> SoundWindows:
+    windows = SoundWindows(small_codec())
+    windows._stream = FakeStream(GPU)
+    return windows
+
+
+def test_graphs_are_for_windows_of_few_lengths_that_are_not_long(captured):
+    windows = windows_on_gpu()
+    windows.prepare([18, 34, 68, windowed.LONGEST_GRAPH, windowed.LONGEST_GRAPH + 1, 10**9])
+    assert captured == [windowed.LONGEST_GRAPH, 68, 34, 18]
+    windows.prepare([18, 34, 35])
+    assert captured[4:] == [35]
+    for length in range(1, 200):
+        windows.prepare([length])
+    assert len(captured) == windowed.MOST_GRAPHS and {18, 34, 35, 68} <= set(windows._graphs), "the first are kept"
+
+
+def test_without_memory_for_a_graph_windows_go_without(captured, monkeypatch, caplog):
+    windows, capture = windows_on_gpu(), windowed._Graph
+
+    def refuse(codec, length, pool):
+        if length > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return capture(codec, length, pool)
+
+    monkeypatch.setattr(windowed, "_Graph", refuse)
+    windows.prepare([18, 34])
+    windows.prepare([18])
+    assert captured == [18] and "no memory for a graph of windows of 34 frames" in caplog.text
+
+    def fail(codec, length, pool):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(windowed, "_Graph", fail)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        windows.prepare([34])
+
+
 def test_a_copy_to_the_host_is_ready_with_the_event_behind_it(monkeypatch):
     log = []
     event = SimpleNamespace(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,3 +120,20 @@ def test_disabled_dependent_launches_stay_off(monkeypatch):
     assert not disable_dependent_launches(GPU), "a second failure has another cause"
     monkeypatch.setenv("DIA_PDL", "1")
     assert not launches_are_dependent(GPU)
+
+
+def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
+    """Triton launches on the current one, which a user of a second GPU need not have changed."""
+    current, launched = ["cuda:0"], []
+
+    @contextmanager
+    def device(wanted):
+        before, current[0] = current[0], str(wanted)
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(dispatch.Launch, "run", lambda launch: launched.append(current[0]))
+    fake_gpu(monkeypatch, capability=(9, 0))
+    dispatch.launch(None, (1,), {}, {}, warps=4, stages=1, device=torch.device("cuda", 1))
+    assert launched == ["cuda:1"] and current == ["cuda:0"]

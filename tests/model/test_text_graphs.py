@@ -30,20 +30,22 @@ def captures(monkeypatch) -> list[int]:
     """How many replays each capture has had so far."""
     replays = []
 
-    def captured(work, pool, stream):
-        work()
-        index = len(replays)
-        replays.append(0)
+    class FakePool:
+        def __init__(self, device):
+            self.device = device
 
-        def replay():
-            replays[index] += 1
+        def capture(self, work):
             work()
+            index = len(replays)
+            replays.append(0)
 
-        return SimpleNamespace(replay=replay)
+            def replay():
+                replays[index] += 1
+                work()
 
-    monkeypatch.setattr(text_graphs, "captured", captured)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+            return SimpleNamespace(replay=replay)
+
+    monkeypatch.setattr(text_graphs, "GraphPool", FakePool)
     return replays
 
 

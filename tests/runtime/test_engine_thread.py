@@ -277,3 +277,13 @@ def test_preparing_warns_of_nothing(caplog):
         assert not caplog.records
         engine.generate(TEXT, seed=1, max_tokens=20)
     assert "cut by max_tokens" in caplog.text
+
+
+def test_prepare_is_also_for_the_windows_of_streams(monkeypatch):
+    with load() as engine:
+        prepared, asked = set(), set()
+        monkeypatch.setattr(engine.windows, "prepare", prepared.update)
+        engine.prepare(2)
+        monkeypatch.setattr(engine.windows, "prepare", asked.update)
+        list(engine.stream(TEXT, seed=1, max_tokens=30))
+        assert asked and asked <= prepared

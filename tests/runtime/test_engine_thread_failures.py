@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dia_engine import Engine
 from tests.runtime.helpers import HANGS, wait_until
@@ -105,6 +106,39 @@ def test_after_a_failure_of_the_device_all_get_one_error(monkeypatch, where):
             call()
     assert not engine.active_requests
     engine.close()
+
+
+@pytest.mark.parametrize("scripts", [1, 3])
+def test_a_stream_whose_windows_cannot_be_prepared_fails_alone(scripts, monkeypatch):
+    """On a GPU they are captured when the call comes in."""
+    with load() as engine:
+        wanted, go = engine.generate(TEXT, **SHORT), held(engine)
+        other = in_thread(engine.generate, TEXT, **SHORT)
+        wait_until(lambda: engine._thread.scheduler.running)
+
+        def prepare(lengths):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 67 GiB")
+
+        monkeypatch.setattr(engine.windows, "prepare", prepare)
+        stream = in_thread(list, engine.stream([TEXT] * scripts, **SHORT))
+        go.set()
+        with pytest.raises(torch.OutOfMemoryError, match="67 GiB"):
+            stream.result(HANGS)
+        assert np.array_equal(other.result(HANGS), wanted) and engine.usable
+        wait_until(lambda: not engine.active_requests)
+        assert np.array_equal(engine.generate(TEXT, **SHORT), wanted)
+
+
+def test_what_is_run_between_steps_is_computed_in_full_float32(monkeypatch):
+    """Such as `prepare` and `teacher_forced_logits`."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with load() as engine:
+            assert engine._thread.run(lambda: torch.backends.cuda.matmul.fp32_precision) == "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def test_a_request_that_fails_fails_alone(monkeypatch):

@@ -1,11 +1,13 @@
 """The runner of a model: slots that grow while others run, launches of several steps, and what only a GPU can show."""
 
+import gc
 from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from benchmarks.batch import batch_codes, start_batch
 from dia_engine import Engine
@@ -16,7 +18,7 @@ from dia_engine.model.text_graphs import TextGraphs
 from dia_engine.runtime.call import Call
 from dia_engine.runtime.chunking import ChunkSizes
 from dia_engine.runtime.request import Request
-from dia_engine.runtime.runner import STEPS_PER_LAUNCH, ModelRunner, SlotStatus, Snapshot
+from dia_engine.runtime.runner import SECONDS_TO_RETRY, STEPS_PER_LAUNCH, ModelRunner, SlotStatus, Snapshot
 from dia_engine.runtime.scheduler import Scheduler
 from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.weights.synthetic import random_weights, synthetic_config
@@ -128,6 +130,43 @@ def test_texts_are_read_by_graphs_where_that_is_on(model):
     runner._text_graphs = TextGraphs(model, captures=False)
     for codes, request in zip(schedule(runner, requests), requests, strict=True):
         assert np.array_equal(codes, codes_alone(model, request))
+
+
+@pytest.mark.parametrize("pieces", [4, 8, 11, 14, 16])
+def test_a_prefill_that_is_half_done_keeps_no_memory_that_was_given_up(model, pieces, monkeypatch):
+    monkeypatch.setattr("dia_engine.model.dia.PREFILL_ROWS", (8, 8))
+    runner, request = GraphRunner(model), make_requests(4)[3]
+    assert runner.fits(0)
+    prefill = runner.prefill(0, request)
+    assert len(list(islice(prefill, pieces))) == pieces
+    state = runner.state
+    caches = (state.self_cache.keys, state.self_cache.values, state.cross_cache.keys, state.cross_cache.values)
+    given_up = [StorageWeakRef(cache.untyped_storage()) for cache in caches]
+    del caches
+    assert runner.fits(1)
+    gc.collect()
+    assert all(storage.expired() for storage in given_up)
+    prefill.close()
+
+
+def test_memory_that_was_refused_is_asked_for_again_a_while_later(model, monkeypatch, caplog):
+    now = [100.0]
+    monkeypatch.setattr("dia_engine.runtime.runner.time.monotonic", lambda: now[0])
+    runner = GraphRunner(model, memory=3)
+    assert runner.fits(0) and runner.fits(1)
+    for _ in range(3):  # of which the second and the third do not ask
+        assert not runner.fits(2)
+    now[0] += SECONDS_TO_RETRY + 0.1
+    assert not runner.fits(2) and len(caplog.records) == 1, "one line, however long it lasts"
+    runner.memory = 100  # somebody else has given memory back
+    assert not runner.fits(2)
+    now[0] += SECONDS_TO_RETRY + 0.1
+    assert runner.fits(2) and runner.allocated == [1, 2, 4]
+    runner.memory = 5
+    assert not runner.fits(4) and len(caplog.records) == 2, "news again"
+    runner.memory = 100
+    runner.prepare(8)
+    assert runner.fits(7) and runner.fits(8) and runner.allocated == [1, 2, 4, 8, 12]
 
 
 def test_launches_end_where_a_window_becomes_complete(model):
