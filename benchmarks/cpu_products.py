@@ -33,7 +33,7 @@ from dia_engine.kernels.linear import (
 )
 from dia_engine.kernels.quantized import FORMATS
 from dia_engine.model.config import DiaConfig
-from dia_engine.model.dia import parameter_shapes
+from dia_engine.model.shapes import parameter_shapes
 from dia_engine.weights.source import resolve_model
 
 from .command import run

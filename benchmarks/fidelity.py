@@ -28,7 +28,8 @@ from dia_engine.kernels.cpu.onednn import pack_for_device
 from dia_engine.kernels.quantized import FORMATS, Weight
 from dia_engine.kernels.sample import filter_probabilities
 from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig
-from dia_engine.model.dia import DiaModel, parameter_shapes
+from dia_engine.model.dia import DiaModel
+from dia_engine.model.shapes import parameter_shapes
 from dia_engine.runtime.request import Request
 from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.text.tokenizer import encode_text

@@ -25,7 +25,8 @@ from dia_engine.kernels.architectures import SHARED_MEMORY_LIMIT
 from dia_engine.kernels.dispatch import Architecture, Launch, intercept_launches
 from dia_engine.kernels.quantized import FORMATS
 from dia_engine.model.config import DiaConfig
-from dia_engine.model.dia import DiaModel, parameter_shapes
+from dia_engine.model.dia import DiaModel
+from dia_engine.model.shapes import parameter_shapes
 from dia_engine.model.state import DecodeState
 from dia_engine.weights.recipes import RECIPES, chosen_formats
 

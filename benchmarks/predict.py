@@ -29,7 +29,7 @@ import torch
 from dia_engine.info import weight_bytes
 from dia_engine.kernels.dispatch import Launch
 from dia_engine.model.config import DiaConfig
-from dia_engine.model.dia import parameter_shapes
+from dia_engine.model.shapes import parameter_shapes
 from dia_engine.runtime.runner import STEPS_PER_LAUNCH
 from dia_engine.weights.recipes import RECIPES, chosen_formats
 

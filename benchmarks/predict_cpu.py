@@ -26,7 +26,8 @@ from dia_engine.kernels.advance import RUNNING
 from dia_engine.kernels.cpu.matmul import thread_count
 from dia_engine.kernels.cpu.variants import chosen_variant
 from dia_engine.model.config import DiaConfig
-from dia_engine.model.dia import DiaModel, parameter_shapes
+from dia_engine.model.dia import DiaModel
+from dia_engine.model.shapes import parameter_shapes
 from dia_engine.runtime.request import Request
 from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.text.tokenizer import encode_text

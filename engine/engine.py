@@ -60,7 +60,7 @@ class Engine:
 
     Attributes:
         config: sizes and special ids of the model.
-        weights: by the names of `model.dia.parameter_shapes`, on `device`.
+        weights: by the names of `model.shapes.parameter_shapes`, on `device`.
         model: what computes; its parts may change in any version.
         codec: a `Codec`; None after `load_dac=False`.
         windows: decodes the codes of a stream in windows.

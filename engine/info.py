@@ -11,7 +11,7 @@ from .devices.environment import described_environment
 from .kernels.cpu.variants import description
 from .kernels.quantized import FORMATS
 from .model.config import DiaConfig
-from .model.dia import parameter_shapes
+from .model.shapes import parameter_shapes
 from .runtime.limits import Limits
 from .weights.load import check_formats
 from .weights.recipes import RECIPES, checked_recipe, chosen_formats

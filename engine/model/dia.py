@@ -1,6 +1,5 @@
 """Encoder and decoder as functions of their weights, and the decode step."""
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,67 +9,15 @@ from ..kernels.norm_linear import norm_linear
 from ..kernels.rope import rope_table
 from ..kernels.sample_and_advance import embed, next_row
 from .cache import KVCache
-from .config import DecoderConfig, DiaConfig, EncoderConfig
+from .config import DiaConfig, EncoderConfig
 from .cpu_step import CompiledStep
 from .layers import DecoderLayer, EncoderLayer, Norm, Weights, plain_weight
+from .shapes import block_weights, text_projection_weights
 from .state import DecodeState
 
 # Rows of a prompt that one piece of a prefill runs, with text or without: on a CPU, elsewhere. A piece must not hold up
 # decode steps for long; a larger one reads the weights less often.
 PREFILL_ROWS = (128, 1024)
-
-
-def parameter_shapes(config: DiaConfig) -> dict[str, tuple[int, ...]]:
-    """Every weight of a model and its shape, in the order of use. Names that end in `norm.weight` are float32."""
-    encoder, decoder = config.encoder, config.decoder
-    shapes: dict[str, tuple[int, ...]] = {"encoder.embedding.weight": (encoder.vocab_size, encoder.hidden_size)}
-    for index in range(encoder.num_hidden_layers):
-        shapes |= _block_shapes(f"encoder.layers.{index}", encoder)
-    shapes["encoder.norm.weight"] = (encoder.hidden_size,)
-    table = (decoder.num_channels * decoder.vocab_size, decoder.hidden_size)
-    shapes["decoder.embedding.weight"] = table
-    for index in range(decoder.num_hidden_layers):
-        shapes |= _block_shapes(f"decoder.layers.{index}", decoder)
-    shapes["decoder.norm.weight"] = (decoder.hidden_size,)
-    shapes["decoder.head.weight"] = table
-    return shapes
-
-
-def _block_shapes(name: str, sizes: EncoderConfig | DecoderConfig) -> dict[str, tuple[int, ...]]:
-    width, inner = sizes.hidden_size, sizes.intermediate_size
-    queries = sizes.num_attention_heads * sizes.head_dim
-    keys = sizes.num_key_value_heads * sizes.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "self_norm": (width,),
-        "self_attn.qkv": (queries + 2 * keys, width),
-        "self_attn.o": (width, queries),
-    }
-    if isinstance(sizes, DecoderConfig):
-        queries = sizes.cross_num_attention_heads * sizes.cross_head_dim
-        keys = sizes.cross_num_key_value_heads * sizes.cross_head_dim
-        shapes |= {
-            "cross_norm": (width,),
-            "cross_attn.q": (queries, width),
-            "cross_attn.kv": (2 * keys, sizes.cross_hidden_size),
-            "cross_attn.o": (width, queries),
-        }
-    shapes |= {"mlp_norm": (width,), "mlp.gate_up": (2 * inner, width), "mlp.down": (width, inner)}
-    return {f"{name}.{part}.weight": shape for part, shape in shapes.items()}
-
-
-def _block_weights(sizes: EncoderConfig | DecoderConfig) -> int:
-    """Weights that each row of a layer is multiplied by, but those that project the text."""
-    shapes = _block_shapes("", sizes)
-    return sum(math.prod(shape) for name, shape in shapes.items() if len(shape) == 2 and "cross_attn.kv" not in name)
-
-
-def _text_projection_weights(sizes: DecoderConfig) -> int:
-    return math.prod(_block_shapes("", sizes)[".cross_attn.kv.weight"])
-
-
-def decoder_weights(config: DiaConfig) -> int:
-    """Weights that each row is multiplied by in all layers of the decoder."""
-    return config.decoder.num_hidden_layers * _block_weights(config.decoder)
 
 
 class Encoder:
@@ -107,7 +54,7 @@ class Encoder:
 
 
 class DiaModel:
-    """The whole model over weights named as in `parameter_shapes`."""
+    """The whole model over weights named as in `shapes.parameter_shapes`."""
 
     def __init__(self, config: DiaConfig, weights: Weights):
         self.config = config
@@ -178,17 +125,17 @@ class DiaModel:
         encoder, decoder = self.config.encoder, self.config.decoder
         encoder_pieces = self.encoder.pieces(text, exists)
         for _ in self.encoder.layers:
-            yield text.shape[0] * _block_weights(encoder)
+            yield text.shape[0] * block_weights(encoder)
             encoded = next(encoder_pieces)
         for index, layer in enumerate(self.layers):
-            yield text.shape[0] * _text_projection_weights(decoder)
+            yield text.shape[0] * text_projection_weights(decoder)
             layer.cross_attn.fill(encoded, *cache(index))
 
     def text_work(self, length: int) -> int:
         """Multiplications of all of `text_pieces` for a text of so many positions."""
         encoder, decoder = self.config.encoder, self.config.decoder
-        layers = encoder.num_hidden_layers * _block_weights(encoder)
-        return length * (layers + decoder.num_hidden_layers * _text_projection_weights(decoder))
+        layers = encoder.num_hidden_layers * block_weights(encoder)
+        return length * (layers + decoder.num_hidden_layers * text_projection_weights(decoder))
 
     def prompt_pieces(
         self, state: DecodeState, slot: int, text_length: int, length: int, prefix: KVCache | None = None
@@ -226,7 +173,7 @@ class DiaModel:
             x = embed(state.grid[slot, start:stop], self.embedding)
             cosines, sines = (table[start:stop] for table in self.rope)
             for index in range(len(self.layers)):
-                yield (stop - start) * _block_weights(self.config.decoder)
+                yield (stop - start) * block_weights(self.config.decoder)
                 x = self._layer_of_prompt(index, x, (cosines, sines), state, slot, text_length, start)
 
     def _layer_of_prompt(

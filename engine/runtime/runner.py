@@ -19,7 +19,8 @@ from ..devices.slow_steps import SlowSteps
 from ..kernels.advance import RUNNING
 from ..model.cache import PrefixCache
 from ..model.delay import playable_codes
-from ..model.dia import DiaModel, decoder_weights
+from ..model.dia import DiaModel
+from ..model.shapes import decoder_weights
 from ..model.state import DecodeState, copy_to
 from ..model.text_graphs import TextGraphs, text_graphs_are_on
 from .request import Request

@@ -14,7 +14,7 @@ from ..kernels.cpu.pages import empty_weight
 from ..kernels.quantized import FORMATS, QuantWeight, Weight, as_dense
 from ..messages import listed
 from ..model.config import DiaConfig
-from ..model.dia import parameter_shapes
+from ..model.shapes import parameter_shapes
 from .bitsandbytes import BnbCheckpoint
 from .layouts import IGNORED_NAMES, NARI, TRANSFORMERS, Layout, Piece, tensor_table
 from .recipes import Recipe, chosen_formats, is_matrix

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ..kernels.quantized import BLOCK, FORMATS, NF4Weight
 from ..messages import shown
 from ..model.config import DiaConfig
-from ..model.dia import parameter_shapes
+from ..model.shapes import parameter_shapes
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from ..files.tensors import Header, require_fit
 from ..kernels.quantized import FORMATS, Weight
 from ..messages import first_line
 from ..model.config import DiaConfig
-from ..model.dia import parameter_shapes
+from ..model.shapes import parameter_shapes
 from .bitsandbytes import to_bnb_tensors
 from .layouts import TRANSFORMERS, tensor_table
 from .recipes import checked_recipe

@@ -15,7 +15,7 @@ from ..codec import Codec, CodecConfig
 from ..kernels.cpu.pages import empty_weight
 from ..kernels.quantized import FORMATS, Weight
 from ..model.config import DecoderConfig, DiaConfig, EncoderConfig
-from ..model.dia import parameter_shapes
+from ..model.shapes import parameter_shapes
 from .recipes import Recipe, chosen_formats
 
 PREFIX = "synthetic:"

@@ -10,7 +10,7 @@ import torch
 from dia_engine.kernels.dispatch import Launch, intercept_launches
 from dia_engine.kernels.norm import Residual, headroom
 from dia_engine.model.config import DecoderConfig, DiaConfig, EncoderConfig
-from dia_engine.model.dia import parameter_shapes
+from dia_engine.model.shapes import parameter_shapes
 from dia_engine.model.state import STATUS, DecodeState
 from dia_engine.sampling_params import ResolvedSamplingParams
 

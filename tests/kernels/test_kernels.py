@@ -25,7 +25,8 @@ from dia_engine.kernels.dispatch import HOPPER, intercept_launches, tl
 from dia_engine.kernels.norm import Residual
 from dia_engine.kernels.philox import philox
 from dia_engine.kernels.rope import rope_table
-from dia_engine.model.dia import DiaModel, parameter_shapes
+from dia_engine.model.dia import DiaModel
+from dia_engine.model.shapes import parameter_shapes
 from dia_engine.model.state import STATUS, DecodeState
 from dia_engine.sampling_params import ResolvedSamplingParams
 from tests.kernels.helpers import (

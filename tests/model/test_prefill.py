@@ -12,7 +12,8 @@ pytest.importorskip("triton")
 from dia_engine.kernels.dispatch import intercept_launches
 from dia_engine.kernels.quantized import FORMATS
 from dia_engine.model.config import DiaConfig
-from dia_engine.model.dia import DiaModel, parameter_shapes
+from dia_engine.model.dia import DiaModel
+from dia_engine.model.shapes import parameter_shapes
 from dia_engine.model.state import DecodeState
 from dia_engine.weights.recipes import RECIPES, chosen_formats
 

@@ -13,7 +13,7 @@ from dia_engine.info import describe
 from dia_engine.kernels.cpu.onednn import PackedInt8Weight
 from dia_engine.kernels.quantized import FORMATS, Int8Weight, NF4Weight
 from dia_engine.model.config import DiaConfig
-from dia_engine.model.dia import parameter_shapes
+from dia_engine.model.shapes import parameter_shapes
 from dia_engine.weights.load import DiaCheckpoint
 from dia_engine.weights.recipes import RECIPES, checked_recipe, chosen_formats
 from dia_engine.weights.save import quantize_model

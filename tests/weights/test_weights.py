@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dia_engine.files import tensors as checkpoint
 from dia_engine.model.config import DiaConfig
-from dia_engine.model.dia import parameter_shapes
+from dia_engine.model.shapes import parameter_shapes
 from dia_engine.weights import save as save_module
 from dia_engine.weights.load import DiaCheckpoint, load_weights
 from dia_engine.weights.save import save_weights
