@@ -44,6 +44,7 @@ class Switch:
 SWITCHES = (
     Switch("DIA_TEXT_GRAPHS", ("0", "1"), (1, 16), ("int8", "nf4")),  # in prefill: the column "text"
     Switch("DIA_PDL", ("1", "0"), (1, 16), ("int8", "nf4")),  # dependent launches, from sm_90
+    Switch("DIA_ATTENTION_WARPS", ("4", "2"), (1, 16), ("int8",)),
     Switch("DIA_ATTENTION_PROGRAMS", ("64", "128"), (1,)),  # of the spans of one request
 )
 

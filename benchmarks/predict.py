@@ -12,9 +12,9 @@ Compiles every kernel of the 1.6B model's step for each GPU's architecture and a
 
 Read from the compiled code: launches, grids, tiles, and the machine instructions that a warp executes, of which 0.6 of
 the issue slots are taken to be filled. From the data sheets: bandwidth, multiprocessors, clock; 0.9 of the bandwidth is
-what large copies reach. Fitted to steps of one request on an H100 and an H200 and taken for all: a launch of a CUDA graph
-takes 3.6 us beyond its bytes, 3.1 us where it may start before its predecessor ends (Hopper), attention 6.0 and 5.0 us
-at least, sampling 24 us. Steps of 16 requests took an H100 1.2 to 1.6 times what this says.
+what large copies reach. Fitted to steps of one request on an H100 and an H200 and taken for all: a launch of a CUDA
+graph takes 3.6 us beyond its bytes, 3.1 us where it may start before its predecessor ends (Hopper), attention 6.0 and
+5.0 us at least, sampling 24 us. Steps of 16 requests took an H100 1.2 to 1.6 times what this says.
 Assumed: bandwidth of the L2 cache.
 """
 

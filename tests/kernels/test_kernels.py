@@ -208,6 +208,16 @@ def test_the_number_of_spans_can_be_chosen(programs, groups, expected, monkeypat
         AttentionScratch.allocate(2, groups, 16, 128, "cpu")
 
 
+def test_the_number_of_warps_can_be_chosen(monkeypatch):
+    monkeypatch.delenv("DIA_ATTENTION_WARPS", raising=False)
+    assert (attention.warps_per_program(2), attention.warps_per_program(4)) == (4, 8)
+    monkeypatch.setenv("DIA_ATTENTION_WARPS", "2")
+    assert (attention.warps_per_program(2), attention.warps_per_program(4)) == (2, 8)
+    monkeypatch.setenv("DIA_ATTENTION_WARPS", "3")
+    with pytest.raises(ValueError, match="DIA_ATTENTION_WARPS must be 2 or 4, got '3'"):
+        attention.warps_per_program(2)
+
+
 def running_state(config, slots, rows=60, dtype=torch.float32):
     """A state in which every slot runs, each at another row."""
     state = DecodeState.allocate(config, slots, rows, 8, dtype, DEVICE)
