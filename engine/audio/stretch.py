@@ -52,7 +52,8 @@ class TimeStretch:
         parts = []
         while True:
             wanted = round(self._window * self._hop * self._speed)
-            if wanted + self._search + 2 * self._hop > available:
+            # The second: at a high speed a window is wider than what it stands for, which may be all that comes.
+            if max(wanted + self._search + 2 * self._hop, (self._window + 1) * self._hop * self._speed) > available:
                 break
             place = self._best_place(wanted) if self._window else 0
             window = self._taken(place, 2 * self._hop)

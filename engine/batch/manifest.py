@@ -159,11 +159,14 @@ def _write_all(file: Any, content: bytes) -> None:
 
 
 def _decoded(line: bytes) -> Record | None:
-    """A record; None for the last line where it was half written.
+    """A record; None for the last line where it was half written, and for what a file system leaves behind the last
+    write after a loss of power: zeros, or nothing.
 
     Raises:
         ValueError: a whole line of somebody else's: a file of scripts, or a manifest of another program.
     """
+    if not line.strip(b"\0\r\n "):
+        return None
     names = {field.name for field in fields(Record)}
     try:
         values: Any = json.loads(line)

@@ -76,7 +76,9 @@ def _with_joined_prompts(text: Any, arguments: dict[str, Any]) -> dict[str, Any]
     if not isinstance(text, (list, tuple)):
         prompt, transcript = joined_prompt(prompts, transcripts, text)
         return {**arguments, "audio_prompt": prompt, "audio_prompt_text": transcript}
-    columns = [value if isinstance(value, list) else [None] * len(text) for value in (prompts, transcripts)]
+    prompts = prompts if isinstance(prompts, list) else [None] * len(text)  # a tuple is one prompt: samples and a rate
+    transcripts = transcripts if isinstance(transcripts, (list, tuple)) else [None] * len(text)
+    columns = [prompts, transcripts]
     by_speaker = any(isinstance(each, Mapping) for column in columns for each in column)
     if not by_speaker or any(len(column) != len(text) for column in columns):
         return arguments

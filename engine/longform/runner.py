@@ -60,17 +60,26 @@ class ScriptRunner:
                 "`async for` over astream"
             )
         context = self._speaker_context()
-        for index, item in enumerate(items):
-            if isinstance(item, Request):
-                self._thread.submit([item], call, sizes, first_index=index)
-                continue
-            source = item.source()
-            speaker = ScriptSpeaker(
-                item.request, index, call, source, item.options, sizes, context, is_split=item.is_split
-            )  # fmt: skip
-            speaker.start()
-            if item.parts is not None and isinstance(source, Arriving):
-                Feeder(item.parts, source, call, speaker.wake, speaker.fail, item.loop).start()
+        try:
+            for index, item in enumerate(items):
+                if isinstance(item, Request):
+                    self._thread.submit([item], call, sizes, first_index=index)
+                else:
+                    self._start_script(item, index, call, sizes, context)
+        except BaseException:
+            call.abort()  # those that have begun
+            raise
+
+    def _start_script(
+        self, script: Script, index: int, call: ScriptCall, sizes: ChunkSizes, context: SpeakerContext
+    ) -> None:
+        source = script.source()
+        speaker = ScriptSpeaker(
+            script.request, index, call, source, script.options, sizes, context, is_split=script.is_split
+        )  # fmt: skip
+        speaker.start()
+        if script.parts is not None and isinstance(source, Arriving):
+            Feeder(script.parts, source, call, speaker.wake, speaker.fail, script.loop).start()
 
     def _speaker_context(self) -> SpeakerContext:
         encoder = self._config.encoder

@@ -128,6 +128,7 @@ class ScriptSpeaker:
     def _main(self) -> None:
         try:
             while not self._call.aborted:
+                self._waits_for_room = False
                 self._deliver()
                 self._submit_ready()
                 # Window by window, so that slots which become free meanwhile get their next pieces.
@@ -185,9 +186,9 @@ class ScriptSpeaker:
             self._taken += 1
 
     def _submit_ready(self) -> None:
-        self._waits_for_room = False
         unread = self._call.unread * self._chunk_seconds if self._call.streaming else 0.0
-        if unread + self._assembler.undecoded_seconds > UNREAD_SECONDS:
+        # A chunk may be longer than that: it needs all of its frames.
+        if unread + self._assembler.undecoded_seconds > UNREAD_SECONDS + self._chunk_seconds:
             return
         self._take()
         # A listener has heard little yet: the pieces that follow had better come soon than many at once.
@@ -206,7 +207,8 @@ class ScriptSpeaker:
 
     @property
     def _chunk_seconds(self) -> float:
-        return (self._sizes.chunk_frames or 48) / self._context.frames_per_second
+        frames, _ = self._sizes.frames(self._assembler.receptive_field)
+        return frames / self._context.frames_per_second
 
     def _submit(self, index: int) -> None:
         live = index == 0 and self._call.streaming
@@ -275,7 +277,7 @@ class ScriptSpeaker:
         del self._tries[index]
         is_cut = kept.finish_reason == "length"
         codes = kept.codes
-        sounding = codes[: len(codes) - self._context.max_delay] if is_cut and self._trims else codes
+        sounding = codes[: max(0, len(codes) - self._context.max_delay)] if is_cut and self._trims else codes
         if self._source.is_anchor(index):
             self._anchors[index] = sounding
         if kept.frames and self._is_split:

@@ -7,6 +7,8 @@ import functools
 
 import torch
 
+X86_64_V3 = frozenset({"fma", "f16c", "bmi1", "bmi2", "movbe", "abm"})  # beside AVX2, by Linux' names
+
 
 def has_amx() -> bool:
     """Whether oneDNN multiplies bfloat16 with AMX, the tile unit of Intel's servers since 2023."""
@@ -24,8 +26,8 @@ def has_vnni() -> bool:
 
 
 def has_avx2() -> bool:
-    """Whether there is AVX2, and FMA with it."""
-    return _supported("_is_avx2_supported")
+    """Whether there is all of x86-64-v3, which compilers are told: AVX2, and what came with it."""
+    return _supported("_is_avx2_supported") and _linux_flags() >= X86_64_V3
 
 
 def has_avx_vnni() -> bool:

@@ -37,7 +37,7 @@ VARIANTS = tuple(
 
 
 def _has_avx512() -> bool:
-    return features.has_avx512() and features.has_vnni()
+    return features.has_avx2() and features.has_avx512() and features.has_vnni()
 
 
 def _has_avx512bf16() -> bool:

@@ -40,7 +40,15 @@ def test_length_and_pitch(speed):
     assert 0.7 < np.sqrt(np.mean(output**2)) / np.sqrt(np.mean(sound**2)) < 1.2
 
 
-@pytest.mark.parametrize("speed", [0.5, 0.8, 1.3])
+@pytest.mark.parametrize("speed", [0.25, 1.5, 2.5, 2.6, 3.0, 4.0])
+def test_the_length_is_right_for_any_length(speed):
+    sound = voice(2.0)
+    for length in range(0, 16000, 331):
+        output = stretched(sound[:length], speed, iter(lambda: 1000, None))
+        assert len(output) == round(length / speed)
+
+
+@pytest.mark.parametrize("speed", [0.5, 0.8, 1.3, 3.5])
 def test_any_chunks_give_the_same_samples(speed):
     sound, chance = (
         voice(1.5) + 0.01 * np.random.default_rng(1).standard_normal(24000).astype(np.float32),

@@ -39,6 +39,9 @@ def records(folder) -> dict:
     return {line["id"]: line for line in lines}
 
 
+LONGER = ("--max-tokens", 60)  # pieces that are cut give up the last 15 frames
+
+
 def run_batch(scripts, folder, *arguments) -> int:
     return main(["batch", scripts, "-o", str(folder), *QUICK, *map(str, arguments)])
 
@@ -93,11 +96,11 @@ def test_long_scripts_are_planned_and_options_hold_for_lines_that_lack_them(tmp_
         {"id": "paused", "text": TEXT, "seed": 1, "speed": 1.0, "pause": 0.5, "tail_silence": 0.25},
     ]
     scripts = written(tmp_path / "scripts.jsonl", *asked)
-    assert run_batch(scripts, tmp_path / "out", "--speed", 0.5) == 0
+    assert run_batch(scripts, tmp_path / "out", "--speed", 0.5, *LONGER) == 0
     found, engine = records(tmp_path / "out"), Engine.load("synthetic:tiny", device="cpu")
     assert len(engine.plan(LONG).pieces) > 2
     for line in asked:
-        arguments = {"max_tokens": 30, "speed": 0.5, **line}
+        arguments = {"max_tokens": 60, "speed": 0.5, **line}
         del arguments["id"]
         engine.save_audio(tmp_path / "alone.wav", engine.generate(**arguments))
         assert (tmp_path / "alone.wav").read_bytes() == (tmp_path / "out" / found[line["id"]]["file"]).read_bytes()
@@ -105,8 +108,10 @@ def test_long_scripts_are_planned_and_options_hold_for_lines_that_lack_them(tmp_
     assert found["long"]["seconds"] > 2 * found["whole"]["seconds"]
 
     capsys.readouterr()
-    assert run_batch(scripts, tmp_path / "out", "--speed", 0.5) == 0 and "all of the 4" in capsys.readouterr().out
-    assert run_batch(scripts, tmp_path / "out", "--speed", 0.5, "--no-split") == 0
+    assert (
+        run_batch(scripts, tmp_path / "out", "--speed", 0.5, *LONGER) == 0 and "all of the 4" in capsys.readouterr().out
+    )
+    assert run_batch(scripts, tmp_path / "out", "--speed", 0.5, *LONGER, "--no-split") == 0
     assert "4 scripts" in capsys.readouterr().out, "made with another option"
     again = records(tmp_path / "out")
     assert again["long"]["seconds"] == again["whole"]["seconds"] == found["whole"]["seconds"]
@@ -268,6 +273,18 @@ def test_what_ends_a_job_says_how_far_it_came(tmp_path, capsys, monkeypatch):
     assert line.endswith(f"out of memory; 1 of 2 scripts are in {tmp_path / 'out'}; the same command goes on")
     monkeypatch.undo()
     assert run_batch(scripts, tmp_path / "out") == 0 and "1 more were there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 300, b"\n", b"\0\0\n"])
+def test_what_a_loss_of_power_leaves_behind_the_last_line_is_passed_over(tail, tmp_path, capsys):
+    scripts = written(tmp_path / "scripts.jsonl", *({"id": name, "text": TEXT} for name in "ab"))
+    assert run_batch(scripts, tmp_path / "out", "-q") == 0
+    with open(tmp_path / "out" / "manifest.jsonl", "ab") as file:
+        file.write(tail)
+    assert run_batch(scripts, tmp_path / "out") == 0 and "all of the 2" in capsys.readouterr().out
+    more = written(tmp_path / "more.jsonl", *({"id": name, "text": TEXT} for name in "abc"))
+    assert run_batch(more, tmp_path / "out", "-q") == 0
+    assert set(records(tmp_path / "out")) == set("abc")
 
 
 def test_a_job_has_no_more_threads_than_lines(tmp_path, monkeypatch):

@@ -326,6 +326,17 @@ def test_a_kept_library_that_lost_its_end_is_compiled_again(no_kept_library, tmp
 
 
 @compiled
+@pytest.mark.parametrize("kind", [None, "int8", "nf4"])
+def test_there_may_be_any_number_of_rows(kind):
+    """What a product keeps on the stack does not grow with them: a thread may have 2 MB."""
+    x, weight = torch.randn(20_000, 64), torch.randn(64, 64)
+    weight = weight if kind is None else FORMATS[kind].quantize(weight, torch.float32)
+    found = multiply(x, weight)
+    for first in (0, 511, 512, 1023, 19_999):
+        assert torch.equal(found[first : first + 2], multiply(x[first : first + 2], weight))
+
+
+@compiled
 def test_no_library_is_taken_from_where_others_write(no_kept_library, tmp_path):
     folder = tmp_path / "cache" / "dia-engine"
     folder.mkdir(parents=True)
@@ -354,9 +365,19 @@ def test_the_rule(monkeypatch, torchs, linuxs, name):
     monkeypatch.setattr(
         features, "_supported", lambda query: query[len("_init_") :] in torchs.split() or query[4:-10] in torchs.split()
     )
-    monkeypatch.setattr(features, "_linux_flags", lambda: frozenset(linuxs.split()))
+    monkeypatch.setattr(features, "_linux_flags", lambda: frozenset(linuxs.split()) | features.X86_64_V3)
     chosen = variants.chosen_variant()
     assert (chosen and chosen.name) == name
+
+
+@pytest.mark.parametrize("missing", ["fma", "f16c", "bmi2", "abm"])
+def test_a_cpu_that_lacks_a_part_of_what_compilers_are_told_gets_none(missing, monkeypatch):
+    """Hypervisors may hide some."""
+    monkeypatch.delenv("DIA_CPU", raising=False)
+    monkeypatch.setattr(variants.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(features, "_supported", lambda query: True)
+    monkeypatch.setattr(features, "_linux_flags", lambda: features.X86_64_V3 - {missing})
+    assert variants.chosen_variant() is None
 
 
 def test_features_by_linux_names(monkeypatch):

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from dia_engine.longform.checks import Pace, best, guard_frames, is_good
 from dia_engine.longform.planning.plan import plan_pieces
 from dia_engine.longform_settings import LongFormSettings
 from dia_engine.results import Generation
+from dia_engine.runtime.engine_thread import EngineFull
 
 SCRIPT = (
     "[S1] Can you count? [S2] Yes, I can count very well. [S1] I see two black cats. [S2] Five six seven eight. "
     "[S1] Good morning, my friend. [S2] The dogs are red. [S1] Can you sing? [S2] No, little robot."
 )
+HANGS = 60  # seconds
 SHORT = "[S1] Can you count? [S2] Yes, my friend."
 
 
@@ -271,6 +274,61 @@ def test_bad_pieces_are_made_again_at_most_twice(talker, whole, monkeypatch):
     assert again.pieces == worst.pieces and np.array_equal(again.codes, worst.codes)
 
 
+def in_thread(function, *arguments, **keywords):
+    """Its result, which a test waits for no longer than `HANGS`."""
+    return ThreadPoolExecutor(1).submit(function, *arguments, **keywords).result(HANGS)
+
+
+def test_a_piece_that_is_made_again_waits_for_room(talker, whole, monkeypatch):
+    last, submit, refused = len(whole.pieces) - 1, speaker.ScriptSpeaker._submit, []
+    monkeypatch.setattr(speaker, "is_good", lambda piece, *_: piece.text != whole.pieces[last].text)
+
+    def full_at_first(self, index):
+        if index == last and len(refused) < 3 and self._tries.get(index):
+            refused.append(index)
+            raise EngineFull("others' requests have all places")
+        submit(self, index)
+
+    monkeypatch.setattr(speaker.ScriptSpeaker, "_submit", full_at_first)
+    found = in_thread(talker.generate, SCRIPT, seed=3, details=True)
+    assert len(refused) == 3 and [piece.tries for piece in found.pieces] == [1] * last + [3]
+
+
+@pytest.mark.parametrize("sizes", [{"chunk_frames": 400}, {"first_chunk_frames": 400}])
+def test_a_chunk_may_be_longer_than_what_may_be_unread(talker, sizes, monkeypatch):
+    monkeypatch.setattr(speaker, "UNREAD_SECONDS", 2.0)
+    chunks = in_thread(list, talker.stream(SCRIPT * 4, seed=3, **sizes))
+    assert len(chunks) > 1 and max(map(len, chunks)) == 400 * 512
+
+
+def test_of_scripts_for_which_there_is_no_room_none_is_left_running(talker, monkeypatch):
+    start, started = speaker.ScriptSpeaker.start, []
+
+    def second_is_one_too_many(self):
+        if started:
+            raise EngineFull("others' requests have all places")
+        started.append(self._call)
+        start(self)
+
+    monkeypatch.setattr(speaker.ScriptSpeaker, "start", second_is_one_too_many)
+    for call in (talker.generate, lambda scripts, **params: next(talker.stream(scripts, **params))):
+        started.clear()
+        with pytest.raises(EngineFull):
+            call([SCRIPT * 8, SCRIPT], seed=3)
+        assert started[0].aborted
+    monkeypatch.undo()
+    assert in_thread(talker.generate, SHORT, seed=5) is not None and not talker.active_requests
+
+
+def test_a_cut_piece_of_a_few_frames_leaves_none(talker):
+    """All of them are damaged: a cut end is as long as the largest delay."""
+    for max_tokens in range(talker.config.max_delay + 2, 2 * talker.config.max_delay + 3):
+        found = talker.generate(SCRIPT, seed=3, max_tokens=max_tokens, details=True)
+        first = found.pieces[0]
+        frames = round((first.end - first.start) * talker.sample_rate / talker.codec.hop_length)
+        assert first.finish_reason == "length" and frames == max(0, max_tokens - 1 - 2 * talker.config.max_delay)
+
+
 # A sample of each speaker
 
 SAMPLES = {"S1": "I see two black cats.", "S2": "The dogs are red."}
@@ -313,7 +371,7 @@ def test_samples_as_sound_and_in_lists(talker, samples):
     encoded = {name: talker.load_audio(sample) for name, sample in sound.items()}
     wanted = talker.generate(SHORT, audio_prompt=encoded, audio_prompt_text=SAMPLES, seed=5)
     both = talker.generate(
-        [SHORT, SHORT], audio_prompt=[sound, None], audio_prompt_text=[SAMPLES, None], seed=5, split=False
+        (SHORT, SHORT), audio_prompt=[sound, None], audio_prompt_text=(SAMPLES, None), seed=5, split=False
     )
     assert np.array_equal(both[0], wanted) and np.array_equal(both[1], talker.generate(SHORT, seed=5))
 

@@ -2,7 +2,8 @@
  *
  * Chunks are taken from a counter. The caller takes chunks too, and waits only for chunks that somebody has begun, never
  * for a thread that has not come: beside busy processes a job does not wait for the system to give each thread its turn.
- * Who waits spins for SPIN_NS, which bridges the gaps between the jobs of a step, and then sleeps in a futex.
+ * Who waits spins for SPIN_NS, which bridges the gaps between the jobs of a step, and then sleeps in a futex; a worker that
+ * the caller has no thread for sleeps at once and is not woken.
  *
  * One job at a time: a second caller runs its chunks by itself. After a fork the child has no workers and starts its own.
  */
@@ -19,18 +20,19 @@
 
 typedef void (*Task)(const void *job, long chunk);
 
-enum { SPIN_NS = 30000, MOST_WORKERS = 255 };
+enum { SPIN_NS = 30000, MOST_WORKERS = 255, BEDS = 32 };
 
 static struct {
     _Alignas(64) atomic_ullong ticket; /* number of the job << 32 | chunks that nobody has taken */
     _Alignas(64) atomic_int done;      /* chunks of the job that are finished; the caller's futex */
     atomic_int caller_sleeps;
     _Alignas(64) atomic_uint rung; /* the workers' futex */
-    atomic_int sleeping;           /* workers in it */
+    atomic_int sleeping[BEDS];     /* workers in it, see `bed_of` */
     _Alignas(64) _Atomic(Task) task;
     _Atomic(const void *) job;
     atomic_int chunks;
     atomic_int wanted; /* workers that may take chunks of this job: those with a lower number */
+    atomic_int awake;  /* workers that the caller has threads for, which may be wanted by its next job */
     atomic_flag busy;  /* a caller runs a job */
     int workers;
 } pool = {.busy = ATOMIC_FLAG_INIT};
@@ -54,11 +56,24 @@ static inline long now_ns(void) {
 }
 
 #ifdef __linux__
-static inline void sleep_on(void *word, int value) {
-    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+static inline void sleep_on(void *word, int value, unsigned bed) {
+    syscall(SYS_futex, word, FUTEX_WAIT_BITSET_PRIVATE, value, NULL, NULL, 1u << bed);
 }
 
-static inline void wake(void *word, int count) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, count, NULL, NULL, 0); }
+static inline void wake(void *word, unsigned beds) {
+    syscall(SYS_futex, word, FUTEX_WAKE_BITSET_PRIVATE, MOST_WORKERS, NULL, NULL, beds);
+}
+
+/* Workers are woken by number: the first BEDS - 1 one by one, the others together. */
+static inline unsigned bed_of(int number) { return number < BEDS - 1 ? number : BEDS - 1; }
+
+/* Wake the first workers, where they sleep. */
+static inline void wake_workers(int count) {
+    unsigned asleep = 0;
+    for (unsigned bed = 0; bed <= bed_of(count - 1); bed++)
+        if (atomic_load(&pool.sleeping[bed])) asleep |= 1u << bed;
+    if (asleep) wake(&pool.rung, asleep);
+}
 
 /* Whether the time to spin is over; `end` is 0 at the start. */
 static inline int spun_out(unsigned *turns, long *end) {
@@ -80,7 +95,7 @@ static void take_chunks(int number) {
         int chunks = atomic_load_explicit(&pool.chunks, memory_order_relaxed);
         Task task = atomic_load_explicit(&pool.task, memory_order_relaxed);
         task(atomic_load_explicit(&pool.job, memory_order_relaxed), chunks - (long)(uint32_t)ticket);
-        if (atomic_fetch_add(&pool.done, 1) + 1 == chunks && atomic_load(&pool.caller_sleeps)) wake(&pool.done, 1);
+        if (atomic_fetch_add(&pool.done, 1) + 1 == chunks && atomic_load(&pool.caller_sleeps)) wake(&pool.done, 1u);
         ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire);
     }
 }
@@ -96,10 +111,10 @@ static void *work(void *argument) {
         unsigned turns = 0;
         unsigned long long seen = atomic_load(&pool.ticket);
         while (atomic_load_explicit(&pool.ticket, memory_order_acquire) == seen || !(uint32_t)atomic_load(&pool.ticket)) {
-            if (!spun_out(&turns, &end)) continue;
-            atomic_fetch_add(&pool.sleeping, 1);
-            sleep_on(&pool.rung, (int)rung);
-            atomic_fetch_sub(&pool.sleeping, 1);
+            if (number < atomic_load_explicit(&pool.awake, memory_order_relaxed) && !spun_out(&turns, &end)) continue;
+            atomic_fetch_add(&pool.sleeping[bed_of(number)], 1);
+            sleep_on(&pool.rung, (int)rung, bed_of(number));
+            atomic_fetch_sub(&pool.sleeping[bed_of(number)], 1);
             break;
         }
     }
@@ -109,7 +124,7 @@ static void *work(void *argument) {
 static void forget_workers(void) {
     pool.workers = 0;
     atomic_store(&pool.ticket, 0);
-    atomic_store(&pool.sleeping, 0);
+    for (int bed = 0; bed < BEDS; bed++) atomic_store(&pool.sleeping[bed], 0);
     atomic_store(&pool.caller_sleeps, 0);
     atomic_flag_clear(&pool.busy);
 }
@@ -129,17 +144,18 @@ static void start_workers(int count) {
     pthread_attr_destroy(&attributes);
 }
 
-static void share(Task task, const void *job, int chunks, int workers) {
+static void share(Task task, const void *job, int chunks, int workers, int awake) {
     start_workers(workers);
     atomic_store_explicit(&pool.task, task, memory_order_relaxed);
     atomic_store_explicit(&pool.job, job, memory_order_relaxed);
     atomic_store_explicit(&pool.chunks, chunks, memory_order_relaxed);
     atomic_store_explicit(&pool.wanted, workers, memory_order_relaxed);
+    atomic_store_explicit(&pool.awake, awake, memory_order_relaxed);
     atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
     unsigned long long last = atomic_load_explicit(&pool.ticket, memory_order_relaxed);
     atomic_store(&pool.ticket, ((last >> 32) + 1) << 32 | (unsigned)chunks);
     atomic_fetch_add(&pool.rung, 1);
-    if (atomic_load(&pool.sleeping)) wake(&pool.rung, MOST_WORKERS);
+    wake_workers(workers);
     pool_is_mine = 1;
     take_chunks(-1);
     pool_is_mine = 0;
@@ -149,7 +165,7 @@ static void share(Task task, const void *job, int chunks, int workers) {
         if (!spun_out(&turns, &end)) continue;
         atomic_store(&pool.caller_sleeps, 1);
         done = atomic_load(&pool.done);
-        if (done != chunks) sleep_on(&pool.done, done);
+        if (done != chunks) sleep_on(&pool.done, done, 0);
         atomic_store(&pool.caller_sleeps, 0);
     }
 }
@@ -158,10 +174,10 @@ static void share(Task task, const void *job, int chunks, int workers) {
 /* Run task(job, 0), ..., task(job, chunks - 1), in any order, on at most `threads` threads of which this is one. */
 static void run_chunks(Task task, const void *job, long chunks, int threads) {
 #ifdef __linux__
-    int workers = threads - 1 < MOST_WORKERS ? threads - 1 : MOST_WORKERS;
-    if (workers >= chunks) workers = (int)chunks - 1;
+    const int awake = threads - 1 < MOST_WORKERS ? threads - 1 : MOST_WORKERS;
+    const int workers = awake < chunks ? awake : (int)chunks - 1;
     if (workers > 0 && !pool_is_mine && !atomic_flag_test_and_set(&pool.busy)) {
-        share(task, job, (int)chunks, workers);
+        share(task, job, (int)chunks, workers, awake);
         atomic_flag_clear(&pool.busy);
         return;
     }

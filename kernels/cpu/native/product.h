@@ -17,6 +17,7 @@ enum {
     CHUNK_ROWS = 64,        /* of W at most with many lines, whose cells are to stay in the cache */
     FEW_ROWS = 2,           /* of x, which take larger chunks */
     MOST_CHUNK_ROWS = 2048, /* of W with few: their cells lie on the stack */
+    MOST_ROWS = 512,        /* of x at a time: their cells lie on the stack, of which a thread may have 2 MB */
     SHARED_BYTES = 1 << 18, /* of W, from which on more than one thread is worth while */
     PACK_SHARED = 1 << 16,  /* columns times rows of x, from which on they are packed by more than one thread */
     LARGE_L1 = 48 << 10     /* bytes: see `fetches_into_l1` */
@@ -261,8 +262,8 @@ static Multiplication packed(const Matrix *matrix, Rows x, char *scratch, int th
     return m;
 }
 
-/* y [x.rows, N] float32. */
-static void multiply(const Matrix *matrix, Rows x, float *y, char *scratch, int threads) {
+/* y [x.rows, N] float32, of at most MOST_ROWS. */
+static void multiply_some(const Matrix *matrix, Rows x, float *y, char *scratch, int threads) {
     Multiplication m = packed(matrix, x, scratch, threads);
     m.product.y = y, m.product.y_stride = matrix->outputs;
     const long bytes = m.product.row_bytes * matrix->outputs;
@@ -274,4 +275,15 @@ static void multiply(const Matrix *matrix, Rows x, float *y, char *scratch, int 
     m.per_chunk = per_chunk;
     if (bytes < SHARED_BYTES) threads = 1;
     run_chunks(multiply_chunk, &m, (matrix->outputs + per_chunk - 1) / per_chunk, threads);
+}
+
+/* y [x.rows, N] float32; scratch: `product_bytes` of the rows, or of MOST_ROWS if that is fewer. */
+static void multiply(const Matrix *matrix, Rows x, float *y, char *scratch, int threads) {
+    const long rows = x.rows, row_bytes = x.stride * bytes_of(x.kind);
+    const char *values = x.values;
+    for (long first = 0; first < rows; first += MOST_ROWS) {
+        x.values = values + first * row_bytes;
+        x.rows = rows - first < MOST_ROWS ? rows - first : MOST_ROWS;
+        multiply_some(matrix, x, y + first * matrix->outputs, scratch, threads);
+    }
 }

@@ -109,7 +109,7 @@ void timed_step(const Model *m, const State *s, int threads, int64_t spent[TIMES
     set_float_mode(mode);
 }
 
-long multiply_bytes(const Matrix *matrix, long rows) { return product_bytes(matrix, rows); }
+long multiply_bytes(const Matrix *matrix, long rows) { return product_bytes(matrix, rows < MOST_ROWS ? rows : MOST_ROWS); }
 
 /* y [rows, N] float32 = x W^T; scratch: `multiply_bytes`. */
 void multiply_matrix(const Matrix *matrix, const void *x, int kind, long rows, float *y, char *scratch, int threads) {
