@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dia_engine.longform.options import SpeechOptions
+from dia_engine.longform.planning import turns
 from dia_engine.longform.planning.checked_plan import _is_readable, make_plan
 from dia_engine.longform.planning.plan import Plan, Planner, derived_seed, plan_pieces, size_of
 from dia_engine.longform.planning.turns import sentences, units, whole_sentences
@@ -204,3 +205,10 @@ def test_settings_are_checked():
         LongFormSettings.from_config({"shortest": -1})
     with pytest.raises(ValueError, match="an anchor of 110 bytes and a piece of 160 do not fit good_bytes, 100"):
         LongFormSettings.from_config({"good_bytes": 100})
+
+
+def test_a_run_of_ends_is_looked_at_once():
+    """Or a long one takes time by the square of its length."""
+    for ends in ("!!!! x", "....", "?!\u2026\u2026) x"):
+        found = [start for start in range(len(ends)) if turns._SENTENCE_END.match(ends, start)]
+        assert found == [0]

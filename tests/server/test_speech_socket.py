@@ -183,6 +183,42 @@ def test_a_client_that_leaves_frees_its_slot(server):
     until(lambda: not server.app.state.service.sessions)
 
 
+@pytest.mark.parametrize("stream_audio", [True, False])
+def test_a_client_that_leaves_after_its_last_message_frees_its_slot(server, stream_audio):
+    aborted = r'dia_requests_total\{outcome="aborted"\}'
+    before = server.metric(aborted)
+    with Stream(server, **CONFIG, stream_audio=stream_audio) as client:
+        client.send("input.text", text=SENTENCES[0] * 60)
+        client.send("session.close")
+        until(lambda: server.metric("dia_requests_running") == 1)
+        client.connection.socket.close()
+    server.idle()
+    until(lambda: not server.app.state.service.sessions)
+    assert server.metric(aborted) == before + 1
+
+
+def test_a_client_that_reads_nothing_any_more_is_left(server, monkeypatch):
+    monkeypatch.setattr("dia_engine.server.speech.socket.SILENT_SECONDS", 1.0)
+    monkeypatch.setattr("dia_engine.server.speech.socket.GOODBYE_SECONDS", 0.1)
+    with Stream(server, **CONFIG | {"sample_rate": 96_000}) as client:  # whose library reads a few messages ahead
+        client.send("input.text", text=SENTENCES[0] * 200)
+        client.send("input.done")
+        until(lambda: server.app.state.service.sessions)
+        until(lambda: not server.app.state.service.sessions)
+    server.idle()
+
+
+def test_a_text_that_is_too_long_is_refused_before_it_is_looked_at(server, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(
+        "dia_engine.server.speech.arriving.whole_sentences", lambda text, most: looked_at.append(len(text)) or 0
+    )
+    with Stream(server) as client:
+        client.send("input.text", text="a " * 15_000)
+        assert "characters may wait" in client.receive()["message"]
+    assert not looked_at
+
+
 def test_a_key_is_needed_where_there_are_keys(talker, voices):
     with (
         Server(talker, voices=str(voices), api_key=("secret",)) as server,

@@ -14,9 +14,10 @@ from ...text.script import TAGS
 
 LONGEST_PARENTHESIS = 200  # characters that a growing text is given to close one
 _TAG = re.compile("|".join(map(re.escape, TAGS)))
-# The end of a sentence and the quotes and brackets that close with it; full-width ends need no space behind them.
+# The end of a sentence and the quotes and brackets that close with it; full-width ends need no space behind them. A run
+# of ends is looked at from its first, or a long one would take time by the square of its length.
 _SENTENCE_END = re.compile(
-    r"[.!?\u2026]+[\"'\u2019\u201d\u00bb)\]]*(?=\s|$)|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d\uff09]*"
+    r"(?<![.!?\u2026])[.!?\u2026]+[\"'\u2019\u201d\u00bb)\]]*(?=\s|$)|[\u3002\uff01\uff1f]+[\u300d\u300f\u201d\uff09]*"
 )
 _PHRASE_END = re.compile(r"[,;:\u2013\u2014](?=\s|$)|[\u3001\uff0c\uff1b\uff1a]")
 _OPENING = "(\uff08"

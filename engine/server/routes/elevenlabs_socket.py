@@ -15,6 +15,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from ..audio.formats import AudioFormat, elevenlabs_format
 from ..errors import ApiError
 from ..speech.dialogue import ArrivingDialogue, TextQueue
+from ..speech.response import while_connected
 from ..speech.session import Session
 from ..speech.socket import IdleTimer, Messages
 from ..voices.mint import DEFAULT
@@ -60,6 +61,7 @@ class _Context:
         Raises:
             ApiError: 400, too much waits to be spoken.
         """
+        self.texts.check(len(text))  # before anything looks at it
         if self._open is None or not self._open.takes(voice):
             self.flush()
             self._open = ArrivingDialogue()
@@ -106,18 +108,24 @@ class _Connection:
                 self._take(message)
             await self._finish()
         except ApiError as error:
+            self._give_up()  # some may be sending to a client that does not read
+            self._messages.hurry()
             await self._tell(error, None)
         except WebSocketDisconnect:
             pass
         finally:
-            for context in self._contexts.values():
-                context.give_up()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        for context in self._contexts.values():
+            context.give_up()
 
     async def _finish(self) -> None:
         """Speak what is left, then close."""
         for context in self._contexts.values():
             context.close()
-        await asyncio.gather(*(context.task for context in self._contexts.values()), return_exceptions=True)
+        tasks = [context.task for context in self._contexts.values()]
+        await while_connected(self._socket.receive, lambda: asyncio.gather(*tasks, return_exceptions=True))
         await self._messages.close()
 
     def _take(self, message: dict[str, Any]) -> None:

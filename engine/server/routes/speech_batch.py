@@ -16,7 +16,7 @@ from ..access import KEY_IN_SCHEMA
 from ..audio.encoders import with_sizes
 from ..errors import ApiError, invalid_fields
 from ..speech.places import Places
-from ..speech.response import CLIENT_LEFT, while_connected
+from ..speech.response import CLIENT_LEFT, WholeResponse, while_connected
 from ..speech.session import Session
 from ..voices.voice import tagged
 from .context import Caller, caller_of
@@ -78,12 +78,20 @@ async def batch(request: Request, body: BatchBody) -> Response:
         with caller.service.reserve(min(len(items), caller.service.slots), caller.key) as places:
             results = await while_connected(request.receive, lambda: _speak(request, caller, places, items, sessions))
         if results is None:
+            _close(sessions)
             return Response(status_code=CLIENT_LEFT)
         content = await caller.service.in_thread(_answer, caller.request_id, results)
-        return Response(content, media_type="application/json", headers={"Cache-Control": "no-cache"})
-    finally:
-        for session in sessions:
-            session.close()
+    except BaseException:
+        _close(sessions)
+        raise
+    made = [session for session in sessions if session.read_to_end]  # the others have failed
+    _close([session for session in sessions if not session.read_to_end])
+    return WholeResponse(made, content, media_type="application/json", headers={"Cache-Control": "no-cache"})
+
+
+def _close(sessions: list[Session]) -> None:
+    for session in sessions:
+        session.close()
 
 
 def _item(body: BatchBody, index: int) -> SpeechBody | ApiError:

@@ -15,6 +15,7 @@ from ..audio.encoders import with_sizes
 from ..audio.formats import AudioFormat
 from ..errors import ApiError, bad_request, invalid_fields
 from ..speech.dialogue import ArrivingDialogue, TextQueue
+from ..speech.response import while_connected
 from ..speech.session import Session
 from ..speech.socket import IdleTimer, Messages
 from .context import Caller, caller_of
@@ -62,9 +63,11 @@ class _Connection:
             self._caller: Caller = caller_of(self._socket)
             while not self._texts.closing:
                 await self._take(await self._messages.receive())
-            await speaking
+            await while_connected(self._socket.receive, lambda: speaking)
             await self._messages.close()
         except ApiError as error:
+            speaking.cancel()  # it may be sending to a client that does not read
+            self._messages.hurry()
             await self._end(error)
         except WebSocketDisconnect:
             pass
@@ -125,6 +128,7 @@ class _Connection:
     def _add(self, text: Any) -> None:
         if not isinstance(text, str):
             raise ApiError(400, "text must be a string", param="text")
+        self._texts.check(len(text))  # before anything looks at it
         self._opened().add(text)
 
     def _opened(self) -> _Text:

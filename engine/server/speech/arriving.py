@@ -12,6 +12,7 @@ from ..errors import ApiError
 MAX_TEXTS = 64  # of one client, with the one that is spoken
 MAX_WAITING = 20_000  # characters of one client that the engine has not taken
 LONG_ENOUGH = 40  # characters of a sentence with which speaking begins: a shorter one waits for the next
+MAY_END = re.compile(r"[\s\u3002\uff01\uff1f]")  # what makes the end of a sentence one
 SENTENCE_END = re.compile(r"[.!?…][\"')\]]*\s*$")
 
 
@@ -46,8 +47,11 @@ class ArrivingText:
             return
         if SENTENCE_END.search(text):
             self.flush()
-        elif not self._speakable.is_set() and whole_sentences(self._unspoken, len(self._unspoken)) >= LONG_ENOUGH:
+        elif not self._speakable.is_set() and MAY_END.search(text) and self._has_whole_sentence():
             self._speakable.set()
+
+    def _has_whole_sentence(self) -> bool:
+        return whole_sentences(self._unspoken, len(self._unspoken)) >= LONG_ENOUGH
 
     def flush(self) -> None:
         """Have what has come spoken."""
@@ -82,13 +86,13 @@ class ArrivingText:
         return part
 
 
-def check_waiting(texts: Collection[ArrivingText]) -> None:
-    """Check what waits to be spoken for a client.
+def check_waiting(texts: Collection[ArrivingText], more: int = 0) -> None:
+    """Check what waits to be spoken for a client, with so many characters more.
 
     Raises:
         ApiError: 400, it is too much.
     """
     if len(texts) > MAX_TEXTS:
         raise ApiError(400, f"at most {MAX_TEXTS} texts may wait to be spoken", code="text_too_long")
-    if sum(text.waiting for text in texts) > MAX_WAITING:
+    if sum(text.waiting for text in texts) + more > MAX_WAITING:
         raise ApiError(400, f"at most {MAX_WAITING} characters may wait to be spoken", code="text_too_long")

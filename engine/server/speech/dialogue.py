@@ -149,9 +149,9 @@ class TextQueue(Generic[Text]):
         self.closing = True
         self._changed.set()
 
-    def check(self) -> None:
-        """Check what waits; raises ApiError, see `check_waiting`."""
-        check_waiting([text.script for text in self._texts])
+    def check(self, more: int = 0) -> None:
+        """Check what waits, with so many characters more; raises ApiError, see `check_waiting`."""
+        check_waiting([text.script for text in self._texts], more)
 
     async def first(self) -> Text | None:
         """The next to be spoken, once there is one; it stays in the queue until `pop`. None at the end."""

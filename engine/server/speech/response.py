@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -26,6 +26,7 @@ def _schema(*kinds: str) -> Schema:
 
 AUDIO = _schema(*CONTENT_TYPES.values(), "audio/pcm")
 AUDIO_OR_EVENTS = _schema(*CONTENT_TYPES.values(), "audio/pcm", "text/event-stream")
+PART = 1 << 18  # bytes of a body that are sent at once
 CLIENT_LEFT = 499  # nobody reads this status
 
 
@@ -57,11 +58,14 @@ async def whole(request: Request, session: Session) -> Response:
     """
     try:
         data = await while_connected(request.receive, session.read_all)
-    finally:
+    except BaseException:
         session.close()
+        raise
     if data is None:
+        session.close()
         return Response(status_code=CLIENT_LEFT)
-    return Response(with_sizes(session.format, data), headers=headers(session), media_type=session.format.content_type)
+    content = with_sizes(session.format, data)
+    return WholeResponse([session], content, media_type=session.format.content_type, headers=headers(session))
 
 
 def headers(session: Session) -> Mapping[str, str]:
@@ -89,8 +93,39 @@ async def while_connected(receive: Receive, work: Callable[[], Awaitable[Result]
 
 
 async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
+    while not (await receive())["type"].endswith(".disconnect"):
         pass
+
+
+class WholeResponse(Response):
+    """Sends what some sessions have made, part by part, and closes them when the client has it.
+
+    Until then it counts as waiting for its reader: of one that is dropped, because too much waits, nothing is kept, and
+    a server that drains waits for it.
+    """
+
+    def __init__(self, sessions: Sequence[Session], content: bytes, **options: Any):
+        """`options` are those of `Response`."""
+        super().__init__(content, **options)
+        self._sessions = sessions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        failures = [asyncio.ensure_future(session.failure()) for session in self._sessions]
+        sending = asyncio.ensure_future(while_connected(receive, lambda: self._send_parts(send)))
+        try:
+            await asyncio.wait({sending, *failures}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, *failures):
+                task.cancel()
+            await asyncio.gather(sending, *failures, return_exceptions=True)  # the client may have left
+            for session in self._sessions:
+                session.close()
+
+    async def _send_parts(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for start in range(0, len(self.body), PART):
+            await send({"type": "http.response.body", "body": self.body[start : start + PART], "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class SpeechResponse(Response):

@@ -111,6 +111,11 @@ class Session:
         self.sent_seconds += sum(seconds for _, seconds in self._pieces)
         return b"".join(data for data, _ in self._pieces)
 
+    async def failure(self) -> None:
+        """Return when it fails; for who has read all of it."""
+        while self._error is None:
+            await self._arrival()
+
     async def _arrival(self) -> None:
         self._arrived.clear()
         await self._arrived.wait()
@@ -135,7 +140,7 @@ class Session:
         self._task.cancel()
         self._give_up_slot()
         self._service.end(self)
-        self._note("finished" if self.read_to_end else "failed" if self._error else "aborted")
+        self._note("failed" if self._error else "finished" if self.read_to_end else "aborted")
 
     async def _run(self) -> None:
         service = self._service

@@ -11,6 +11,7 @@ from ..errors import ApiError
 
 IDLE_SECONDS = 20.0  # after which a text of which no more comes is taken to be whole
 SILENT_SECONDS = 180.0  # after which a connection that says nothing is closed
+GOODBYE_SECONDS = 5.0  # in which a client takes the last messages
 GOING_AWAY, POLICY_VIOLATION = 1001, 1008
 
 
@@ -18,7 +19,7 @@ class Messages:
     """The JSON objects that a client sends, and those that it gets, one at a time."""
 
     def __init__(self, socket: WebSocket):
-        self._socket, self._sending = socket, asyncio.Lock()
+        self._socket, self._sending, self._patience = socket, asyncio.Lock(), SILENT_SECONDS
 
     async def receive(self) -> dict[str, Any]:
         """The next one.
@@ -55,6 +56,10 @@ class Messages:
         """Send a binary message."""
         await self._send(self._socket.send_bytes, data)
 
+    def hurry(self) -> None:
+        """The connection ends: who does not take the last messages soon does not get them."""
+        self._patience = GOODBYE_SECONDS
+
     async def close(self, error: ApiError | None = None) -> None:
         """Close the connection, because of an error or at its end."""
         if error is None:
@@ -66,8 +71,8 @@ class Messages:
     async def _send(self, function: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         async with self._sending:
             try:
-                await function(*arguments)
-            except (RuntimeError, OSError):  # it is closed, or its connection is
+                await asyncio.wait_for(function(*arguments), self._patience)
+            except (RuntimeError, OSError, asyncio.TimeoutError):  # it is closed, its connection is, or nobody reads
                 raise WebSocketDisconnect from None
 
 
