@@ -13,7 +13,7 @@ from dia_engine import FLUSH
 from dia_engine.server.speech.dialogue import DialogueWriter, script
 from dia_engine.server.speech.socket import IdleTimer
 from dia_engine.server.voices.voice import Prompt, continued, tagged, together
-from tests.server.helpers import HANGS, SENTENCES, close
+from tests.server.helpers import HANGS, SENTENCES, close, until
 
 TURNS = [("Can you count?", "s1"), ("Five six seven.", "s2")]
 DIALOGUE = {"inputs": [{"text": text, "voice_id": voice} for text, voice in TURNS], "seed": 3}
@@ -159,6 +159,20 @@ def test_contexts_run_side_by_side_and_one_text_follows_another(server, talker):
             assert close(audio[name], np.concatenate(expected))
         with pytest.raises(ConnectionClosed):
             client.receive()
+
+
+def test_a_client_that_leaves_after_its_last_message_frees_its_slots(server):
+    aborted = r'dia_requests_total\{outcome="aborted"\}'
+    before = server.metric(aborted)
+    with Socket(server) as client:
+        for name in ("a", "b"):
+            client.send(context_id=name, voices=["default"])
+            client.send(context_id=name, inputs=[{"text": SENTENCES[0] * 60, "voice_id": "default"}], flush=True)
+        client.send(close_socket=True)
+        until(lambda: server.metric("dia_requests_running") == 2)
+        client.connection.socket.close()
+    until(lambda: not server.app.state.service.sessions)
+    assert server.metric(aborted) == before + 2
 
 
 def test_a_text_over_a_socket_in_the_older_shape(server, talker):
