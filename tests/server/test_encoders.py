@@ -1,6 +1,8 @@
 """Encoders: the same audio in any chunks, at any rate, and bytes as soon as an encoding allows."""
 
 import io
+import struct
+import zlib
 
 import av
 import numpy as np
@@ -146,3 +148,78 @@ def test_an_upload_is_read_as_it_was_written():
     audio = voice_like()
     found, rate = decode_audio(wav(audio))
     assert rate == RATE and np.abs(found - audio).max() < 2 / 32_768
+
+
+def png(side):
+    """A black square."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head, rows = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0), zlib.compress(bytes(side * (1 + 4 * side)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def with_cover(mp3, picture):
+    """An mp3 with a picture of its cover."""
+    content = b"\0image/png\0\3\0" + picture
+    frame = b"APIC" + struct.pack(">I", len(content)) + b"\0\0" + content
+    size = bytes(len(frame) >> shift & 127 for shift in (21, 14, 7, 0))
+    return b"ID3\3\0\0" + size + frame + mp3
+
+
+def test_pictures_in_an_upload_are_not_decoded(monkeypatch):
+    """A cover of 1 MB can have a gigabyte of pixels: FFmpeg knows a picture's size once it has decoded it."""
+    mp3, widths, opened = b"".join(encoded(voice_like(), AudioFormat("mp3", 24_000))), [], av.open
+
+    def watched(*arguments, **options):
+        container = opened(*arguments, **options)
+        widths.append(container.streams.video[0].codec_context.width)
+        return container
+
+    monkeypatch.setattr(av, "open", watched)
+    found, rate = decode_audio(with_cover(mp3, png(64)))
+    assert rate == 24_000 and len(found) > SECONDS * rate and widths == [0]
+
+
+def in_container(container_format, codec, rate=48_000, **options):
+    """The voice in a file of FFmpeg's."""
+    sink, samples = io.BytesIO(), voice_like(rate)
+    with av.open(sink, "w", format=container_format) as container:
+        stream = container.add_stream(
+            codec, rate=rate, layout="stereo" if codec == "vorbis" else "mono", options=options
+        )
+        stream.codec_context.open(strict=False)
+        converter = av.AudioResampler(format=stream.format.name, layout=stream.layout.name, rate=rate)
+        frames = av.AudioFifo()
+        whole = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
+        whole.sample_rate, whole.pts = rate, 0
+        for frame in converter.resample(whole):
+            frames.write(frame)
+        while frame := frames.read(stream.codec_context.frame_size or 1024, partial=True):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ("wav", "pcm_s16le"), ("wav", "pcm_s24le"), ("wav", "pcm_f32le"), ("wav", "pcm_mulaw"), ("wav", "adpcm_ms"),
+        ("mp3", "libmp3lame"), ("ogg", "vorbis"), ("ogg", "libopus"), ("adts", "aac"), ("flac", "flac"),
+        ("webm", "libopus"), ("webm", "vorbis"), ("mp4", "aac"), ("mp4", "alac"), ("mov", "pcm_s16be"),
+    ],
+    ids="-".join,
+)  # fmt: skip
+def test_every_usual_format_can_be_uploaded(kind):
+    strict = {"strict": "experimental"} if kind[1] == "vorbis" else {}
+    found, rate = decode_audio(in_container(*kind, **strict))
+    assert rate == 48_000 and abs(len(found) / rate - SECONDS) < 0.1 and np.abs(found).max() > 0.3
+
+
+def test_a_codec_that_nobody_knows_is_refused():
+    unknown = bytearray(wav(voice_like()))
+    unknown[20:22] = b"\x34\x12"
+    for data in (bytes(unknown), in_container("mov", "pcm_s16le").replace(b"sowt", b"zzzz")):
+        with pytest.raises(ValueError, match="cannot be decoded"):
+            decode_audio(data)
