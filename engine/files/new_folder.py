@@ -92,7 +92,10 @@ def remove_abandoned(parent: Path, name: str = "") -> None:
     for partial in parent.iterdir():
         is_ours = partial.name.startswith(f".{name}." if name else ".") and partial.name.endswith(".partial")
         if is_ours and partial.is_dir():
-            lock = os.open(partial, os.O_RDONLY)
+            try:
+                lock = os.open(partial, os.O_RDONLY)
+            except FileNotFoundError:
+                continue  # another process has just finished it
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(partial, ignore_errors=True)

@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from dia_engine.files.new_folder import new_folder
+from dia_engine.files.new_folder import new_folder, remove_abandoned
 
 HOLD = """
 import sys, time
@@ -70,6 +71,15 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path):
     finally:
         process.kill()
         process.wait(timeout=30)
+
+
+def test_what_another_process_finishes_meanwhile_is_no_failure(tmp_path, monkeypatch):
+    """It is renamed after it has been seen, as a link to nothing looks to who is told that it is a folder."""
+    (tmp_path / ".model.abc.partial").symlink_to("gone")
+    (tmp_path / ".model.def.partial").mkdir()
+    monkeypatch.setattr(Path, "is_dir", lambda path: True)
+    remove_abandoned(tmp_path, "model")
+    assert os.listdir(tmp_path) == [".model.abc.partial"]
 
 
 def test_a_broken_link_is_in_the_way(tmp_path):
