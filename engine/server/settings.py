@@ -60,7 +60,7 @@ class Settings:
     def __post_init__(self) -> None:
         for each in fields(self):
             check(each.name, getattr(self, each.name), each.metadata)
-        if any(not key or not key.isascii() or not key.isprintable() for key in self.api_key):
+        if any(not key.strip() or not key.isascii() or not key.isprintable() for key in self.api_key):
             raise ValueError("api_key must be printable ASCII and not empty")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise ValueError(f"root_path must begin with / and not end with it, got {self.root_path!r}")
@@ -123,11 +123,14 @@ def parsed(variable: str, text: str, metadata: Mapping[str, Any]) -> Any:
     """The value of an option that is written as text; `variable` is what an error calls it.
 
     Raises:
-        ValueError: not of the option's kind.
+        ValueError: not of the option's kind, or a list of nothing.
     """
     kind = metadata["kind"]
     if metadata.get("many"):
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        found = tuple(part.strip() for part in text.split(",") if part.strip())
+        if not found:  # a server that was to have keys would have none
+            raise ValueError(f"{variable} must hold at least one value, with commas between several, got {text!r}")
+        return found
     if kind is bool:
         if text.lower() not in ("0", "1", "false", "true", "no", "yes"):
             raise ValueError(f"{variable} must be 0 or 1, got {text!r}")

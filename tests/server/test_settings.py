@@ -34,11 +34,20 @@ def test_options_go_before_the_environment():
         ({"DIA_SERVE_LOG_FORMAT": "xml"}, "log_format must be one of text, json, got 'xml'"),
         ({"DIA_SERVE_ROOT_PATH": "api/"}, "root_path must begin with /"),
         ({"DIA_API_KEYS": "schlüssel"}, "api_key must be printable ASCII"),
+        ({"DIA_API_KEYS": ","}, "DIA_API_KEYS must hold at least one value, with commas between several, got ','"),
+        ({"DIA_API_KEYS": " "}, "DIA_API_KEYS must hold at least one value"),
+        ({"DIA_SERVE_API_KEY": " ", "DIA_API_KEYS": "good"}, "DIA_SERVE_API_KEY must hold at least one value"),
     ],
 )
 def test_what_cannot_be_is_refused(environment, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         given(**environment)
+
+
+def test_a_key_that_is_blank_is_refused_and_an_empty_variable_is_not_set():
+    with pytest.raises(ValueError, match="api_key must be printable ASCII and not empty"):
+        given("--api-key", " ")
+    assert given(DIA_API_KEYS="").api_key == () and given(DIA_SERVE_API_KEY="", DIA_API_KEYS="x").api_key == ("x",)
 
 
 def test_only_a_server_that_others_reach_without_a_key_is_public():
