@@ -15,7 +15,7 @@ from dia_engine.server.audio.formats import AudioFormat
 from dia_engine.server.listener import Listener
 from dia_engine.server.settings import Settings
 from dia_engine.server.speech.request import Speech
-from tests.server.helpers import LONG, TEXT, Server, body, raw, samples, until
+from tests.server.helpers import HANGS, LONG, TEXT, Server, body, raw, samples, until
 
 
 def test_a_flood_gets_429_and_those_admitted_are_served(talker, voices):
@@ -130,6 +130,19 @@ def test_without_a_valid_key_only_what_is_open_answers(talker, voices):
             assert server.client.get(path).status_code == 200
         listed = server.client.get("/v1/audio/voices").json()["voices"]
         assert listed and not any("ref_text" in voice for voice in listed)
+
+
+def test_a_key_is_asked_for_before_a_body_is_read(talker, voices):
+    """To parse a large one takes time, in which nobody else is answered."""
+    paths = ("/v1/audio/speech", "/v1/audio/speech/batch", "/v1/audio/voices", "/v1/text-to-dialogue")
+    with Server(talker, voices=str(voices), api_key=("secret",), body_timeout=0.5) as server:
+        for path in (*paths, "/v1/text-to-dialogue/stream", "/v1/text-to-speech/x", "/v1/text-to-speech/x/stream"):
+            for kind in ("application/json", "multipart/form-data; boundary=x"):
+                with socket.create_connection(server.socket.getsockname(), timeout=HANGS) as connection:
+                    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 9999\r\n\r\n"
+                    connection.sendall(head.encode() + b"{")  # the rest does not come
+                    answer = connection.recv(65_536)
+                assert answer.startswith(b"HTTP/1.1 401 ") and b'"code": "invalid_api_key"' in answer, (path, answer)
 
 
 def test_bodies_are_held_to_size_and_time(talker, voices):

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..access import KEY_IN_SCHEMA
+from ..access import KEY_IN_SCHEMA, KeyedRoute
 from ..audio.formats import elevenlabs_format
 from ..errors import ApiError, bad_request
 from ..speech.arriving import ArrivingText
@@ -16,7 +16,7 @@ from ..speech.response import AUDIO, streamed
 from ..voices.voice import Prompt, together
 from .context import Caller, caller_of
 
-router = APIRouter(tags=["ElevenLabs"], dependencies=[KEY_IN_SCHEMA])
+router = APIRouter(tags=["ElevenLabs"], dependencies=[KEY_IN_SCHEMA], route_class=KeyedRoute)
 
 AS_AUDIO: dict[str, Any] = {"response_class": Response, "responses": AUDIO}
 DEFAULT_FORMAT = "mp3_44100_128"

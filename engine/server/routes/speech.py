@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 
 from ...runtime.prompts import AudioPrompt
 from ...text.tokenizer import has_visible_text
-from ..access import KEY_IN_SCHEMA
+from ..access import KEY_IN_SCHEMA, KeyedRoute
 from ..audio.decode import decode_audio
 from ..audio.formats import AudioFormat, openai_format
 from ..errors import ApiError, bad_request
@@ -22,7 +22,7 @@ from ..voices.voice import tagged
 from .context import Caller, caller_of
 from .models import check_model
 
-router = APIRouter(tags=["OpenAI"], dependencies=[KEY_IN_SCHEMA])
+router = APIRouter(tags=["OpenAI"], dependencies=[KEY_IN_SCHEMA], route_class=KeyedRoute)
 
 MAX_CHARACTERS = 4096
 SAMPLING = (

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
-from ..access import KEY_IN_SCHEMA
+from ..access import KEY_IN_SCHEMA, KeyedRoute
 from ..audio.encoders import with_sizes
 from ..errors import ApiError, invalid_fields
 from ..speech.places import Places
@@ -22,7 +22,7 @@ from ..voices.voice import tagged
 from .context import Caller, caller_of
 from .speech import SpeechBody, SpeechFields, check_input, checked_format, speech_of
 
-router = APIRouter(tags=["OpenAI"], dependencies=[KEY_IN_SCHEMA])
+router = APIRouter(tags=["OpenAI"], dependencies=[KEY_IN_SCHEMA], route_class=KeyedRoute)
 
 MAX_ITEMS = 32
 MAX_CHARACTERS = 20_000  # of all items: the response is one

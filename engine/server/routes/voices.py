@@ -4,12 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 
-from ..access import KEY_IN_SCHEMA, check_origin
+from ..access import KEY_IN_SCHEMA, KeyedRoute, check_origin
 from ..errors import ApiError
 from ..voices.voice import Voice
 from .context import key_number, keys_of, service_of
 
-router = APIRouter(tags=["voices"])
+router = APIRouter(tags=["voices"], route_class=KeyedRoute)
 
 
 def _listed(request: Request, voice: Voice) -> dict[str, object]:
