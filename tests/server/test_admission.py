@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -143,6 +144,33 @@ def test_a_key_is_asked_for_before_a_body_is_read(talker, voices):
                     connection.sendall(head.encode() + b"{")  # the rest does not come
                     answer = connection.recv(65_536)
                 assert answer.startswith(b"HTTP/1.1 401 ") and b'"code": "invalid_api_key"' in answer, (path, answer)
+
+
+def test_audio_that_requests_bring_does_not_hold_up_running_streams(talker, voices, monkeypatch):
+    over = threading.Event()
+
+    def slow(data, name):
+        over.wait(HANGS)
+        raise ValueError(f"{name} is of no use")
+
+    monkeypatch.setattr("dia_engine.server.routes.speech.decode_audio", slow)
+    brought = {"ref_audio": "data:audio/wav;base64,AAAA", "ref_text": TEXT}
+    with Server(talker, voices=str(voices), max_waiting=2) as server, ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(server.speak, **brought) for _ in range(4)]
+        try:
+            until(lambda: server.app.state.service._decoding == len(waiting))
+            assert server.speak().status_code == 200
+            refused = server.speak(**brought)
+            assert refused.status_code == 429 and refused.json()["error"]["code"] == "queue_full"
+            assert refused.headers["retry-after"].isdigit()
+        finally:
+            over.set()
+        assert {each.result().json()["error"]["message"] for each in waiting} == {"audio of ref_audio is of no use"}
+        service = server.app.state.service
+        assert service._decoding == 0
+    for closed in (service._pool, service._decoders, service.voices._pool):
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            closed.submit(print)
 
 
 def test_bodies_are_held_to_size_and_time(talker, voices):

@@ -4,7 +4,9 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from dia_engine.server.errors import ApiError
 from dia_engine.server.voices.mint import NAMES
 from dia_engine.server.voices.store import VoiceStore
 from tests.helpers import ROOT
-from tests.server.helpers import Server, body
+from tests.server.helpers import HANGS, Server, body
 
 SAID = "[S1] Can you count? [S2] Five six seven eight nine."
 CONSENT = {"consent": "The speaker agreed."}
@@ -164,7 +166,10 @@ def test_a_voice_that_lost_its_sound_says_so(talker, tmp_path, recording):
 def test_damaged_folders_are_no_voices(talker, tmp_path):
     store = VoiceStore(tmp_path, "talker")
     store.attach(talker)
-    for name, content in (("bad-json", "{"), ("wrong-fields", '{"a": 1}'), ("list", "[]")):
+    damaged = {
+        "bad-json": "{", "wrong-fields": '{"a": 1}', "list": "[]",
+    }  # fmt: skip
+    for name, content in damaged.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "voice.json").write_text(content)
     (tmp_path / "file").write_text("x")
@@ -198,6 +203,52 @@ def test_a_voice_that_is_deleted_twice_at_once(talker, tmp_path, recording, monk
     store.delete(voice.id)
     with pytest.raises(ApiError, match="there is no voice"):
         store.delete(voice.id)
+
+
+def test_a_voice_that_goes_while_it_is_looked_up(talker, tmp_path, recording, monkeypatch):
+    store = VoiceStore(tmp_path, "talker")
+    store.attach(talker)
+    voice = asyncio.run(store.create("mine", recording, SAID))
+    kept = prompt(store, voice.id)
+    monkeypatch.setattr(store, "_exists", lambda identity: store._prompts.pop(identity, None) or True)
+    assert torch.equal(prompt(store, voice.id).codes, kept.codes)
+
+
+def test_names_that_are_asked_for_leave_nothing(talker, tmp_path, recording):
+    store = VoiceStore(tmp_path, "talker")
+    store.attach(talker)
+    voice = asyncio.run(store.create("mine", recording, SAID))
+    again = VoiceStore(tmp_path, "talker")
+    again.attach(talker)
+    assert prompt(again, voice.id) is not None
+    again.delete(voice.id)
+    for name in (voice.id, *(f"nobody-{index}" for index in range(20))):
+        with pytest.raises(ApiError, match="no voice"):
+            prompt(again, name)
+    assert not again._locks and not again._prompts
+
+
+def test_slow_work_on_voices_leaves_the_threads_of_others_alone(talker, tmp_path, monkeypatch):
+    """In the event loop's default pool requests begin."""
+    store, busy, over = VoiceStore(tmp_path, "talker"), threading.Event(), threading.Event()
+    store.attach(talker)
+    monkeypatch.setattr(store, "_make_prompt", lambda *_: busy.set() or over.wait(HANGS))
+
+    async def both():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        making = asyncio.create_task(store.prompt("alloy"))
+        while not busy.is_set():
+            await asyncio.sleep(0.001)
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(lambda: not over.is_set()), 5)
+        finally:
+            over.set()
+            await making
+
+    assert asyncio.run(both())
+    store.close()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        prompt(store, "nova")
 
 
 KILLED = """

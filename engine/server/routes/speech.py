@@ -115,14 +115,14 @@ async def speech_of(caller: Caller, text: str | ArrivingText, fields: SpeechFiel
     """What is spoken of a text with speaker tags.
 
     Raises:
-        ApiError: 400.
+        ApiError: 400; 429, too many requests have a ref_audio that waits to be decoded.
     """
     params: dict[str, Any] = {name: getattr(fields, name) for name in SAMPLING if name in fields.model_fields_set}
     prompt: AudioPrompt | None = None
     transcript = None
     try:
         if fields.ref_audio is not None:
-            prompt = await caller.service.in_thread(_reference, fields.ref_audio)
+            prompt = await caller.service.decode(_reference, fields.ref_audio)
             if not (fields.ref_text or "").strip():
                 raise ApiError(400, "ref_text must say what is said in ref_audio", param="ref_text")
             transcript = fields.ref_text

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 ENCODER_THREADS = 4
+DECODER_THREADS = 2  # of audio that requests bring: their own, so that running streams never wait for it
 STARTING, READY, DRAINING, FAILED = "starting", "ok", "draining", "failed"
 LONGEST_RETRY = 30  # seconds: some clients give up where they are told to wait longer
 
@@ -45,6 +46,8 @@ class SpeechService:
         self._engine: Engine | None = None
         self._state = STARTING
         self._pool = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="dia-encode")
+        self._decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="dia-decode")
+        self._decoding = 0
         self._buffered = 0
         self._generation_seconds = 2.0  # of a request, a running mean
         gauge = self.metrics.gauge
@@ -219,6 +222,22 @@ class SpeechService:
         """Run a function beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
+    async def decode(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """Run a function on what a request brings, before it has a place. No more wait for that than for a slot.
+
+        Raises:
+            ApiError: 429, as many wait as may; and what the function raises.
+        """
+        if self._decoding >= DECODER_THREADS + self.max_waiting:
+            self._refuse()
+            message = f"audio of {self._decoding} requests is waiting to be decoded, no more may wait"
+            raise ApiError(429, message, code="queue_full", retry_after=self.retry_after())
+        self._decoding += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
+        finally:
+            self._decoding -= 1
+
     async def idle(self) -> None:
         """Return when no request is left."""
         while self.sessions or self._places:
@@ -228,7 +247,9 @@ class SpeechService:
         """End what is left."""
         for session in list(self.sessions):
             session.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._decoders):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.voices.close()
 
     def _refuse(self) -> None:
         self.metrics.requests.labels("refused").inc()

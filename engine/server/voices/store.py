@@ -12,8 +12,11 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,7 +30,10 @@ from .mint import SEEDS, mint
 from .voice import MADE, NO_PROMPT, UPLOADED, VOICE_ID, Prompt, Voice
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
+# Of their own: making a voice takes seconds, and in the event loop's default pool every request begins.
+THREADS = 2
 MAX_VOICES = 1000
 AUDIO = "audio.bin"  # as it came: its format is in it
 
@@ -49,6 +55,7 @@ class VoiceStore:
         self._codec = ""
         self._prompts: dict[str, Prompt] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="dia-voices")
 
     def attach(self, engine: Engine) -> None:
         """Use an engine from now on."""
@@ -58,6 +65,10 @@ class VoiceStore:
             self._codec = hashlib.sha256(table.numpy().tobytes()).hexdigest()[:16]
         if self._folder.is_dir():
             remove_abandoned(self._folder)
+
+    def close(self) -> None:
+        """Take no more work. What has begun goes on to its end, beside the caller."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def list(self) -> list[Voice]:
         """All voices that can be named: those without a prompt, the premade, the uploaded."""
@@ -80,25 +91,27 @@ class VoiceStore:
             return None
         if not VOICE_ID.fullmatch(identity):
             raise _unknown(name)
-        if identity in self._prompts and self._exists(identity):
-            return self._prompts[identity]
-        async with self._locks.setdefault(identity, asyncio.Lock()):
-            if identity not in self._prompts or not self._exists(identity):
-                # To the end, even if this client leaves: others may be waiting for it.
-                self._prompts[identity] = await asyncio.shield(asyncio.to_thread(self._make_prompt, identity, name))
-            return self._prompts[identity]
+        if not self._exists(identity):
+            raise _unknown(name)  # before it has a lock, which would stay
+        known = self._prompts.get(identity)
+        if known is None:
+            async with self._locks.setdefault(identity, asyncio.Lock()):
+                known = self._prompts.get(identity)
+                if known is None:
+                    known = self._prompts[identity] = await self._to_the_end(self._make_prompt, identity, name)
+        return known
 
     async def create(self, name: str, audio: bytes, transcript: str) -> Voice:
         """Keep an uploaded voice.
 
         Raises:
-            ApiError: 400, audio that cannot be used, or no name or transcript.
+            ApiError: 400, audio that cannot be used, or no name or transcript; 503, the folder cannot be written.
         """
         for value, field, longest in ((name, "name", 200), (transcript, "ref_text", 2000)):
             if not value.strip() or len(value) > longest:
                 raise ApiError(400, f"{field} must have 1 to {longest} characters", param=field)
         try:
-            return await asyncio.shield(asyncio.to_thread(self._create, name.strip(), audio, transcript.strip()))
+            return await self._to_the_end(self._create, name.strip(), audio, transcript.strip())
         except (TypeError, ValueError) as error:
             raise bad_request(error) from None
         except OSError as error:
@@ -117,6 +130,7 @@ class VoiceStore:
         if voice is None:
             raise _not_there(identity)
         self._prompts.pop(identity, None)
+        self._locks.pop(identity, None)
         path = self._folder / identity
         gone = path.with_name(f".{identity}.{secrets.token_hex(8)}.partial")
         try:
@@ -135,6 +149,10 @@ class VoiceStore:
         if self._engine is None:
             raise ApiError(503, "the model is being loaded", code="starting", retry_after=5)
         return self._engine
+
+    async def _to_the_end(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """Run a function beside the event loop, to its end even if this client leaves: others may be waiting for it."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments))
 
     def _exists(self, identity: str) -> bool:
         """Whether a voice that was read is still there: another server of the same folder may have deleted it."""
