@@ -106,6 +106,22 @@ def test_an_upload_that_lacks_something_is_refused(server, recording, fields, pa
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
 
 
+def test_text_that_is_no_unicode_is_refused_and_breaks_no_list(server, recording):
+    """A client names the charset of its form: this one makes half of a surrogate pair of six bytes."""
+    part = b'--B\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=B; charset=unicode_escape"}
+    before = server.client.get("/v1/voices").json()
+    for param in ("name", "ref_text"):
+        fields = {"name": b"me", "ref_text": SAID.encode(), "consent": b"yes", param: b"x\\ud800"}
+        form = b"".join(part % (name.encode(), b"", value) for name, value in fields.items())
+        form += part % (b"audio_sample", b'; filename="a.wav"', recording) + b"--B--\r\n"
+        answer = server.client.post("/v1/audio/voices", content=form, headers=kind)
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
+        assert "surrogate" in answer.json()["error"]["message"]
+    assert server.client.get("/v1/audio/voices").status_code == 200
+    assert server.client.get("/v1/voices").json() == before
+
+
 def test_an_upload_that_is_no_audio_is_refused(server, recording):
     for data in (b"", b"RIFF", recording[:60], b"#EXTM3U\n/etc/passwd\n", b"\xff" * 9999):
         answer = upload(server, data)
@@ -168,6 +184,8 @@ def test_damaged_folders_are_no_voices(talker, tmp_path):
     store.attach(talker)
     damaged = {
         "bad-json": "{", "wrong-fields": '{"a": 1}', "list": "[]",
+        "half-a-pair": r'{"name": "\ud800", "category": "cloned"}',
+        "no-number": '{"name": "x", "category": "cloned", "created": NaN}',
     }  # fmt: skip
     for name, content in damaged.items():
         (tmp_path / name).mkdir()

@@ -110,6 +110,8 @@ class VoiceStore:
         for value, field, longest in ((name, "name", 200), (transcript, "ref_text", 2000)):
             if not value.strip() or len(value) > longest:
                 raise ApiError(400, f"{field} must have 1 to {longest} characters", param=field)
+            if not _is_unicode(value):
+                raise ApiError(400, f"{field} holds half of a surrogate pair, which is no character", param=field)
         try:
             return await self._to_the_end(self._create, name.strip(), audio, transcript.strip())
         except (TypeError, ValueError) as error:
@@ -162,7 +164,10 @@ class VoiceStore:
         if not VOICE_ID.fullmatch(identity) or not (self._folder / identity / "voice.json").is_file():
             return None
         try:
-            return Voice(**{**read_json(self._folder / identity / "voice.json"), "id": identity})
+            voice = Voice(**{**read_json(self._folder / identity / "voice.json"), "id": identity})
+            # One that cannot be written as JSON in UTF-8 would break the list of all.
+            json.dumps(asdict(voice), ensure_ascii=False, allow_nan=False).encode()
+            return voice
         except (TypeError, ValueError, OSError) as error:
             logger.warning("voice %s cannot be read: %s", identity, error)
             return None
@@ -248,6 +253,15 @@ class VoiceStore:
 def _write_voice(folder: Path, voice: Voice) -> None:
     content = {name: value for name, value in asdict(voice).items() if name != "id"}
     (folder / "voice.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold it. The charset of a form decides what its text is decoded to, and may allow more."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _not_there(identity: str) -> ApiError:
