@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any
 
+from ..messages import without_controls
+
 STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -33,16 +35,17 @@ def is_not_cut_off(record: logging.LogRecord) -> bool:
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people; the fields of a line follow its message as name=value."""
+    """A line for people; the fields of a line follow its message as name=value, below it an exception, indented.
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
+    What a client sent, a path for instance, can neither begin a line of its own nor reach a terminal as an escape.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        shown = " ".join(
-            f"{name}={value}" for name, value in getattr(record, "fields", {}).items() if value is not None
-        )
-        return " ".join(part for part in (super().format(record), shown) if part)
+        fields = getattr(record, "fields", {})
+        shown = [f"{name}={value}" for name, value in fields.items() if value is not None]
+        first = " ".join([self.formatTime(record), record.levelname, record.getMessage().strip(), *shown])
+        below = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        return "\n".join([without_controls(first), *(f"  {without_controls(line)}" for line in below)])
 
 
 def configure(log_format: str) -> None:

@@ -249,9 +249,11 @@ class Session:
             "waited": round(self.started - self._received, 4) if self.started else None,
             "seconds": round(now - self._received, 3), "format": self.format.name, "seed": self.speech.seed,
             "bytes_of_text": len(self.speech.script.encode("utf-8", "replace")),
-            "error": self._error.message if self._error else None,
+            "error": (self._error.code or self._error.status) if self._error else None,
+            "param": self._error.param if self._error else None,
         }  # fmt: skip
-        if self._service.settings.log_text:
+        if self._service.settings.log_text:  # of which an error may quote a part
+            fields["reason"] = self._error.message if self._error else None
             fields["text"] = self.speech.script
         logger.info("speech", extra={"fields": fields})
 
