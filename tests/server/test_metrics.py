@@ -35,6 +35,21 @@ def test_a_request_is_counted(server, talker):
     assert server.metric("dia_model_info") == 1
 
 
+@pytest.mark.parametrize("name", ["pcm", "mp3", "aac", "opus", "flac"])
+def test_sound_that_completes_no_bytes_yet_is_counted_with_the_next(server, talker, name):
+    """Chunks of a frame, of which an encoder takes several."""
+    duration = talker.generate(TEXT, seed=3, details=True).duration
+    names = ("dia_audio_seconds_total", "dia_sent_audio_seconds_total")
+    for is_streamed in (True, False):
+        before = [server.metric(each) for each in names]
+        fields = {"response_format": name, "sample_rate": None if name == "opus" else 8000, "stream": is_streamed}
+        assert server.speak(**fields, chunk_frames=1, first_chunk_frames=1).status_code == 200
+        server.idle()
+        until(lambda: not server.app.state.service.sessions)
+        counted = [server.metric(each) - then for each, then in zip(names, before, strict=True)]
+        assert counted == pytest.approx([duration] * 2, abs=1e-3), is_streamed
+
+
 def test_a_long_script_is_one_request_in_several_slots(server):
     with server.stream(LONG * 30) as answer:
         chunks = answer.iter_raw()

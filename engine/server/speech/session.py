@@ -64,6 +64,7 @@ class Session:
         self._error: ApiError | None = None
         self._whole = self._closed = False
         self._first = self._slot = self._underrun = self._made = self._read_at = 0.0
+        self._held = 0.0  # seconds of audio since the last bytes: those that come next have them
         self._task = asyncio.create_task(self._run())
         self._patience = asyncio.get_running_loop().call_later(service.settings.max_wait, self._lose_patience)
 
@@ -122,6 +123,8 @@ class Session:
 
     def _note_end(self) -> None:
         self._read_at = self._read_at or time.perf_counter()
+        self.sent_seconds += self._held
+        self._held = 0.0
 
     def fail(self, error: ApiError) -> None:
         """End it with an error for the reader; what waits for him is dropped."""
@@ -187,19 +190,18 @@ class Session:
     def _put(self, data: bytes, seconds: float) -> None:
         """Keep bytes for the reader, and how long a player would have waited for them."""
         now = time.perf_counter()
-        if not self._first:
-            if not data:  # the encoder holds the first samples back
-                self._made += seconds
-                return
+        self._service.metrics.audio_seconds.inc(seconds)
+        if self._first:
+            self._underrun = max(self._underrun, now - self._first - self._made)
+        elif data:  # before, the encoder holds the first samples back
             self._first = now
             self._patience.cancel()
             self._service.metrics.first_audio.observe(now - self._received)
-        else:
-            self._underrun = max(self._underrun, now - self._first - self._made)
         self._made += seconds
-        self._service.metrics.audio_seconds.inc(seconds)
+        self._held += seconds
         if data:
-            self._pieces.append((data, seconds))
+            self._pieces.append((data, self._held))
+            self._held = 0.0
             self.buffered += len(data)
             self._arrived.set()
             self._service.kept(len(data))
