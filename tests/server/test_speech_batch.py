@@ -3,11 +3,13 @@
 import base64
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import numpy as np
 import pytest
 
+from dia_engine.server.speech.request import Speech
 from tests.server.helpers import LONG, TEXT, Server, body, close, raw, until
 
 BATCH = "/v1/audio/speech/batch"
@@ -42,6 +44,19 @@ def test_items_are_what_they_are_alone_and_a_bad_one_fails_alone(server, talker)
     assert all(results[index]["status"] == "error" for index in (2, 6, 7, 8))
     server.idle()
     until(lambda: server.metric("dia_buffered_bytes") == 0)
+
+
+def test_the_seed_of_a_result_is_that_of_the_try_that_spoke(server, monkeypatch):
+    """A script for which the model says nothing is tried with another seed."""
+    another, seeds = Speech.with_another_seed, []
+
+    def sounding(speech):
+        seeds.append(speech.seed)
+        return replace(another(speech), text=TEXT, given_seed=5)
+
+    monkeypatch.setattr(Speech, "with_another_seed", sounding)
+    (result,) = ask(server, [{"input": "@", "voice": "alloy"}], seed=None).json()["results"]
+    assert len(seeds) == 1 and result["status"] == "success" and result["seed"] == 5
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ async def _speak(
                 results[index] = {
                     "index": index, "status": "success", "audio_data": data, "format": audio_format.name,
                     "media_type": audio_format.content_type, "sample_rate": audio_format.sample_rate,
-                    "seed": speech.seed,
+                    "seed": session.speech.seed,
                 }  # fmt: skip
             except ApiError as error:
                 results[index] = {"index": index, "status": "error", **error.body}
