@@ -82,6 +82,19 @@ def raw(server, content):
     return connection
 
 
+def times_received(server, monkeypatch):
+    """When requests came in, by the server's reckoning, as they begin."""
+    service, times = server.app.state.service, []
+    begin = service.begin
+
+    def noted(*arguments, received, **options):
+        times.append(received)
+        return begin(*arguments, received=received, **options)
+
+    monkeypatch.setattr(service, "begin", noted)
+    return times
+
+
 def until(condition):
     """Wait for a condition; fail after a minute."""
     end = time.monotonic() + HANGS

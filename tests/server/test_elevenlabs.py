@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from dia_engine import FLUSH
 from dia_engine.server.speech.dialogue import DialogueWriter, script
 from dia_engine.server.speech.socket import IdleTimer
 from dia_engine.server.voices.voice import Prompt, continued, tagged, together
-from tests.server.helpers import HANGS, SENTENCES, close, until
+from tests.server.helpers import HANGS, SENTENCES, close, times_received, until
 
 TURNS = [("Can you count?", "s1"), ("Five six seven.", "s2")]
 DIALOGUE = {"inputs": [{"text": text, "voice_id": voice} for text, voice in TURNS], "seed": 3}
@@ -216,6 +217,16 @@ def test_an_unknown_voice_ends_its_context_alone(server):
         client.send(context_id="good", close_context=True)
         audio, _ = client.until_final()
         assert audio["good"]
+
+
+def test_times_of_a_text_count_from_the_text(server, monkeypatch):
+    times = times_received(server, monkeypatch)
+    with Socket(server, "/v1/text-to-speech/default/multi-stream-input") as client:
+        sent = time.perf_counter()
+        client.send(text="Can you count?", context_id="c")
+        client.send(context_id="c", close_context=True)
+        client.until_final("isFinal")
+    assert len(times) == 1 and times[0] > sent
 
 
 def test_a_socket_that_closes_frees_its_slots(server):

@@ -1,6 +1,7 @@
 """Text in pieces over the stream route."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from dia_engine import FLUSH
-from tests.server.helpers import HANGS, LONG, SENTENCES, TEXT, Server, body, close, raw, until
+from tests.server.helpers import HANGS, LONG, SENTENCES, TEXT, Server, body, close, raw, times_received, until
 
 CONFIG = {"voice": "default", "sample_rate": 16_000, "seed": 3}
 
@@ -68,6 +69,19 @@ def test_a_text_in_pieces_and_another_after_it(server, talker):
         with pytest.raises(ConnectionClosed) as closed:
             client.receive()
         assert closed.value.rcvd.code == 1000
+
+
+def test_times_of_a_text_count_from_the_text(server, monkeypatch):
+    """Not from the handshake, nor from the text before it."""
+    times = times_received(server, monkeypatch)
+    with Stream(server) as client:
+        sent = []
+        for _ in range(2):
+            sent.append(time.perf_counter())
+            client.send("input.text", text=TEXT)
+            client.send("input.done")
+            client.text()
+    assert len(times) == 2 and sent[0] < times[0] < sent[1] < times[1]
 
 
 def test_it_is_the_engines_stream_of_an_iterator(server, talker):

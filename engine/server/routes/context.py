@@ -45,11 +45,11 @@ class Caller:
     request_id: str
     received: float
 
-    def begin(self, speech: Speech, audio_format: AudioFormat) -> Session:
-        """`SpeechService.begin` for this caller."""
-        return self.service.begin(
-            speech, audio_format, key=self.key, request_id=self.request_id, received=self.received
-        )
+    def begin(self, speech: Speech, audio_format: AudioFormat, received: float | None = None) -> Session:
+        """`SpeechService.begin` for this caller. `received`: when its text came in, if not with the request: a socket
+        may be open long before."""
+        received = self.received if received is None else received
+        return self.service.begin(speech, audio_format, key=self.key, request_id=self.request_id, received=received)
 
     def bug(self) -> ApiError:
         """What to tell of the exception that is being handled, which is in the log alone: it can hold paths."""

@@ -7,6 +7,7 @@ contexts run side by side.
 
 import asyncio
 import base64
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -198,8 +199,9 @@ class _Connection:
         voices = await text.begin()
         if not voices:
             return
+        received = time.perf_counter()
         speech = await speech_of_voices(self._caller, text.script, voices, self._seed)
-        context.session = session = self._caller.begin(speech.settled(), self._format)
+        context.session = session = self._caller.begin(speech.settled(), self._format, received)
         try:
             while (data := await session.read()) is not None:
                 await self._send(context, {"audio": base64.b64encode(data).decode()})

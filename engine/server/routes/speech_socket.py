@@ -6,6 +6,7 @@ messages between `audio.start` and `audio.done`, then `session.done`, and anothe
 """
 
 import asyncio
+import time
 from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
@@ -162,9 +163,10 @@ class _Connection:
         """Speak a text; the number of those that were spoken, 0 or 1."""
         if not await text.begin():
             return 0
+        received = time.perf_counter()
         try:
             speech = await speech_of(self._caller, text.script, text.config)
-            session = self._caller.begin(speech.settled(), text.format)
+            session = self._caller.begin(speech.settled(), text.format, received)
         except ApiError as error:
             await self._tell(error)
             return 0
