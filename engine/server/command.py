@@ -1,6 +1,7 @@
 """The command `dia-engine serve`."""
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -47,3 +48,7 @@ def serve(settings: Settings) -> None:
     error = app.state.startup.error
     if error is not None:
         raise error
+    if app.state.startup.is_loading:
+        # The end of the interpreter stops such a thread wherever it is in compiled code, which may abort the process.
+        logging.shutdown()
+        os._exit(0)

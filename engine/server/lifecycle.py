@@ -3,8 +3,11 @@
 import asyncio
 import gc
 import logging
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any
 
 from ..engine import Engine
@@ -31,8 +34,14 @@ class Startup:
         self._service, self._engine = service, engine
         self._owns = engine is None
         self._task: asyncio.Task[None] | None = None
+        self._loader: threading.Thread | None = None
         self.error: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a thread is at work on the engine, which it goes on with after `end`."""
+        return self._loader is not None and self._loader.is_alive()
 
     def begin(self) -> None:
         """Start; needs a running event loop."""
@@ -61,7 +70,7 @@ class Startup:
         try:
             started = time.perf_counter()
             if self._engine is None:
-                self._engine = await asyncio.to_thread(self._load)
+                self._engine = await self._load_aside()
             engine = self._engine
             self._service.attach(engine)
             await self._warm_up(engine)
@@ -75,6 +84,26 @@ class Startup:
         except BaseException as error:
             self.error = error
             self.on_failure()
+
+    async def _load_aside(self) -> Engine:
+        """`_load` in a thread of its own: those of the event loop are waited for at its end, and a load takes long."""
+        loading: Future[Engine] = Future()
+
+        def load() -> None:
+            try:
+                engine = self._load()
+            except BaseException as error:
+                with suppress(InvalidStateError):  # nobody waits any more
+                    loading.set_exception(error)
+                return
+            try:
+                loading.set_result(engine)
+            except InvalidStateError:
+                engine.close()
+
+        self._loader = threading.Thread(target=load, name="dia-load", daemon=True)
+        self._loader.start()
+        return await asyncio.wrap_future(loading)
 
     def _load(self) -> Engine:
         settings = self._service.settings

@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,6 +25,7 @@ MAX_MESSAGE_BYTES = 2**20  # of a WebSocket
 MAX_UNREAD_BYTES = 4 * 2**20  # that were written to one: audio waits for its reader before
 BACKLOG = 2048
 CLOSING_SECONDS = 2  # for what is left once the drain is over
+EXIT_SIGNAL = 128  # and a signal's number: the status of a process that it has ended
 
 
 def http_protocol(header_timeout: float) -> type[HttpToolsProtocol]:
@@ -93,7 +97,7 @@ def websocket_protocol() -> Any:
 
 
 class Listener(uvicorn.Server):
-    """Serves an application. The first SIGTERM or SIGINT lets running requests finish, the second ends at once."""
+    """Serves an application. The first SIGTERM or SIGINT lets running requests finish, the second ends the process."""
 
     def __init__(self, app: FastAPI, settings: Settings):
         config = uvicorn.Config(
@@ -113,6 +117,7 @@ class Listener(uvicorn.Server):
         super().__init__(config)
         self._service: SpeechService = app.state.service
         self._drain_seconds = settings.drain_seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
         self._signals = 0
         app.state.startup.on_failure = self.stop
@@ -121,14 +126,28 @@ class Listener(uvicorn.Server):
         """End without waiting."""
         self.should_exit = True
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal. Signals come here until the event loop has ended, which waits for its threads."""
+        with super().capture_signals():
+            super().run(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn would take them in `serve` and leave them to others when that has ended: `run` has them."""
+        yield
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called at a signal, between two instructions of the event loop."""
         self._signals += 1
         if self._signals > 1:
-            self.force_exit = self.should_exit = True
-            return
+            # Anything in order could wait: for a thread that makes a voice, or for a lock that this one holds. The log
+            # has each of its lines already.
+            os._exit(EXIT_SIGNAL + sig)
         self._service.drain()
-        self._loop.call_soon_threadsafe(self._begin_drain)
+        if self._loop is None or self._loop.is_closed():
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._begin_drain)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()

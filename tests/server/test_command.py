@@ -18,7 +18,11 @@ import httpx
 import pytest
 
 from dia_engine.cli import main
+from dia_engine.engine import Engine
+from dia_engine.server.lifecycle import Startup
 from dia_engine.server.logs import is_not_cut_off
+from dia_engine.server.settings import Settings
+from dia_engine.server.speech.service import SpeechService
 from tests.helpers import ROOT
 from tests.server.helpers import HANGS, body, until
 
@@ -143,6 +147,108 @@ def test_a_server_that_is_killed_in_a_mint_leaves_no_half_voice(tmp_path):
         until(lambda wanted=wanted: len(list((tmp_path / "talker").glob("[!.]*"))) >= wanted)
         killed(process)
         whole_voices(tmp_path)
+
+
+SIGNALED = """
+import asyncio, os, signal, sys, threading, time
+import uvicorn
+from dia_engine.engine import Engine
+from dia_engine.server.command import serve
+from dia_engine.server.lifecycle import Startup
+from dia_engine.server.listener import Listener
+from dia_engine.server.settings import Settings
+
+def signal_now(number):
+    os.kill(os.getpid(), number)
+
+def hold():
+    time.sleep(10)
+    print("waited", flush=True)
+
+{program}
+
+serve(Settings(model="talker", port=0, voices=sys.argv[1]))
+"""
+BEFORE_ITS_LOOP = """
+def load(self):
+    signal_now(signal.SIGTERM)
+    return real(self)
+real, uvicorn.Config.load, Startup.begin = uvicorn.Config.load, load, lambda self: None
+"""
+WHILE_IT_LOADS = """
+def load(*_, **__):
+    signal_now(signal.SIGTERM)
+    hold()
+Engine.load = load
+"""
+TWICE = """
+def begin(self):
+    asyncio.get_running_loop().run_in_executor(None, work, self._service)
+def work(service):
+    signal_now(signal.SIGTERM)
+    while service.state != "draining":
+        time.sleep(0.001)
+    signal_now(signal.{second})
+    hold()
+Startup.begin = begin
+"""
+TWICE_AT_ITS_END = """
+def begin(self):
+    asyncio.get_running_loop().run_in_executor(None, work)
+def work():
+    signal_now(signal.SIGTERM)
+    served.wait()
+    signal_now(signal.SIGINT)
+    hold()
+async def serve_and_tell(self, sockets=None):
+    await real(self, sockets)
+    served.set()
+served, real, Startup.begin, Listener.serve = threading.Event(), Listener.serve, begin, serve_and_tell
+"""
+
+
+@pytest.mark.parametrize(
+    "program, status",
+    [
+        (BEFORE_ITS_LOOP, 0),
+        (WHILE_IT_LOADS, 0),
+        (TWICE.format(second="SIGTERM"), 143),
+        (TWICE.format(second="SIGINT"), 130),
+        (TWICE_AT_ITS_END, 130),
+    ],
+    ids=["before its loop", "while it loads", "twice", "twice, with Ctrl-C", "twice, at its end"],
+)
+def test_a_signal_ends_it_without_waiting_for_threads(warm_python, tmp_path, program, status):
+    """The threads here wait longer than the test has patience: nothing that they print may be seen."""
+    ended = warm_python.run(SIGNALED.format(program=program), tmp_path)
+    assert ended.returncode == status and not ended.stdout, ended
+    assert b"Traceback" not in ended.stderr
+
+
+def test_a_load_that_nobody_waits_for_closes_its_engine(monkeypatch, tmp_path):
+    going, closed = threading.Event(), threading.Event()
+
+    class Loaded:
+        max_slots = 1
+
+        def prepare(self, slots):
+            assert going.wait(HANGS)
+
+        def close(self):
+            closed.set()
+
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: Loaded())
+
+    async def run():
+        startup = Startup(SpeechService(Settings(model="talker", voices=str(tmp_path))), None)
+        startup.begin()
+        await asyncio.sleep(0)
+        await startup.end()
+
+    asyncio.run(run())
+    assert not closed.is_set()
+    going.set()
+    assert closed.wait(HANGS)
 
 
 def test_requests_that_are_cut_off_leave_no_trace_in_the_log():
