@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 64 * 1024
 PARSED_AT_ONCE = 16 * 1024  # bytes between two looks at that limit
+MAX_PIPELINED = 8  # requests of a connection that are read while another one is answered
 MAX_MESSAGE_BYTES = 2**20  # of a WebSocket
 MAX_UNREAD_BYTES = 4 * 2**20  # that were written to one: audio waits for its reader before
 BACKLOG = 2048
@@ -29,12 +30,14 @@ EXIT_SIGNAL = 128  # and a signal's number: the status of a process that it has 
 
 
 def http_protocol(header_timeout: float) -> type[HttpToolsProtocol]:
-    """A protocol that drops connections whose headers are too slow or too long: each would hold a descriptor."""
+    """A protocol that drops connections whose headers are too slow or too long: each would hold a descriptor. It tells
+    the request that is answered when its client has left; uvicorn tells the last one, which may wait behind it."""
 
     class TimedHttpProtocol(HttpToolsProtocol):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._header_bytes = 0
+            self._answered: Any = None  # the request, as uvicorn's cycle
             self._await_headers()
 
         def _await_headers(self) -> None:
@@ -69,10 +72,21 @@ def http_protocol(header_timeout: float) -> type[HttpToolsProtocol]:
         def on_headers_complete(self) -> None:
             self._headers_done()
             super().on_headers_complete()
+            if not self.pipeline:
+                self._answered = self.cycle
+            elif len(self.pipeline) <= MAX_PIPELINED:
+                self.flow.resume_reading()  # uvicorn stops, and would not see that the client leaves
+
+        def on_response_complete(self) -> None:
+            self._answered = self.pipeline[-1][0] if self.pipeline else None
+            super().on_response_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._headers_done()
             super().connection_lost(exc)
+            if self._answered is not None and not self._answered.response_complete:
+                self._answered.disconnected = True
+                self._answered.message_event.set()
 
         def _headers_done(self) -> None:
             self._header_bytes = 0

@@ -73,12 +73,12 @@ def body(text=TEXT, **fields):
     return {name: value for name, value in {**plain, **fields}.items() if value is not None}
 
 
-def raw(server, content):
-    """A connection on which a request for speech has been sent."""
+def raw(server, content, first=b""):
+    """A connection on which a request for speech has been sent, behind what comes first."""
     connection = socket.create_connection(server.socket.getsockname())
     data = json.dumps(content).encode()
     head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
-    connection.sendall(head.encode() + b"\r\n\r\n" + data)
+    connection.sendall(first + head.encode() + b"\r\n\r\n" + data)
     return connection
 
 

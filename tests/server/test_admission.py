@@ -16,6 +16,7 @@ from dia_engine.server.audio.formats import AudioFormat
 from dia_engine.server.listener import Listener
 from dia_engine.server.settings import Settings
 from dia_engine.server.speech.request import Speech
+from dia_engine.server.speech.session import Session
 from tests.server.helpers import HANGS, LONG, TEXT, Server, body, raw, samples, until
 
 
@@ -69,6 +70,21 @@ def test_a_client_that_leaves_frees_its_slot_whenever_it_leaves(server, talker):
     for connection in running:
         connection.close()
     server.idle()
+
+
+def test_a_client_that_leaves_is_noticed_though_it_has_sent_another_request(server, monkeypatch):
+    """The slot is free again before the whole is made, which is what the response would wait for."""
+    noted, note = [], Session._note
+    monkeypatch.setattr(Session, "_note", lambda session, outcome: (noted.append(outcome), note(session, outcome)))
+    for first in (b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"):
+        connection = raw(server, body(LONG * 30, stream=False), first)
+        until(lambda: server.metric("dia_requests_running") == 1)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+        received = server.metric("dia_requests_total")
+        connection.close()
+        server.idle()
+        until(lambda received=received: server.metric("dia_requests_total") == received + 1)
+    assert noted == ["aborted"] * 2
 
 
 def test_a_half_open_connection_is_one_that_has_left(server):
