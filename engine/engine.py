@@ -91,6 +91,8 @@ class Engine:
         self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype
         self.defaults = dict(defaults or {})
+        if (most := self.defaults.get("max_tokens")) is not None:  # written for slots of all rows
+            self.defaults["max_tokens"] = min(most, self.max_rows)
         self.long_form = long_form or default_long_form(config)
         self._name = name
         self.windows = CodeWindows(self.device) if codec is None else SoundWindows(codec)
@@ -259,7 +261,7 @@ class Engine:
         check_not_forked(self.device)
         self._thread.run(lambda: self._thread.scheduler.prepare(slots))
         shortest = self._parse(
-            "x", {"max_tokens": self.config.max_delay + 2}, options=SpeechOptions(split=False), seed=0
+            "x", {"max_tokens": self.config.max_delay + 2, "min_tokens": 0}, options=SpeechOptions(split=False), seed=0
         )
         self.run_requests(shortest, warn_of_cuts=False)
 

@@ -77,6 +77,9 @@ class SamplingParams:
             require_integer("cfg_filter_top_k", top_k)
             if top_k < 1:
                 raise ValueError(f"cfg_filter_top_k must be >= 1, or None for all, got {shown(top_k)}")
+        for name in ("max_tokens", "cfg_filter_top_k", "min_tokens"):
+            if isinstance(value := getattr(self, name), numbers.Integral):  # numpy's may be too narrow for sums
+                object.__setattr__(self, name, int(value))
 
     def resolve(self, defaults: Mapping[str, Any]) -> "ResolvedSamplingParams":
         """Every parameter as a number (or None for all candidates).

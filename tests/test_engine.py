@@ -18,6 +18,9 @@ import engine as package
 from dia_engine import Dia, Engine, SamplingParams
 from dia_engine.codec import Codec
 from dia_engine.files.hub import DEFAULT_MODEL
+from dia_engine.kernels.cpu.onednn import PackedInt8Weight
+from dia_engine.kernels.quantized import Int8Weight
+from dia_engine.runtime.limits import Limits
 from dia_engine.sampling_params import MODEL_DEFAULT
 from dia_engine.weights.save import save_weights
 from dia_engine.weights.source import resolve_model
@@ -249,6 +252,29 @@ def test_a_codec_that_does_not_fit_is_refused(engine):
     other = Codec.from_config(replace(engine.codec.config, n_codebooks=4))
     with pytest.raises(ValueError, match="4 codebooks of 1024, the model speaks 9 channels"):
         Engine.load("synthetic:tiny", codec=other)
+
+
+def test_a_models_own_defaults_fit_smaller_slots_and_preparation(engine):
+    defaults = {"max_tokens": 600, "min_tokens": 20}
+    with Engine(engine.config, engine.weights, engine.codec, defaults=defaults, limits=Limits(max_rows=60)) as other:
+        other.prepare()
+        assert other.defaults == {"max_tokens": 60, "min_tokens": 20}
+        assert len(other.generate("[S1] Hi.", seed=1))
+
+
+def test_packed_weights_can_be_saved(engine, tmp_path):
+    """As a CPU without compiled code has them."""
+    name = "decoder.layers.0.mlp.down.weight"
+    quantized = Int8Weight.quantize(engine.weights[name], torch.float32)
+    packed = {**engine.weights, name: PackedInt8Weight.pack(quantized)}
+    save_weights(packed, engine.config, tmp_path / "packed")
+    save_weights({**engine.weights, name: quantized}, engine.config, tmp_path / "plain")
+    assert (tmp_path / "packed/model.safetensors").read_bytes() == (tmp_path / "plain/model.safetensors").read_bytes()
+
+
+def test_results_can_be_compared_and_kept_in_sets(engine):
+    results = [engine.generate("[S1] Hi.", seed=1, max_tokens=30, details=True) for _ in range(2)]
+    assert results[0] == results[0] and results[0] != results[1] and len(set(results)) == 2
 
 
 def test_a_codec_on_another_gpu_is_refused(engine, monkeypatch):

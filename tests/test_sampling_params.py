@@ -67,6 +67,8 @@ def test_what_is_left_open():
 def test_good_values():
     ResolvedSamplingParams(temperature=0, top_p=1, cfg_filter_top_k=None, cfg_scale=-1.5, max_tokens=np.int64(100))
     assert type(ResolvedSamplingParams(temperature=np.float32(0.5)).temperature) is float
+    narrow = ResolvedSamplingParams(max_tokens=np.int16(400), min_tokens=np.uint8(200), cfg_filter_top_k=np.int8(45))
+    assert narrow.rows(3072, 100, 15) == 400 and narrow.min_tokens + 3072 == 3272, "not in numpy's integers of 8 bits"
 
 
 def test_rows_fit_model_and_prompt():

@@ -158,3 +158,14 @@ def test_a_spectrogram_shows_a_tone_where_it_is(tmp_path):
     assert abs(height - 1 - brightness.argmax() - 2000 / 8000 * height) <= 2
     with pytest.raises(ValueError, match=r"got shape \[0\]"):
         draw_spectrogram(tmp_path / "none.png", np.zeros(0), rate)
+
+
+def test_a_long_spectrogram_is_computed_some_columns_at_a_time(tmp_path, monkeypatch):
+    transforms, transform = [], np.fft.rfft
+    monkeypatch.setattr(np.fft, "rfft", lambda frames, size: transforms.append(len(frames)) or transform(frames, size))
+    sound = np.sin(np.arange(8 * 16000) * 0.3)
+    draw_spectrogram(tmp_path / "a.png", sound, 16000)
+    assert max(transforms) <= 1000 < sum(transforms)
+    monkeypatch.setattr("dia_engine.files.spectrogram.COLUMNS", 10**6)
+    draw_spectrogram(tmp_path / "b.png", sound, 16000)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

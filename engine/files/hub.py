@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -100,7 +101,8 @@ def find_model(model: str | Path, revision: str | None = None) -> ModelFiles:
     What is local says `local_path`. Which weights are taken, in a folder as on the hub, is the first of:
     `model.safetensors`; the files that `model.safetensors.index.json` names; the only other `*.safetensors`;
     `pytorch_model.bin`; the files that `pytorch_model.bin.index.json` names; the only `*.pth`; the only `*.bin`. Names
-    that begin with a dot are no weights. These, config.json and generation_config.json are all that is fetched.
+    that begin with a dot are no weights. These, config.json and generation_config.json are all that is fetched; the
+    codec that a model may have is for `fetch_folder`.
     Without a network, the cache serves.
 
     Args:
@@ -123,6 +125,18 @@ def find_weights(model: str | Path, config: Path) -> list[Path]:
     if local_path(model, MODEL) is not None:
         return _weights_in(config.parent)
     return _weights_of_hub(str(model), config.parent)
+
+
+def fetch_folder(model: str | Path, config: Path, folder: str) -> None:
+    """Fetch what a model on the hub has in a folder beside what `find_config` found, of the same commit. Nothing
+    happens for a local model, nor without a network, where the cache has to do.
+
+    Raises:
+        OSError: the disk is full or may not be written.
+    """
+    if local_path(model, MODEL) is None:
+        with suppress(FileNotFoundError):
+            download(str(model), MODEL, config.parent.name, [f"{folder}/*"])
 
 
 def index_files(index: Path) -> list[Path]:

@@ -27,11 +27,15 @@ def check_new_folder(folder: str | Path) -> Path:
         the absolute path.
 
     Raises:
-        FileExistsError: a file, or a folder that holds something.
+        FileExistsError: a file, a folder that holds something, or one where a file system is mounted.
         NotADirectoryError, PermissionError: what it would lie in is a file, or may not be written.
         FileNotFoundError: a name that begins with `~user` where there is no such user.
     """
     path = user_target(folder).absolute()
+    if path.is_symlink() and path.is_dir():
+        path = Path(os.path.realpath(path))  # which can be replaced by another one
+    if os.path.ismount(path):
+        raise FileExistsError(f"{path} is where a file system is mounted, and cannot be replaced: name a folder in it")
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not an empty folder")
     above = nearest_existing(path.parent)

@@ -10,6 +10,7 @@ from .output import check_file_name, check_replaceable, write_whole
 from .paths import user_path
 
 HEIGHT, COLUMN_SECONDS = 256, 0.005
+COLUMNS = 1000  # that are computed at a time
 DECIBELS = 70.0  # from the loudest down to black
 TOP = 8000.0  # Hz, or half the sample rate where that is less
 # From silent to loud: black, violet, red, yellow, white.
@@ -51,11 +52,15 @@ def _levels(sound: np.ndarray, sample_rate: int) -> np.ndarray:
     """Loudness from 0 to 1 [HEIGHT, columns], the highest frequency first."""
     size, hop = int(0.025 * sample_rate), max(1, int(COLUMN_SECONDS * sample_rate))
     padded = np.pad(sound, size // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop] * np.hanning(size)
-    transform = max(2048, size)
-    power = np.abs(np.fft.rfft(frames, transform)) ** 2
+    frames, transform = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop], max(2048, size)
     rows = np.linspace(0, min(TOP, sample_rate / 2) * transform / sample_rate, HEIGHT).astype(int)[::-1]
-    decibels = 10 * np.log10(power[:, np.minimum(rows, power.shape[1] - 1)].T + 1e-12)
+    rows, window = np.minimum(rows, transform // 2), np.hanning(size)
+    # Some columns at a time: all frequencies of all of them take 7 MB for each second.
+    power = np.empty((HEIGHT, len(frames)), np.float32)
+    for start in range(0, len(frames), COLUMNS):
+        spectrum = np.fft.rfft(frames[start : start + COLUMNS] * window, transform)
+        power[:, start : start + COLUMNS] = np.abs(spectrum[:, rows].T) ** 2
+    decibels = 10 * np.log10(power + 1e-12)
     return np.clip(1 + (decibels - decibels.max()) / DECIBELS, 0, 1)
 
 

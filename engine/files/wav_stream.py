@@ -10,6 +10,7 @@ from .paths import user_path
 
 HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
 SAMPLE_BYTES = 2
+LARGEST_COUNT = 2**32 - 1  # of bytes; of a longer file, 13 hours at 44.1 kHz, readers go by its length
 
 
 def pcm16(waveform: np.ndarray) -> bytes:
@@ -65,9 +66,9 @@ class GrowingWav:
 
     def _write_header(self) -> None:
         header = HEADER.pack(
-            b"RIFF", HEADER.size - 8 + self._data_bytes, b"WAVE",
+            b"RIFF", min(HEADER.size - 8 + self._data_bytes, LARGEST_COUNT), b"WAVE",
             b"fmt ", 16, 1, 1, self._sample_rate, SAMPLE_BYTES * self._sample_rate, SAMPLE_BYTES, 8 * SAMPLE_BYTES,
-            b"data", self._data_bytes,
+            b"data", min(self._data_bytes, LARGEST_COUNT),
         )  # fmt: skip
         self._file.seek(0)
         self._write_all(header)  # one call for all of it, so that its two counts agree

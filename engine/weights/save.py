@@ -14,6 +14,7 @@ from ..devices.device import resolve_dtype
 from ..files.hub import CONFIG, SAFETENSORS, SAFETENSORS_INDEX
 from ..files.new_folder import check_new_folder, new_folder
 from ..files.tensors import Header, require_fit
+from ..kernels.cpu.onednn import PackedInt8Weight
 from ..kernels.quantized import FORMATS, Weight
 from ..messages import first_line
 from ..model.config import DiaConfig
@@ -63,7 +64,7 @@ def quantize_model(
 
 
 def save_weights(
-    weights: Mapping[str, Weight],
+    weights: Mapping[str, Weight | PackedInt8Weight],
     config: DiaConfig,
     folder: str | Path,
     *,
@@ -86,10 +87,16 @@ def save_weights(
     """
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}")
-    given = {name: Header(tuple(weight.shape), weight.dtype) for name, weight in weights.items()}
+    unpacked = {name: _unpacked(weight) for name, weight in weights.items()}
+    given = {name: Header(tuple(weight.shape), weight.dtype) for name, weight in unpacked.items()}
     require_fit("these weights do not fit the config", given, parameter_shapes(config), formats=tuple(FORMATS))
     with new_folder(folder) as partial, _naming_full_disks(Path(folder)):
-        _write_model(partial, weights, config, quantized, max_shard_bytes)
+        _write_model(partial, unpacked, config, quantized, max_shard_bytes)
+
+
+def _unpacked(weight: Weight | PackedInt8Weight) -> Weight:
+    """As it was before it was packed for a CPU without compiled code."""
+    return weight.unpack() if isinstance(weight, PackedInt8Weight) else weight
 
 
 def transformers_tensors(weights: Mapping[str, Weight], config: DiaConfig) -> dict[str, Weight]:

@@ -22,7 +22,7 @@ import torch
 
 from ..codec import Codec, CodecConfig
 from ..codec.checkpoint import open_checkpoint
-from ..files.hub import DEFAULT_CODEC, GENERATION_CONFIG, find_config, find_weights
+from ..files.hub import DEFAULT_CODEC, GENERATION_CONFIG, fetch_folder, find_config, find_weights
 from ..files.paths import read_json, require_file, user_path
 from ..kernels.quantized import Weight
 from ..longform_settings import LongFormSettings
@@ -159,14 +159,14 @@ class FileSource(ModelSource):
         return self.checkpoint.stream(dtype=dtype, device=device, recipe=recipe)
 
     def load_codec(self, *, device: torch.device, dtype: torch.dtype) -> Codec:
-        return Codec.load(self._codec_folder() or DEFAULT_CODEC, device=device, dtype=dtype)
+        return Codec.load(self._codec_folder or DEFAULT_CODEC, device=device, dtype=dtype)
 
     def codec_config(self) -> CodecConfig:
-        codec = self._codec_folder()
+        codec = self._codec_folder
         return CodecConfig() if codec is None else open_checkpoint(codec).config  # DEFAULT_CODEC's are the defaults
 
     def copy_companions(self, target: Path) -> None:
-        codec, generation = self._codec_folder(), self._config_path.parent / GENERATION_CONFIG
+        codec, generation = self._codec_folder, self._config_path.parent / GENERATION_CONFIG
         try:
             if codec is not None:
                 shutil.copytree(codec, target / _CODEC_FOLDER)
@@ -176,7 +176,9 @@ class FileSource(ModelSource):
             source, _, why = error.args[0][0]
             raise OSError(f"{source} cannot be copied: {why}") from None
 
+    @cached_property
     def _codec_folder(self) -> Path | None:
+        fetch_folder(self._model, self._config_path, _CODEC_FOLDER)
         folders = [self._config_path.parent, *(path.parent for path in (self._weights or [])[:1])]
         return next(filter(None, map(find_bundled_codec, folders)), None)
 

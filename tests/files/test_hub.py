@@ -15,6 +15,7 @@ from dia_engine.files.hub import DEFAULT_MODEL, ModelFiles, find_config, find_mo
 from dia_engine.model.config import DiaConfig
 from dia_engine.weights.load import load_weights
 from dia_engine.weights.save import save_weights
+from dia_engine.weights.source import TALKER_FOLDER
 
 NARI_FOLDER = Path(__file__).parents[1] / "data" / "nari_layout"
 CONFIG_TEXT = (NARI_FOLDER / "config.json").read_text()
@@ -408,3 +409,26 @@ def test_a_model_from_the_hub_loads(ask, tmp_path, hub):
     weights = load_weights([Path(path) for path in found["weights"]], config, dtype=torch.float32, device="cpu")
     stored = load_file(NARI_FOLDER / "model.safetensors")
     assert torch.equal(weights["encoder.norm.weight"], stored["encoder.norm.weight"].float())
+
+
+LOAD_CODEC = """
+import json, sys
+from dia_engine.weights.source import resolve_model
+source = resolve_model("owner/name")
+config = source.codec_config()
+json.dump({"codebooks": config.n_codebooks, "rate": config.sampling_rate, "connections": 0}, sys.stdout)
+"""
+
+
+def test_a_models_own_codec_is_fetched_when_it_is_asked_for(ask, tmp_path, hub):
+    paths = [path for path in TALKER_FOLDER.rglob("*") if path.is_file()]
+    hub.files = {str(path.relative_to(TALKER_FOLDER)): path.read_bytes() for path in paths}
+    assert "codec/config.json" in hub.files
+    ask("owner/name", HF_ENDPOINT=hub.url)
+    assert not any("codec" in name for name in hub.asked), "not before"
+    own = json.loads(hub.files["codec/config.json"])
+    found = ask(program=LOAD_CODEC, HF_ENDPOINT=hub.url)
+    assert found == {"codebooks": own["n_codebooks"], "rate": own["sampling_rate"]}
+    assert {name for name in hub.asked if "codec" in name} == {name for name in hub.files if "codec" in name}
+    assert ask(program=LOAD_CODEC, HF_HUB_OFFLINE="1") == found
+    assert ask(program=LOAD_CODEC, HF_ENDPOINT="http://127.0.0.1:9") == found

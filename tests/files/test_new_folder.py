@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dia_engine.files.new_folder import new_folder, remove_abandoned
+from dia_engine.files.new_folder import check_new_folder, new_folder, remove_abandoned
 
 HOLD = """
 import sys, time
@@ -80,6 +80,22 @@ def test_what_another_process_finishes_meanwhile_is_no_failure(tmp_path, monkeyp
     monkeypatch.setattr(Path, "is_dir", lambda path: True)
     remove_abandoned(tmp_path, "model")
     assert os.listdir(tmp_path) == [".model.abc.partial"]
+
+
+def test_an_empty_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    with new_folder(tmp_path / "link") as partial:
+        (partial / "a").write_text("x")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there" / "a").read_text() == "x"
+
+
+def test_where_a_file_system_is_mounted_is_told_at_once(tmp_path, monkeypatch):
+    (tmp_path / "mounted").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: str(path).endswith("mounted"))
+    with pytest.raises(FileExistsError, match="mounted, and cannot be replaced: name a folder in it"):
+        check_new_folder(tmp_path / "mounted")
+    assert check_new_folder(tmp_path / "mounted" / "model")
 
 
 def test_a_broken_link_is_in_the_way(tmp_path):

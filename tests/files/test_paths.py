@@ -44,3 +44,12 @@ def test_a_growing_file_in_the_home_folder(tmp_path, monkeypatch):
     GrowingWav("~/a.wav", 16000).write(np.zeros(9, np.float32))
     write_whole(user_path("~/b"), b"whole")
     assert sorted(os.listdir(tmp_path)) == ["a.wav", "b"]
+
+
+def test_a_wav_file_of_more_than_4_gib_counts_as_many_as_it_can(tmp_path):
+    wav = GrowingWav(tmp_path / "a.wav", 16000)
+    wav._data_bytes = 2**32 - 4  # as after 37 hours; the file has a hole there
+    wav.write(np.full(9, 0.5, np.float32))
+    with open(tmp_path / "a.wav", "rb") as file:
+        header = file.read(44)
+    assert header[4:8] == header[40:44] == b"\xff" * 4
