@@ -21,6 +21,7 @@ from ..messages import LONGEST_PATH, first_line, shown
 # A checkpoint of Dia has 343 tensors in 90 KB and 10,000 opcodes. These bound time and memory for any file.
 MAX_PICKLE_BYTES = 16 * 2**20
 MAX_OPCODES = 500_000
+MAX_DIMS = 16
 
 # What torch.save writes. Python's memo is a table by number, so numbers are bounded too.
 _OPCODE_NAMES = (
@@ -165,9 +166,10 @@ def _data_start(file: BinaryIO, member: zipfile.ZipInfo | None, storage: Storage
 def _load_legacy(path: Path) -> Any:
     """The format before torch 1.6: five pickles (magic number, version, machine, content, keys), then the data."""
     with path.open("rb") as file:
-        outlines = [_Outline(_one_pickle(file)) for _ in range(4)]
-        for outline in outlines:
-            outline.load()
+        outlines = [_Outline(_one_pickle(file)) for _ in range(5)]
+        *_, keys = [outline.load() for outline in outlines]
+    if type(keys) is not list or any(type(key) is not str for key in keys):
+        raise TorchFileError("its tensor data is named in an unknown way")
     wanted, size = sum(storage.nbytes for storage in outlines[3].storages.values()), path.stat().st_size
     if wanted > size:
         raise TorchFileError(f"truncated: it has {size} bytes, its tensors {wanted}")
@@ -228,8 +230,8 @@ def _empty_dict() -> _PlainDict:
 
 
 def _size(dims: tuple[int, ...]) -> tuple[int, ...]:
-    if type(dims) is not tuple:
-        raise TorchFileError("a shape is not a tuple")
+    if type(dims) is not tuple or len(dims) > MAX_DIMS:  # torch.Size copies it
+        raise TorchFileError(f"a shape is not a tuple of at most {MAX_DIMS} sizes")
     return dims
 
 
@@ -250,7 +252,7 @@ def _parameter(data: TensorView, *rest: Any) -> TensorView:
 def _view(storage: Storage, offset: int, shape: tuple, strides: tuple, dtype: torch.dtype) -> TensorView:
     """A tensor, once it is known to lie inside its storage."""
     sizes = (offset, *shape, *strides)
-    if len(shape) != len(strides) or len(shape) > 16 or any(type(n) is not int or n < 0 for n in sizes):
+    if len(shape) != len(strides) or len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in sizes):
         raise TorchFileError(f"a tensor has shape {shown(shape)}, strides {shown(strides)} and offset {shown(offset)}")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     elements, odd_bytes = divmod(storage.nbytes, dtype.itemsize)

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import pickletools
 import sys
 import zipfile
 from pathlib import Path
@@ -209,6 +210,35 @@ def test_floods_take_neither_time_nor_memory(warm_python, tmp_path, kind):
     assert done.returncode == 0 and done.stderr.count(b"\n") == 1 and str(path) in done.stderr.decode(), done.stderr
     memory, seconds = map(float, done.stdout.split())
     assert memory < 200e6 + path.stat().st_size and seconds < 2, "processor time, which no other load changes"
+
+
+def old_format(path: Path, number: int, data: bytes) -> Path:
+    """A file of the format before torch 1.6 with one of its five pickles replaced."""
+    stream = io.BytesIO()
+    torch.save(STATE, stream, _use_new_zipfile_serialization=False)
+    stream.seek(0)
+    ends = [0]
+    for _ in range(5):
+        list(pickletools.genops(stream))
+        ends.append(stream.tell())
+    path.write_bytes(stream.getvalue()[: ends[number]] + data + stream.getvalue()[ends[number + 1] :])
+    return path
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_all_pickles_of_the_old_format_are_looked_through(tmp_path, number):
+    path = old_format(tmp_path / "a.pth", number, pickled(b"]cbuiltins\nbytearray\nJ\0\0\x10\0\x85Ra"))
+    refuses(path, "builtins.bytearray")
+
+
+@pytest.mark.parametrize("keys", [b"N", b"X\x01\0\0\x000", b"]K\x01a", b"]]a"])
+def test_odd_keys_of_the_old_format(tmp_path, keys):
+    refuses(old_format(tmp_path / "a.pth", 4, pickled(keys)), "its tensor data is named in an unknown way")
+
+
+def test_long_shapes_are_not_copied_by_the_old_format(tmp_path):
+    content = pickled(b"}X\x01\0\0\0actorch\nSize\n(" + b"K\x01" * 17 + b"t\x85Rs")
+    refuses(old_format(tmp_path / "a.pth", 3, content), "at most 16 sizes")
 
 
 def test_old_pickles_of_other_protocols(tmp_path):
