@@ -1,11 +1,13 @@
 """Values and errors as one short, printable line of a message."""
 
 import re
+from itertools import islice
 
 LONGEST = 80  # characters of a value
 LONGEST_NAME = 120
 LONGEST_PATH = 300
 LISTED = 10
+LARGEST = 2**17  # items and characters of a list, tuple, set or dict that is printed
 OUT_OF_MEMORY = (
     "can't allocate memory", "Cannot allocate memory", "bad_alloc", "can't start new thread",
     "could not create a primitive", "could not execute a primitive",  # of oneDNN
@@ -15,7 +17,10 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def shown(value: object) -> str:
-    """A value for a message: its repr, cut where it is long. A file may hold integers of hundreds of digits."""
+    """A value for a message: its repr, cut where it is long. A file may hold integers of hundreds of digits, and a
+    list of lists of one list, whose repr would have no end."""
+    if _is_large(value):
+        return f"a very large {type(value).__name__}"
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print integers of more than 4300 digits
@@ -28,6 +33,22 @@ def shown(value: object) -> str:
         return f"a deeply nested {type(value).__name__}"
     text = " ".join(line.strip() for line in text.splitlines())  # an array's has several
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+
+
+def _is_large(value: object) -> bool:
+    """Whether a container has too much in it to print, counted as often as it would be printed."""
+    waiting, size = [value] if isinstance(value, (list, tuple, set, frozenset, dict)) else [], 0
+    while waiting and size <= LARGEST:
+        each = waiting.pop()
+        if isinstance(each, int):
+            size += each.bit_length() // 3
+        elif isinstance(each, (str, bytes, bytearray)):
+            size += len(each)
+        elif isinstance(each, (list, tuple, set, frozenset, dict)):
+            size += len(each)
+            waiting += islice(each, LARGEST)
+            waiting += islice(each.values(), LARGEST) if isinstance(each, dict) else ()
+    return size > LARGEST
 
 
 def without_controls(text: str) -> str:

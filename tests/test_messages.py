@@ -28,6 +28,23 @@ def test_a_deep_value():
     assert shown(deep) == "a deeply nested list"
 
 
+@pytest.mark.parametrize(
+    "pair", [lambda part: (part, part), lambda part: [part, part], lambda part: {0: part, 1: part}]
+)
+def test_a_value_that_holds_one_part_many_times(pair):
+    value = 1
+    for _ in range(60):
+        value = pair(value)
+    assert shown(value) == f"a very large {type(value).__name__}"
+    assert shown(pair("x" * 10**5)).startswith("a very large")
+    assert shown(pair(2 ** (10**6))).startswith("a very large")
+
+
+@pytest.mark.parametrize("value", [(1, [2, {"a": (3.5, None)}], {4}), list(range(20)), {}, ("x",)])
+def test_plain_values_are_shown_as_they_are(value):
+    assert shown(value) == repr(value)
+
+
 @pytest.mark.parametrize("name", ["\x1b[31mred", "a\r\nb", "\x07", "\u202egnp.wav", "\x9b2J", "\udcff"])
 def test_control_characters_are_escaped(name):
     assert without_controls(name).isprintable() and listed([name, name]).isprintable()

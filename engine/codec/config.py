@@ -126,7 +126,8 @@ class CodecConfig:
             values[name] = _as_ratios(name, values[name])
         if isinstance(values["codebook_dim"], (list, tuple)):  # the package allows one width for each codebook
             widths = values["codebook_dim"]
-            if len(widths) != values["n_codebooks"] or any(width != widths[0] for width in widths):
+            plain = all(map(_is_positive_integer, widths))  # else a comparison may take forever: tuples of tuples
+            if not plain or len(widths) != values["n_codebooks"] or len(set(widths)) > 1:
                 raise ValueError(f"codec config: codebook_dim must be one for all codebooks, got {shown(list(widths))}")
             values["codebook_dim"] = widths[0]
         width = arguments.get("latent_dim")
