@@ -11,8 +11,9 @@ import pickletools
 import sys
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple, cast
+from typing import IO, Any, BinaryIO, ClassVar, NamedTuple, cast
 
 import torch
 
@@ -22,6 +23,7 @@ from ..messages import LONGEST_PATH, first_line, shown
 MAX_PICKLE_BYTES = 16 * 2**20
 MAX_OPCODES = 500_000
 MAX_DIMS = 16
+MAX_INTEGER_KEY = 2**48  # old optimizers used addresses
 
 # What torch.save writes. Python's memo is a table by number, so numbers are bounded too.
 _OPCODE_NAMES = (
@@ -189,8 +191,14 @@ def _one_pickle(stream: BinaryIO | IO[bytes]) -> io.BytesIO:
     return io.BytesIO(data.getvalue()[: data.tell()])
 
 
-class _Outline(pickle.Unpickler):
-    """Reads a pickle's values, and a `TensorView` for each tensor. Nothing that the pickle names is called."""
+class _Outline(pickle._Unpickler):  # the one in Python: the one in C has no place for a check of keys
+    """Reads a pickle's values, and a `TensorView` for each tensor. Nothing that the pickle names is called.
+
+    Raises:
+        TorchFileError: from `load`, for what no file of tensors and plain values has.
+    """
+
+    stack: list[Any]
 
     def __init__(self, stream: BinaryIO):
         super().__init__(stream)
@@ -216,6 +224,31 @@ class _Outline(pickle.Unpickler):
         if self.storages.setdefault(key, storage) != storage:
             raise TorchFileError(f"tensor data {shown(key)} is described in two ways")
         return storage
+
+    def load_setitem(self) -> None:
+        self._set_items(pickle.SETITEM, [self.stack[-2]])
+
+    def load_setitems(self) -> None:
+        self._set_items(pickle.SETITEMS, self.stack[::2])  # the stack begins at the last mark
+
+    def _set_items(self, opcode: bytes, keys: list[Any]) -> None:
+        for key in keys:
+            _require_plain_key(key)
+        cast(Callable[[Any], None], pickle._Unpickler.dispatch[opcode[0]])(self)
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }
+
+
+def _require_plain_key(key: Any) -> None:
+    """Check that a key is hashed at once and unlike others: a tuple of tuples of one tuple can take forever, and
+    integers can be made to share one hash from 2**61 on."""
+    if type(key) is not str and (type(key) is not int or abs(key) >= MAX_INTEGER_KEY):
+        what = "a large integer" if type(key) is int else f"a {type(key).__name__}"
+        raise TorchFileError(f"{what} is the key of a dictionary in it")
 
 
 class _PlainDict(OrderedDict):

@@ -128,9 +128,21 @@ def tensor_call(shape: bytes, stride: bytes, count: int, offset: int = 0) -> byt
     return pickled(b"}X\x01\0\0\0a", rebuild, shape, stride, b"\x89ccollections\nOrderedDict\n)RtRs")
 
 
+def doubled(times: int) -> bytes:
+    """A tuple of twice one tuple of twice one tuple, in pickle's opcodes: what takes it apart comes to no end."""
+    return b"K\x01K\x01\x86q\0" + b"".join(b"h%c\x86q%c" % (at, at + 1) for at in range(times))
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        (pickled(b"}", doubled(60), b"Ns"), "a tuple is the key of a dictionary"),
+        (pickled(b"}(X\x01\0\0\0aN", doubled(60), b"Nu"), "a tuple is the key of a dictionary"),
+        (pickled(b"}\x8a\x08", (2**61 - 1).to_bytes(8, "little"), b"Ns"), "a large integer is the key"),
+        (pickled(b"}(\x8a\x08", (1 - 2**61).to_bytes(8, "little", signed=True), b"Nu"), "a large integer is the key"),
+        (pickled(b"}\x88Ns"), "a bool is the key"),
+        (tensor_call(doubled(60), b"K\x01\x85", 6), "shape a very large tuple"),
+        (tensor_call(b"K\x06\x85", doubled(60), 6), "strides a very large tuple"),
         (tensor_call(b"K\x07\x85", b"K\x01\x85", 6), r"shape \(7,\) reaches over its 24 bytes"),
         (tensor_call(b"K\x06\x85", b"K\x01\x85", 6, 1), "reaches over"),
         (tensor_call(b"J\xff\xff\xff\xff\x85", b"K\x01\x85", 6), r"shape \(-1,\)"),
@@ -250,6 +262,11 @@ def test_torch_file_gives_values_beside_tensors(tmp_path):
     torch.save({"metadata": {"rate": 8, "ratios": [1, 2], "name": "x", "at": 0.5}, "t": torch.ones(2)}, tmp_path / "a")
     content = TorchFile(tmp_path / "a").content
     assert content["metadata"] == {"rate": 8, "ratios": [1, 2], "name": "x", "at": 0.5}
+
+
+def test_integer_keys_of_optimizers(tmp_path):
+    torch.save({"a": torch.ones(1), "optimizer": {"state": {0: {"step": 1}, 2**47 - 1: {}}}}, tmp_path / "a")
+    assert TorchFile(tmp_path / "a").content["optimizer"]["state"] == {0: {"step": 1}, 2**47 - 1: {}}
 
 
 # Paths and JSON
