@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..devices.device import DTYPES
-from ..messages import first_line, listed
+from ..messages import first_line, listed, shown
 from .paths import require_file
 from .torch_file import TensorView, TorchFile
 
@@ -17,6 +17,11 @@ from .torch_file import TensorView, TorchFile
 MAPPED_BYTES = 128 * 2**20
 # The JSON at the head of a safetensors file, 100 bytes per tensor. Parsed, it takes many times its size.
 MAX_HEADER_BYTES = 4 * 2**20
+
+# How many times the bytes of a torch file its tensors may have together, since some may share theirs (tied weights),
+# and bytes beyond that for small files. A view of a few bytes can have any shape.
+MAX_SHARING = 2
+SHARED_BYTES = 2**20
 
 _SAFETENSORS_DTYPES = {
     "F16": torch.float16,
@@ -200,12 +205,25 @@ class _TorchTensors:
         if found is None:
             raise ValueError(f"{path}: expected a dictionary of tensors, found {_described(self._file.content)}")
         self._tensors: dict[str, TensorView | torch.Tensor] = found
+        _require_own_bytes(path, self.headers())
 
     def headers(self) -> dict[str, Header]:
         return {name: Header(tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors.items()}
 
     def tensor(self, name: str) -> torch.Tensor:
         return self._file.tensor(self._tensors[name])
+
+
+def _require_own_bytes(path: Path, headers: Mapping[str, Header]) -> None:
+    """Check that tensors do not become far more than the file that they are in.
+
+    Raises:
+        ValueError: they would.
+    """
+    size = path.stat().st_size
+    total = sum(math.prod(header.shape) * getattr(header.dtype, "itemsize", 8) for header in headers.values())
+    if total > MAX_SHARING * size + SHARED_BYTES:
+        raise ValueError(f"{path}: its tensors share their numbers: they have {shown(total)} bytes, the file {size}")
 
 
 def _described(content: object) -> str:

@@ -237,6 +237,27 @@ def old_format(path: Path, number: int, data: bytes) -> Path:
     return path
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        lambda: {"a": torch.ones(1).expand(2**10, 2**10)},
+        lambda: {"a": torch.ones(1).expand(2**40)},
+        lambda: dict(zip(map(str, range(2000)), [torch.ones(500)] * 2000, strict=True)),
+        lambda: {"a": torch.ones(600_000), **dict.fromkeys("bcdef", torch.ones(1).expand(600_000))},
+    ],
+)
+def test_small_files_of_large_tensors(tmp_path, tensors, zipped):
+    torch.save(tensors(), tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    refuses(tmp_path / "a.pth", "its tensors share their numbers: they have [0-9]+ bytes, the file [0-9]+")
+
+
+def test_tied_weights_are_read(tmp_path):
+    tied = torch.ones(600_000)
+    torch.save({"a": tied, "b": tied, "c": torch.nn.Parameter(tied)[:1000]}, tmp_path / "a.pth")
+    assert sorted(Checkpoint([tmp_path / "a.pth"]).headers) == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("number", range(5))
 def test_all_pickles_of_the_old_format_are_looked_through(tmp_path, number):
     path = old_format(tmp_path / "a.pth", number, pickled(b"]cbuiltins\nbytearray\nJ\0\0\x10\0\x85Ra"))
