@@ -116,8 +116,7 @@ class _Archive:
             if len(pickles) != 1:
                 raise TorchFileError("a zip without data.pkl, not written by torch.save")
             folder = pickles[0].removesuffix("data.pkl")
-            if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != sys.byteorder.encode():
-                raise TorchFileError(f"its numbers are not {sys.byteorder}-endian as this machine's are")
+            _require_byte_order(archive, members.get(f"{folder}byteorder"))
             with archive.open(pickles[0]) as stream:
                 outline = _Outline(_one_pickle(stream))
         self.content = outline.load()
@@ -148,6 +147,18 @@ def _plain_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
             raise TorchFileError(f"{member.filename} is in it twice")
         members[member.filename] = member
     return members
+
+
+def _require_byte_order(archive: zipfile.ZipFile, member: zipfile.ZipInfo | None) -> None:
+    """Check that numbers are laid out as in this machine. A file without the member is older than it.
+
+    Raises:
+        TorchFileError: they are not.
+    """
+    ours = sys.byteorder.encode()
+    # Its size comes first: the whole of a member would be read, however long.
+    if member is not None and (member.file_size != len(ours) or archive.read(member) != ours):
+        raise TorchFileError(f"its numbers are not {sys.byteorder}-endian as this machine's are")
 
 
 def _data_start(file: BinaryIO, member: zipfile.ZipInfo | None, storage: Storage) -> int:

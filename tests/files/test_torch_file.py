@@ -116,6 +116,12 @@ def test_archives_that_do_not_hold_what_they_say(tmp_path, change, message):
     refuses(rewritten(tmp_path / "a.pth", change), message)
 
 
+def test_a_long_member_for_the_byte_order_is_not_read(tmp_path, monkeypatch):
+    path = rewritten(tmp_path / "a.pth", lambda name, data: b"x" * 99 if name.endswith("byteorder") else data)
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("read whole"))
+    refuses(path, "its numbers are not .*-endian")
+
+
 def pickled(*parts: bytes) -> bytes:
     return b"\x80\x02" + b"".join(parts) + b"."
 
