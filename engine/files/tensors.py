@@ -66,6 +66,7 @@ class Checkpoint:
         self._find_tensors = find_tensors or find_state_dict
         self._home: dict[str, tuple[Path, str]] = {}  # name -> its file, and its name there
         self._opened: dict[Path, _SafetensorsFile | _TorchTensors] = {}
+        self._versions: dict[Path, tuple[int, ...]] = {}
         self._read_bytes = 0
         for path in paths:
             self._add(path)
@@ -78,7 +79,12 @@ class Checkpoint:
             self._home[name], self.headers[name] = (path, stored), header
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor in the memory of its file. It must be gone before the next is read, or its mapping stays."""
+        """A tensor in the memory of its file. It must be gone before the next is read, or its mapping stays.
+
+        Raises:
+            FileNotFoundError: the file has gone since its header was read.
+            ValueError: it has changed since.
+        """
         header = self.headers[name]
         size = math.prod(header.shape) * getattr(header.dtype, "itemsize", 8)
         if self._read_bytes + size > MAPPED_BYTES:
@@ -90,8 +96,23 @@ class Checkpoint:
 
     def _open(self, path: Path) -> "_SafetensorsFile | _TorchTensors":
         if path not in self._opened:
-            self._opened[path] = open_tensors(path, self._find_tensors)
+            require_file(path, "weight file")
+            self._require_same_version(path)
+            opened = open_tensors(path, self._find_tensors)
+            self._require_same_version(path)  # it may have been replaced just before it was opened
+            self._opened[path] = opened
         return self._opened[path]
+
+    def _require_same_version(self, path: Path) -> None:
+        """Check that a file is the one that was opened first: mappings are dropped, and the name is opened again.
+
+        Raises:
+            ValueError: another file has its name, or it was written to.
+        """
+        found = path.stat()
+        version = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        if self._versions.setdefault(path, version) != version:
+            raise ValueError(f"{path}: the file changed while it was read; load it again")
 
 
 def require_fit(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dia_engine import Engine
 from dia_engine.files.hub import find_model
+from dia_engine.files.tensors import Checkpoint, open_tensors
 from dia_engine.info import describe
 from dia_engine.model.config import DiaConfig
 from dia_engine.weights.load import load_weights
@@ -40,6 +41,43 @@ def one_line(error) -> str:
     message = str(error.value)
     assert "\n" not in message and "\x1b" not in message and "weights_only" not in message and len(message) < 2000
     return message
+
+
+# Files that change
+
+
+def save_numbers(path, number, length=200):
+    """A file that takes the place of another at once, as a trainer saves."""
+    new = path.with_name(f"new-{path.name}")
+    tensors = {f"t{at}": torch.full((length,), number) for at in range(4)}
+    save_file(tensors, new) if path.suffix == ".safetensors" else torch.save(tensors, new)
+    new.replace(path)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+@pytest.mark.parametrize("length", [200, 100])
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path, monkeypatch, name, length):
+    monkeypatch.setattr("dia_engine.files.tensors.MAPPED_BYTES", 1000)  # so that each tensor opens it again
+    save_numbers(tmp_path / name, 0.0)
+    found = Checkpoint([tmp_path / name])
+    assert [found.read(f"t{at}").mean().item() for at in range(2)] == [0.0, 0.0]
+    save_numbers(tmp_path / name, 1.0, length)
+    with pytest.raises(ValueError, match=f"{name}: the file changed while it was read; load it again"):
+        found.read("t2")
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+def test_a_file_that_is_replaced_while_it_is_opened(tmp_path, monkeypatch, name):
+    save_numbers(tmp_path / name, 0.0)
+
+    def replaced(path, find_tensors):
+        opened = open_tensors(path, find_tensors)
+        save_numbers(path, 1.0)
+        return opened
+
+    monkeypatch.setattr("dia_engine.files.tensors.open_tensors", replaced)
+    with pytest.raises(ValueError, match="the file changed while it was read"):
+        Checkpoint([tmp_path / name])
 
 
 # Names and wrappings
