@@ -242,6 +242,12 @@ class _Outline(pickle._Unpickler):  # the one in Python: the one in C has no pla
     def load_setitems(self) -> None:
         self._set_items(pickle.SETITEMS, self.stack[::2])  # the stack begins at the last mark
 
+    def load_build(self) -> None:
+        """Drop the attributes of a state dict. Others would be set, those of our own stand-ins among them."""
+        if type(self.stack[-2]) is not _PlainDict:
+            raise TorchFileError("it holds more than tensors and plain values: attributes")
+        self.stack.pop()
+
     def _set_items(self, opcode: bytes, keys: list[Any]) -> None:
         for key in keys:
             _require_plain_key(key)
@@ -251,6 +257,7 @@ class _Outline(pickle._Unpickler):  # the one in Python: the one in C has no pla
         **pickle._Unpickler.dispatch,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
+        pickle.BUILD[0]: load_build,
     }
 
 
@@ -264,9 +271,6 @@ def _require_plain_key(key: Any) -> None:
 
 class _PlainDict(OrderedDict):
     """A state dict without the attributes that torch pickles along."""
-
-    def __setstate__(self, state: object) -> None:
-        pass
 
 
 def _empty_dict() -> _PlainDict:

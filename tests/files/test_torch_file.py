@@ -146,6 +146,7 @@ def doubled(times: int) -> bytes:
         (pickled(b"}(X\x01\0\0\0aN", doubled(60), b"Nu"), "a tuple is the key of a dictionary"),
         (pickled(b"}\x8a\x08", (2**61 - 1).to_bytes(8, "little"), b"Ns"), "a large integer is the key"),
         (pickled(b"}(\x8a\x08", (1 - 2**61).to_bytes(8, "little", signed=True), b"Nu"), "a large integer is the key"),
+        (pickled(b"ctorch\nSize\n}X\x04\0\0\0nameNsb"), "more than tensors and plain values: attributes"),
         (pickled(b"}\x88Ns"), "a bool is the key"),
         (tensor_call(doubled(60), b"K\x01\x85", 6), "shape a very large tuple"),
         (tensor_call(b"K\x06\x85", doubled(60), 6), "strides a very large tuple"),
