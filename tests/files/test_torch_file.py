@@ -142,14 +142,14 @@ def doubled(times: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (pickled(b"}", doubled(60), b"Ns"), "a tuple is the key of a dictionary"),
-        (pickled(b"}(X\x01\0\0\0aN", doubled(60), b"Nu"), "a tuple is the key of a dictionary"),
+        (pickled(b"}", doubled(18), b"Ns"), "a tuple is the key of a dictionary"),
+        (pickled(b"}(X\x01\0\0\0aN", doubled(18), b"Nu"), "a tuple is the key of a dictionary"),
         (pickled(b"}\x8a\x08", (2**61 - 1).to_bytes(8, "little"), b"Ns"), "a large integer is the key"),
         (pickled(b"}(\x8a\x08", (1 - 2**61).to_bytes(8, "little", signed=True), b"Nu"), "a large integer is the key"),
         (pickled(b"ctorch\nSize\n}X\x04\0\0\0nameNsb"), "more than tensors and plain values: attributes"),
         (pickled(b"}\x88Ns"), "a bool is the key"),
-        (tensor_call(doubled(60), b"K\x01\x85", 6), "shape a very large tuple"),
-        (tensor_call(b"K\x06\x85", doubled(60), 6), "strides a very large tuple"),
+        (tensor_call(doubled(18), b"K\x01\x85", 6), "shape a very large tuple"),
+        (tensor_call(b"K\x06\x85", doubled(18), 6), "strides a very large tuple"),
         (tensor_call(b"K\x07\x85", b"K\x01\x85", 6), r"shape \(7,\) reaches over its 24 bytes"),
         (tensor_call(b"K\x06\x85", b"K\x01\x85", 6, 1), "reaches over"),
         (tensor_call(b"J\xff\xff\xff\xff\x85", b"K\x01\x85", 6), r"shape \(-1,\)"),
