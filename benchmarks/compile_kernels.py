@@ -30,14 +30,9 @@ def main() -> None:
         raise ValueError("kernels are compiled for a GPU, and torch finds no CUDA device here")
     started = time.monotonic()
     steps = list(itertools.product(sorted(options.slots, reverse=True), options.quant))
-    compile_steps(steps)
-    print(f"steps of {len(steps)} kinds compiled in {time.monotonic() - started:.1f} s")
-
-
-def compile_steps(steps: list[tuple[int, str]]) -> None:
-    """Args: steps: pairs of requests at once and "none" or the name of a recipe."""
     with compilers() as processes:
         list(processes.map(_compile_step, steps))
+    print(f"steps of {len(steps)} kinds compiled in {time.monotonic() - started:.1f} s")
 
 
 def compilers() -> ProcessPoolExecutor:
@@ -51,6 +46,7 @@ def compiler_count() -> int:
 
 
 def _compile_step(step: tuple[int, str]) -> None:
+    """`step`: requests at once, and "none" or the name of a recipe."""
     slots, quant = step
     torch.set_num_threads(1)
     step_cases(slots, None if quant == "none" else quant)  # makes a step

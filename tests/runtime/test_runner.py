@@ -109,13 +109,19 @@ def test_memory_grows_while_requests_run(model):
         assert np.array_equal(codes, codes_alone(model, request))
 
 
-@pytest.mark.parametrize("pieces", [1, 5, 9, 12])
-def test_memory_may_grow_in_the_middle_of_a_prefill(model, pieces, monkeypatch):
+def half_prefilled(model, pieces, monkeypatch):
+    """A runner of one slot, and the prefill of a request that has come to so many of its pieces."""
     monkeypatch.setattr("dia_engine.model.dia.PREFILL_ROWS", (8, 8))
     runner, request = GraphRunner(model), make_requests(4)[3]
     assert runner.fits(0)
     prefill = runner.prefill(0, request)
     assert len(list(islice(prefill, pieces))) == pieces
+    return runner, request, prefill
+
+
+@pytest.mark.parametrize("pieces", [1, 5, 9, 12])
+def test_memory_may_grow_in_the_middle_of_a_prefill(model, pieces, monkeypatch):
+    runner, request, prefill = half_prefilled(model, pieces, monkeypatch)
     assert runner.fits(1) and runner.allocated == [1, 2]
     assert len(list(prefill)) > 0, "there is something left to do"
     runner.resume(0, request)
@@ -134,11 +140,7 @@ def test_texts_are_read_by_graphs_where_that_is_on(model):
 
 @pytest.mark.parametrize("pieces", [4, 8, 11, 14, 16])
 def test_a_prefill_that_is_half_done_keeps_no_memory_that_was_given_up(model, pieces, monkeypatch):
-    monkeypatch.setattr("dia_engine.model.dia.PREFILL_ROWS", (8, 8))
-    runner, request = GraphRunner(model), make_requests(4)[3]
-    assert runner.fits(0)
-    prefill = runner.prefill(0, request)
-    assert len(list(islice(prefill, pieces))) == pieces
+    runner, _, prefill = half_prefilled(model, pieces, monkeypatch)
     state = runner.state
     caches = (state.self_cache.keys, state.self_cache.values, state.cross_cache.keys, state.cross_cache.values)
     given_up = [StorageWeakRef(cache.untyped_storage()) for cache in caches]
