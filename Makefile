@@ -11,6 +11,9 @@ DOCS_READY := $(if $(READY),$(VENV)/.docs-ready)
 QUICK := test_architecture.py test_documentation.py test_engine.py test_sampling_params.py kernels/test_dispatch.py kernels/test_sample.py \
 	model/test_config.py model/test_delay.py model/test_golden.py text/test_tokenizer.py
 
+# Two targets that install into the environment at the same time would break it.
+.NOTPARALLEL:
+
 .PHONY: demo lint quick docs test test-slow test-server test-page test-ray test-install hear gpu clean
 
 demo: $(READY)
@@ -60,7 +63,7 @@ test-ray: $(READY)
 	$(PY) -m pip install -q -c constraints.txt --no-build-isolation -e ".[ray]"
 	$(if $(BARS),$(PYTHON) -m venv .venv-clients)
 	$(if $(BARS),.venv-clients/bin/python -m pip install -q -r tests/server/clients/requirements.txt)
-	BARS=$(BARS) CLIENTS=$(CURDIR)/.venv-clients/bin/python $(PY) -m pytest -q -m ray tests/cluster
+	BARS="$(BARS)" CLIENTS="$(CURDIR)/.venv-clients/bin/python" $(PY) -m pytest -q -m ray tests/cluster
 
 # What the small model's speech sounds like to a speech recognizer. Needs flite: apt install flite
 hear: $(READY)

@@ -20,6 +20,7 @@ from ..batch.manifest import Record
 from ..batch.script_file import Line
 from ..messages import shown
 from .arguments import DEFAULT_SLOTS
+from .machines import share_of_machines
 
 logger = logging.getLogger(__name__)
 
@@ -69,23 +70,12 @@ def run_on_ray(
     """
     ray.init(address or None, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        count, resources = _share(actors, device)
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        count, resources = share_of_machines(machines, actors, device)
         _warn_if_busy(count, resources)
         yield from _made(load, lines, slots or DEFAULT_SLOTS, count, resources)
     finally:
         ray.shutdown()
-
-
-def _share(actors: int | None, device: str | None) -> tuple[int, dict[str, float]]:
-    """How many actors there are, and what each of them takes of a machine."""
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = int(sum(machine.get("GPU", 0) for machine in machines))
-    if gpus and device != "cpu":
-        return actors or gpus, {"num_gpus": 1}
-    actors = actors or len(machines)
-    per_machine = -(-actors // len(machines))
-    cores = min(machine.get("CPU", 1) for machine in machines)
-    return actors, {"num_cpus": max(1, cores // per_machine)}
 
 
 def _warn_if_busy(actors: int, resources: Mapping[str, float]) -> None:

@@ -45,18 +45,20 @@ def library_of(variant: Variant) -> ctypes.CDLL | None:
 
 
 def _first_of(variants: tuple[Variant, ...]) -> ctypes.CDLL | None:
-    """Of the first variant that the compiler knows."""
+    """Of the first variant that came with the package or that the compiler knows."""
     failure: Exception | None = None
+    compiler_works = True
     for variant in variants:
+        if not compiler_works and not _packaged(variant).exists():
+            continue
         try:
             return _functions(variant)
         except (OSError, AttributeError) as error:  # a library without the functions, among others
-            failure = error
-            if not isinstance(error, UnknownInstructions):
-                break
+            failure = failure or error
+            compiler_works = compiler_works and isinstance(error, UnknownInstructions)
     if failure is not None:
         logger.warning(
-            "the decode step and the codec could not be compiled for this CPU, torch runs them instead (%s)", failure
+            "the decode step and the codec have no compiled code on this machine, torch runs them instead (%s)", failure
         )
     return None
 
@@ -72,9 +74,11 @@ def _functions(variant: Variant) -> ctypes.CDLL:
 
 def _compiled(variant: Variant) -> ctypes.CDLL:
     """Raises OSError, with what the compiler says."""
-    packaged = SOURCES / f"step-{variant.name}.so"
+    packaged = _packaged(variant)
     if packaged.exists():
-        return _load(packaged)
+        with suppress(OSError):  # for a newer C library than this machine's: compiled here, if that can be
+            if _is_whole(packaged):
+                return _load(packaged)
     command = _command(variant)
     folder = _cache_folder()
     if folder is None:
@@ -91,6 +95,11 @@ def _compiled(variant: Variant) -> ctypes.CDLL:
             os.fsync(file.fileno())
         made.replace(target)  # at once, for whoever else is looking for it
     return _load(target)
+
+
+def _packaged(variant: Variant) -> Path:
+    """Where a wheel has the library of a variant."""
+    return SOURCES / f"step-{variant.name}.so"
 
 
 def _command(variant: Variant) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from dia_engine.cluster.arguments import Scaling, most_ongoing, read_arguments
+from dia_engine.cluster.machines import share_of_machines
 from dia_engine.cluster.paths import as_seen_elsewhere
 from tests.helpers import ROOT
 
@@ -54,6 +55,23 @@ def test_a_wrong_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_arguments(arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("machines", "engines", "device", "share"),
+    [
+        ([{"CPU": 8}], None, None, (1, {"num_cpus": 8})),
+        ([{}, {"CPU": 32}, {"CPU": 32}], None, None, (2, {"num_cpus": 32})),  # a head that computes nothing
+        ([{"CPU": 0.0}, {"CPU": 4}], 4, "cpu", (4, {"num_cpus": 1})),
+        ([{"CPU": 16}, {"CPU": 16}], 3, None, (3, {"num_cpus": 8})),
+        ([{"CPU": 2}], 5, None, (5, {"num_cpus": 1})),
+        ([{}], None, None, (1, {"num_cpus": 1})),
+        ([{"CPU": 8}, {"CPU": 8, "GPU": 2}], None, None, (2, {"num_gpus": 1})),
+        ([{"CPU": 8, "GPU": 2}], None, "cpu", (1, {"num_cpus": 8})),
+    ],
+)
+def test_engines_divide_the_machines_that_can_run_them(machines, engines, device, share):
+    assert share_of_machines(machines, engines, device) == share
 
 
 def test_the_example_for_kubernetes_has_arguments_that_are_taken():

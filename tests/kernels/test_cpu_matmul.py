@@ -227,7 +227,7 @@ def compile_anew():
 def no_compiler(monkeypatch, no_kept_library, caplog):
     monkeypatch.setenv("CC", "no-such-compiler -O3")
     assert compile_anew() is None
-    assert "could not be compiled" in caplog.text and "no-such-compiler" in caplog.text
+    assert "have no compiled code" in caplog.text and "no-such-compiler" in caplog.text
     monkeypatch.setattr(product, "library", lambda: None)
 
 
@@ -281,6 +281,34 @@ def test_a_compiler_older_than_the_cpu_makes_another_variant(monkeypatch, no_kep
     assert compiling.library.__wrapped__() is not None
     (kept,) = (tmp_path / "cache" / "dia-engine").glob("step-*.so")
     assert kept.name.startswith(f"step-{HERE[1].name}-") and not caplog.records
+
+
+@pytest.fixture
+def package(monkeypatch, no_kept_library, tmp_path):
+    """A folder of the package, in which a wheel may have libraries."""
+    folder = tmp_path / "native"
+    shutil.copytree(compiling.SOURCES, folder, ignore=shutil.ignore_patterns("*.so"))
+    monkeypatch.setattr(compiling, "SOURCES", folder)
+    return folder
+
+
+@compiled
+@pytest.mark.skipif(len(HERE) < 2, reason="this CPU runs one variant only")
+@pytest.mark.parametrize("first", ["absent", "cut off"])
+def test_without_a_compiler_the_next_variant_of_the_package_runs(monkeypatch, package, caplog, first):
+    """A wheel whose builder did not know the newest variant, or whose library of it cannot be loaded."""
+    compiling._compile(compiling._command(HERE[1]), package / f"step-{HERE[1].name}.so")
+    if first == "cut off":
+        (package / f"step-{HERE[0].name}.so").write_bytes((package / f"step-{HERE[1].name}.so").read_bytes()[:5000])
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert compiling.library.__wrapped__()._name == str(package / f"step-{HERE[1].name}.so")
+    assert not caplog.records
+
+
+@compiled
+def test_a_library_of_the_package_that_cannot_be_loaded_is_compiled(package, caplog):
+    (package / f"step-{HERE[0].name}.so").write_bytes(b"of another system" * 10)
+    assert compile_anew() is not None and not caplog.records
 
 
 @compiled
