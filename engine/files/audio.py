@@ -4,7 +4,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ COUNTED = re.compile(r"\b(?:Frames|Cols) *: (\d+)$", re.MULTILINE)
 NIST_COUNT, NIST_HEADER_BYTES = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE), 1024
 SEEMS_TRUNCATED = {"VOC": "Seems to be a truncated file", "WVE": "should be"}
 UNKNOWN_BYTES = 0x7FFF0000  # what is written to a pipe counts this many or more
+UNKNOWN_SAMPLES, SEEK_FAILED = 2**63 - 1, 39  # libsndfile's
 MAX_OGG_PAGE, OGG_LAST_PAGE = 65_307, 4
 # Vorbis keeps one written block on the C stack: a minute and a half at once ends the process.
 BLOCK_SAMPLES = 65_536
@@ -47,8 +48,8 @@ def read_audio(path: str | Path, check_length: Callable[[int, int], None] | None
 
     Args:
         path: the file; a leading `~` is the home folder.
-        check_length: called with the samples that the header counts and its sample rate, before any is read; may raise
-            ValueError.
+        check_length: called with the number of samples and the sample rate, before any is read if the header counts
+            them, else as they are read; may raise ValueError.
 
     Returns:
         waveform [samples] float32, the mean of the channels, and its sample rate in Hz.
@@ -89,11 +90,13 @@ def _read_mono(file: soundfile.SoundFile, name: str, check_length: Callable[[int
             f"the file counts no samples, though it has {os.path.getsize(name)} bytes: a recording that was cut off, "
             f"or whose header was never finished"
         )
-    if check_length is not None:
+    if check_length is not None and _counts_samples(file):
         check_length(file.frames, file.samplerate)
-    means, energy, block_samples = [], 0.0, max(1, BLOCK_VALUES // file.channels)
-    while len(channels := file.read(block_samples, dtype="float32", always_2d=True)):
+    means, energy = [], 0.0
+    for channels in _blocks(file):
         means.append(channels.mean(axis=1))
+        if check_length is not None and not _counts_samples(file):
+            check_length(sum(map(len, means)), file.samplerate)
         energy += float(np.square(channels, dtype=np.float64).mean(axis=1).sum())
     waveform = np.concatenate(means) if means else np.zeros(0, dtype=np.float32)
     _check_whole(file, name, len(waveform))
@@ -101,6 +104,29 @@ def _read_mono(file: soundfile.SoundFile, name: str, check_length: Callable[[int
     check_peak(waveform)
     warn_if_cancelled(waveform, energy, name)
     return waveform
+
+
+def _counts_samples(file: soundfile.SoundFile) -> bool:
+    """Whether the header does: that of a FLAC that was streamed need not."""
+    return file.frames < UNKNOWN_SAMPLES
+
+
+def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """The samples [n, channels] float32 of a file, in parts; each is overwritten by the next."""
+    block = np.empty((max(1, BLOCK_VALUES // file.channels), file.channels), np.float32)
+    while True:
+        block.fill(np.nan)
+        try:
+            read = file.read(out=block)
+        except soundfile.LibsndfileError as error:
+            # The last block is read, and soundfile then fails to go behind it.
+            if _counts_samples(file) or error.code != SEEK_FAILED:
+                raise
+            yield block[: np.count_nonzero(~np.isnan(block[:, 0]))]
+            return
+        if not len(read):
+            return
+        yield read
 
 
 def _check_whole(file: soundfile.SoundFile, name: str, samples: int) -> None:
@@ -113,7 +139,7 @@ def _check_whole(file: soundfile.SoundFile, name: str, samples: int) -> None:
         raise ValueError("damaged: a part is missing in the middle")
     # The count of an mp3 can be an estimate, right to a few of its frames of 1152 samples.
     tolerance = 4 * 1152 if file.format == "MP3" else 0
-    promised_samples = max(file.frames, _counted_samples(file, name))
+    promised_samples = max(file.frames if _counts_samples(file) else 0, _counted_samples(file, name))
     if samples + tolerance < promised_samples:
         raise ValueError(f"damaged: its header counts {promised_samples} samples, only {samples} can be read")
     if file.format in SEEMS_TRUNCATED and SEEMS_TRUNCATED[file.format] in file.extra_info:

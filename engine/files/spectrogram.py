@@ -45,11 +45,11 @@ def draw_spectrogram(path: str | Path, sound: np.ndarray, sample_rate: int) -> N
     sound = np.asarray(sound, dtype=np.float64)
     if sound.ndim != 1 or not len(sound):
         raise ValueError(f"sound must be [samples] and not empty, got shape {list(sound.shape)}")
-    write_whole(user_path(path), _png(_colored(_levels(sound, sample_rate))))
+    write_whole(user_path(path), _png(_colored(_decibels(sound, sample_rate))))
 
 
-def _levels(sound: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Loudness from 0 to 1 [HEIGHT, columns], the highest frequency first."""
+def _decibels(sound: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Power in decibels [HEIGHT, columns] float32, the highest frequency first."""
     size, hop = int(0.025 * sample_rate), max(1, int(COLUMN_SECONDS * sample_rate))
     padded = np.pad(sound, size // 2)
     frames, transform = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop], max(2048, size)
@@ -60,13 +60,21 @@ def _levels(sound: np.ndarray, sample_rate: int) -> np.ndarray:
     for start in range(0, len(frames), COLUMNS):
         spectrum = np.fft.rfft(frames[start : start + COLUMNS] * window, transform)
         power[:, start : start + COLUMNS] = np.abs(spectrum[:, rows].T) ** 2
-    decibels = 10 * np.log10(power + 1e-12)
-    return np.clip(1 + (decibels - decibels.max()) / DECIBELS, 0, 1)
+    power += 1e-12
+    np.log10(power, out=power)
+    power *= 10
+    return power
 
 
-def _colored(levels: np.ndarray) -> np.ndarray:
-    stops = np.linspace(0, 1, len(COLORS))
-    return np.stack([np.interp(levels, stops, channel) for channel in COLORS.T], axis=-1).astype(np.uint8)
+def _colored(decibels: np.ndarray) -> np.ndarray:
+    """The picture [HEIGHT, columns, 3] uint8."""
+    stops, loudest = np.linspace(0, 1, len(COLORS)), decibels.max()
+    pixels = np.empty((*decibels.shape, 3), np.uint8)
+    for start in range(0, decibels.shape[1], COLUMNS):
+        levels = np.clip(1 + (decibels[:, start : start + COLUMNS] - loudest) / DECIBELS, 0, 1)
+        for index, channel in enumerate(COLORS.T):
+            pixels[:, start : start + COLUMNS, index] = np.interp(levels, stops, channel)
+    return pixels
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,6 +15,21 @@ from .options import FADE_SECONDS, SILENT_SECONDS, SpeechOptions
 # Codes [W, C] of a window, and the frames [first, last) of it that are wanted, to the end if last is None -> its
 # samples, in the making.
 Decode = Callable[[np.ndarray, int, int | None], Decoded]
+
+
+@dataclass
+class _Edit:
+    """What is done where a piece ends: its sound fades out and that of the next piece fades in.
+
+    Attributes:
+        place: the first sample of the next piece.
+        silent: so many samples before it are silent, behind the fade.
+        silence: samples of silence to be put between the two; 0 once they are there.
+    """
+
+    place: int
+    silent: int
+    silence: int
 
 
 class Assembler:
@@ -48,8 +64,7 @@ class Assembler:
         self._codes: np.ndarray | None = None
         self._dropped = 0  # frames before `_codes`
         self._frames = self._decoded = self._emitted = 0
-        # Before a sample so many are silent, behind a fade; and so many samples of silence are put there.
-        self._edits: deque[tuple[int, int, int]] = deque()
+        self._edits: deque[_Edit] = deque()
         self._inserted = 0
         self._speed, self._rate = options.speed, sample_rate
         self._fade = round(FADE_SECONDS * sample_rate) if sample_rate else 0
@@ -74,13 +89,16 @@ class Assembler:
     def fade_out(self) -> None:
         """What has been added ends in a fade and a moment of silence, because it was cut."""
         if self._rate:
-            self._edits.append((self._frames * self._hop, self._silent, 0))
+            self._edits.append(_Edit(self._frames * self._hop, self._silent, 0))
 
     def pause(self, seconds: float) -> None:
-        """Silence goes behind what has been added, into which that fades."""
+        """Silence goes behind what has been added, which fades into it; none before the first sound."""
         samples = round(seconds * self._speed * self._rate) if self._rate else 0
-        if samples:
-            self._edits.append((self._frames * self._hop, 0, samples))
+        if samples and self._frames:
+            place = self._frames * self._hop
+            if not self._edits or self._edits[-1].place < place:  # else it was cut there, and fades already
+                self._edits.append(_Edit(place, 0, 0))
+            self._edits[-1].silence += samples
             self._inserted += samples
 
     @property
@@ -138,17 +156,25 @@ class Assembler:
         start, stop = self._emitted, self._emitted + len(chunk)
         self._emitted = stop
         parts, taken = [], 0
-        for place, silent, silence in self._edits:
-            fading = place - silent - self._fade
-            if fading < stop and place > start:
-                first, last = max(fading, start), min(place, stop)
-                chunk = chunk.copy() if not chunk.flags.writeable else chunk
-                faded = np.minimum(np.arange(first, last) + 1 - fading, self._fade)
-                gain = 0.5 + 0.5 * np.cos(np.pi * faded / self._fade)
-                chunk[first - start : last - start] *= gain.astype(np.float32)
-            if start <= place <= stop and silence:
-                parts += [chunk[taken : place - start], np.zeros(silence, np.float32)]
-                taken = place - start
-        while self._edits and self._edits[0][0] <= stop:
+        for edit in self._edits:
+            chunk = self._faded(chunk, start, edit)
+            if start <= edit.place <= stop and edit.silence:
+                parts += [chunk[taken : edit.place - start], np.zeros(edit.silence, np.float32)]
+                taken, edit.silence = edit.place - start, 0
+        while self._edits and self._edits[0].place + self._fade <= stop:
             self._edits.popleft()
         return np.concatenate([*parts, chunk[taken:]]) if parts else chunk
+
+    def _faded(self, chunk: np.ndarray, start: int, edit: _Edit) -> np.ndarray:
+        """A chunk, whose first sample is number `start`, with what an edit's fades leave of it."""
+        fade, place = self._fade, edit.place
+        fades = place - edit.silent - fade
+        first, last = max(fades, start), min(place + fade, start + len(chunk))
+        if first >= last:
+            return chunk
+        chunk = chunk.copy() if not chunk.flags.writeable else chunk
+        samples = np.arange(first, last)
+        steps = np.minimum(np.where(samples < place, samples + 1 - fades, place + fade - samples), fade)
+        gain = 0.5 + 0.5 * np.cos(np.pi * steps / fade)
+        chunk[first - start : last - start] *= gain.astype(np.float32)
+        return chunk

@@ -79,8 +79,10 @@ def check_subtitles_path(path: str | None) -> None:
 
 
 def cues(pieces: Sequence[PieceResult], levels: Levels | None = None) -> Iterator[Cue]:
-    """The turns of pieces, in order; `levels` are those of their sound."""
+    """The turns of pieces, in order; `levels` are those of their sound. A piece without sound has none."""
     for piece in pieces:
+        if piece.end <= piece.start:
+            continue
         turns: list[tuple[str, str]] = []
         for unit in units(piece.text, most=2**20):
             text = " ".join(unit.text.split())  # a blank line would end the cue

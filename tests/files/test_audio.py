@@ -162,6 +162,23 @@ def test_headers_that_were_never_finished(tmp_path):
     assert len(read_audio(path)[0]) == 4000, "as a file that is still being written"
 
 
+@pytest.mark.parametrize("samples", [100, 8000, 2**20, 2**20 + 5])
+def test_a_flac_that_was_streamed_counts_no_samples_and_is_read(tmp_path, samples):
+    sound, path = tone(samples), tmp_path / "a.flac"
+    write_audio(path, sound, 16_000)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # the lower 36 bits of eight bytes
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    seen = []
+    found, rate = read_audio(path, lambda samples, rate: seen.append(samples))
+    assert rate == 16_000 and np.abs(found - sound).max() < 1e-4 and seen[-1] == samples
+    path.write_bytes(data[: len(data) // 2])
+    if samples > 4096:  # several frames
+        with pytest.raises(ValueError, match="lost sync"):
+            read_audio(path)
+
+
 def test_files_are_known_by_their_content(tmp_path):
     for name, content in (("a.raw", bytes(3200)), ("a.gsm", bytes(3200)), ("a.mp3", b"\xff\xfb\x90\x00" + bytes(200))):
         (tmp_path / name).write_bytes(content)

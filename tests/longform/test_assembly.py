@@ -30,7 +30,7 @@ def samples_of(window: Window) -> np.ndarray:
     return window.wait().numpy()
 
 
-def assembler(at_once: int, samples=samples_of) -> tuple[Assembler, list[Window]]:
+def assembler(at_once: int, samples=samples_of, rate=8) -> tuple[Assembler, list[Window]]:
     begun: list[Window] = []
 
     def decode(codes: np.ndarray, first: int, last: int | None) -> Window:
@@ -39,7 +39,7 @@ def assembler(at_once: int, samples=samples_of) -> tuple[Assembler, list[Window]
 
     made = Assembler(
         decode, samples, FIELD, ChunkSizes(4, 4), SpeechOptions(),
-        hop=1, frames_per_second=8.0, sample_rate=8, windows_at_once=at_once,
+        hop=1, frames_per_second=rate, sample_rate=rate, windows_at_once=at_once,
     )  # fmt: skip
     return made, begun
 
@@ -76,6 +76,35 @@ def test_windows_that_nobody_waits_for_are_cancelled():
     next(sound.sound(100))
     sound.close()
     assert [window.cancelled for window in begun] == [False, True, True]
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("silence", [0.0, 0.5])
+def test_sound_fades_out_and_in_where_a_piece_was_cut(at_once, silence):
+    sound, _ = assembler(at_once, rate=1000)  # fades of 10 samples
+    for last in (False, True):
+        sound.add(np.ones((100, 1)))
+        if not last:
+            sound.fade_out()
+            sound.pause(silence)
+    found = np.concatenate([*sound.sound(sound.frames), *sound.sound(sound.frames, ended=True)])
+    gap = round(1000 * silence)
+    assert len(found) == 200 + gap and sound.seconds == pytest.approx(0.2 + silence)
+    assert not found[95 : 101 + gap].any() and (found[110 + gap :] == 1).all()
+    assert np.abs(np.diff(found)).max() < 0.17, "half a cosine over ten samples"
+    assert found[100 + gap : 110 + gap].tolist() == pytest.approx(
+        [0.5 - 0.5 * np.cos(np.pi * k / 10) for k in range(10)]
+    )
+
+
+def test_there_is_no_pause_before_the_first_sound():
+    sound, _ = assembler(1, rate=1000)
+    sound.pause(0.5)
+    assert sound.seconds == 0 and not list(sound.sound(0, ended=True))
+    sound, _ = assembler(1, rate=1000)
+    sound.pause(0.5)
+    sound.add(np.ones((30, 1)))
+    assert len(np.concatenate(list(sound.sound(30, ended=True)))) == 30 and sound.seconds == pytest.approx(0.03)
 
 
 def test_samples_that_are_no_numbers_are_an_error():

@@ -28,6 +28,11 @@ def test_turns_are_exact_at_joins_and_divided_by_bytes_inside():
     assert found[0].end == found[1].start == pytest.approx(3.0 * 11 / 14)
 
 
+def test_a_piece_without_sound_has_no_cue():
+    empty = PieceResult("[S1] Nothing.", 1, 3, "stop", 3.5, 3.5)
+    assert list(cues([PIECES[0], empty, PIECES[1]])) == list(cues(PIECES))
+
+
 def test_silence_near_the_estimate_ends_a_turn():
     piece = PieceResult("[S1] Yes. Go on. [S2] No, my friend.", 1, 1, "stop", 1.0, 4.0)
     sound = np.full(5 * 8000, 0.1, np.float32)

@@ -162,6 +162,19 @@ def test_contexts_run_side_by_side_and_one_text_follows_another(server, talker):
             client.receive()
 
 
+@pytest.mark.parametrize("path", ["/v1/text-to-dialogue", "/v1/text-to-speech/default"])
+def test_the_audio_of_a_context_is_one_wav(server, path):
+    with Socket(server, f"{path}/multi-stream-input", "output_format=wav_16000&seed=3") as client:
+        for _ in range(2):
+            text = {"inputs": [{"text": "Hello.", "voice_id": "default"}]} if "dialogue" in path else {"text": "Hello."}
+            client.send(context_id="c", flush=True, **text)
+        client.send(context_id="c", close_context=True)
+        audio, _ = client.until_final("is_final" if "dialogue" in path else "isFinal")
+    assert audio["c"].startswith(b"RIFF") and audio["c"].count(b"RIFF") == 1
+    half = (len(audio["c"]) - 44) // 2
+    assert audio["c"][44 : 44 + half] == audio["c"][44 + half :]
+
+
 def test_a_client_that_leaves_after_its_last_message_frees_its_slots(server):
     aborted = r'dia_requests_total\{outcome="aborted"\}'
     before = server.metric(aborted)

@@ -7,6 +7,7 @@ import zlib
 import av
 import numpy as np
 import pytest
+import soundfile
 import soxr
 
 from dia_engine.files.wav_stream import pcm16
@@ -53,8 +54,27 @@ def test_pcm_and_wav_are_the_resampled_audio_sample_for_sample(rate):
     wav = b"".join(encoded(audio, AudioFormat("wav", rate)))
     assert wav[44:] == expected and len(wav) == 44 + len(expected)
     assert int.from_bytes(wav[40:44], "little") == 0xFFFFFFFF
-    sized = with_sizes(AudioFormat("wav", rate), wav)
+    sized = with_sizes(AudioFormat("wav", rate), wav, len(expected) // 2)
     assert int.from_bytes(sized[40:44], "little") == len(expected) and sized[44:] == expected
+
+
+@pytest.mark.parametrize("name", ["wav", "flac"])
+@pytest.mark.parametrize("seconds", [0.01, 1.0])
+def test_a_whole_file_counts_its_samples(name, seconds):
+    audio_format, audio = AudioFormat(name, 24_000), voice_like(seconds=seconds)
+    output = Output(RATE, audio_format)
+    data = output.encode(audio) + output.finish()
+    expected = soxr.resample(audio, RATE, 24_000, quality="HQ")
+    found, rate = soundfile.read(io.BytesIO(with_sizes(audio_format, data, output.samples)))
+    assert rate == 24_000 and len(found) == len(expected) and np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_an_upload_is_the_mean_of_its_channels(channels):
+    audio = voice_like()
+    levels = np.linspace(0.2, 1.0, channels)
+    found, _ = decode_audio(wav(audio[:, None] * levels))
+    assert np.abs(found - audio * levels.mean()).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["mp3", "opus", "aac", "flac"])
@@ -119,13 +139,15 @@ PLAYLISTS = (b"#EXTM3U\n#EXTINF:1,\n{}\n", b"ffconcat version 1.0\nfile '{}'\n",
 def test_an_upload_cannot_name_other_files(tmp_path, playlist):
     """FFmpeg would read what a playlist names."""
     other = tmp_path / "other.wav"
-    other.write_bytes(with_sizes(AudioFormat("wav", RATE), b"".join(encoded(voice_like(), AudioFormat("wav", RATE)))))
+    other.write_bytes(wav(voice_like()))
     with pytest.raises(ValueError, match="cannot be decoded"):
         decode_audio(playlist.replace(b"{}", str(other).encode()))
 
 
 def wav(audio, rate=RATE):
-    return with_sizes(AudioFormat("wav", rate), b"".join(encoded(audio, AudioFormat("wav", rate), rate=rate)))
+    sink = io.BytesIO()
+    soundfile.write(sink, audio, rate, "PCM_16", format="WAV")
+    return sink.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -214,7 +236,7 @@ def in_container(container_format, codec, rate=48_000, **options):
 def test_every_usual_format_can_be_uploaded(kind):
     strict = {"strict": "experimental"} if kind[1] == "vorbis" else {}
     found, rate = decode_audio(in_container(*kind, **strict))
-    assert rate == 48_000 and abs(len(found) / rate - SECONDS) < 0.1 and np.abs(found).max() > 0.3
+    assert rate == 48_000 and abs(len(found) / rate - SECONDS) < 0.1 and np.abs(found).max() > 0.25
 
 
 def test_a_codec_that_nobody_knows_is_refused():

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dia_engine.server.audio.encoders import with_sizes
-from dia_engine.server.audio.formats import AudioFormat
+from dia_engine.server.audio.encoders import wav_header
 from dia_engine.server.errors import ApiError
 from dia_engine.server.voices.mint import NAMES
 from dia_engine.server.voices.store import VoiceStore
@@ -314,7 +313,7 @@ def test_the_audio_of_an_upload_may_be_of_any_usual_rate(server):
     wav = server.speak(SAID, response_format="wav", sample_rate=44_100, stream=False).content
     answer = upload(server, wav, ref_text=SAID)
     assert answer.status_code == 200, answer.text
-    stereo = with_sizes(AudioFormat("wav", 16_000), b"\0" * 44 + b"\1\0" * 20_000)
+    stereo = wav_header(16_000, 40_000) + b"\1\0" * 20_000
     assert upload(server, stereo).status_code == 400  # almost silent
 
 

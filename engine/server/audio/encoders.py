@@ -14,6 +14,7 @@ from ...files.wav_stream import pcm16
 from .formats import AudioFormat
 
 UNKNOWN_SIZE = 0xFFFFFFFF  # what a WAV that is not finished claims
+FLAC_SAMPLES, FLAC_SAMPLES_AT = struct.Struct(">Q"), 18
 WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
 
 
@@ -142,10 +143,11 @@ class Output:
 
     Attributes:
         seconds: of audio that were put in.
+        samples: that were encoded, at the format's rate.
     """
 
     def __init__(self, sample_rate: int, audio_format: AudioFormat):
-        self.seconds, self._sample_rate = 0.0, sample_rate
+        self.seconds, self.samples, self._sample_rate = 0.0, 0, sample_rate
         self._resampler = resampler(sample_rate, audio_format.sample_rate)
         self._encoder = make_encoder(audio_format)
 
@@ -154,15 +156,19 @@ class Output:
         self.seconds += len(samples) / self._sample_rate
         if self._resampler is not None:
             samples = self._resampler.resample_chunk(samples)
-        return self._encoder.encode(samples) if len(samples) else b""
+        return self._encode(samples)
 
     def finish(self) -> bytes:
         """The rest."""
         rest = b""
         if self._resampler is not None:
             tail = self._resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
-            rest = self._encoder.encode(tail) if len(tail) else b""
+            rest = self._encode(tail)
         return rest + self._encoder.finish()
+
+    def _encode(self, samples: np.ndarray) -> bytes:
+        self.samples += len(samples)
+        return self._encoder.encode(samples) if len(samples) else b""
 
 
 def make_encoder(audio_format: AudioFormat) -> Encoder:
@@ -192,8 +198,12 @@ def wav_header(sample_rate: int, data_bytes: int | None) -> bytes:
     )
 
 
-def with_sizes(audio_format: AudioFormat, data: bytes) -> bytes:
-    """A whole file: a WAV's header counts what is there."""
-    if audio_format.name != "wav":
-        return data
-    return wav_header(audio_format.sample_rate, len(data) - WAV_HEADER.size) + data[WAV_HEADER.size :]
+def with_sizes(audio_format: AudioFormat, data: bytes, samples: int) -> bytes:
+    """A whole file, whose header counts its samples: while it was streamed nobody knew how many there would be."""
+    if audio_format.name == "wav":
+        return wav_header(audio_format.sample_rate, 2 * samples) + data[WAV_HEADER.size :]
+    if audio_format.name == "flac":
+        # The lower 36 bits of a field of 64 in the first block, STREAMINFO (RFC 9639, section 8.2).
+        (field,) = FLAC_SAMPLES.unpack_from(data, FLAC_SAMPLES_AT)
+        return data[:FLAC_SAMPLES_AT] + FLAC_SAMPLES.pack(field | samples) + data[FLAC_SAMPLES_AT + FLAC_SAMPLES.size :]
+    return data

@@ -1,7 +1,7 @@
 """The encodings that a client may ask for."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import ApiError
 
@@ -46,6 +46,11 @@ class AudioFormat:
             raise ApiError(
                 400, f"sample_rate must be in [{MIN_RATE}, {MAX_RATE}], got {self.sample_rate}", param="sample_rate"
             )
+
+    @property
+    def continued(self) -> "AudioFormat":
+        """Of audio that goes on where other audio of this format has ended: a WAV's header comes once."""
+        return replace(self, name="pcm") if self.name == "wav" else self
 
     @property
     def content_type(self) -> str:

@@ -46,10 +46,11 @@ class _Context:
         voices: that its first message named.
         texts: that are spoken or wait for it.
         session: that speaks.
+        format: of what it speaks next.
     """
 
-    def __init__(self, identity: str, voices: list[str], speak: Callable[["_Context"], Any]):
-        self.identity, self.voices = identity, voices
+    def __init__(self, identity: str, voices: list[str], audio_format: AudioFormat, speak: Callable[["_Context"], Any]):
+        self.identity, self.voices, self.format = identity, voices, audio_format
         self.texts: TextQueue[ArrivingDialogue] = TextQueue()
         self.session: Session | None = None
         self.idle = IdleTimer(self.close)
@@ -153,7 +154,7 @@ class _Connection:
         voices = message.get("voices", [])
         if not isinstance(voices, list) or not all(isinstance(voice, str) for voice in voices):
             raise ApiError(400, "voices must be a list of voice ids", param="voices")
-        context = self._contexts[identity] = _Context(identity, voices, self._speak)
+        context = self._contexts[identity] = _Context(identity, voices, self._format, self._speak)
         return context
 
     def _texts(self, context: _Context, message: dict[str, Any]) -> list[tuple[str, str]]:
@@ -201,9 +202,10 @@ class _Connection:
             return
         received = time.perf_counter()
         speech = await speech_of_voices(self._caller, text.script, voices, self._seed)
-        context.session = session = self._caller.begin(speech.settled(), self._format, received)
+        context.session = session = self._caller.begin(speech.settled(), context.format, received)
         try:
             while (data := await session.read()) is not None:
+                context.format = context.format.continued
                 await self._send(context, {"audio": base64.b64encode(data).decode()})
                 if not context.texts.closing:
                     context.idle.restart()

@@ -13,7 +13,6 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
 from ..access import KEY_IN_SCHEMA, KeyedRoute
-from ..audio.encoders import with_sizes
 from ..errors import ApiError, invalid_fields
 from ..speech.places import Places
 from ..speech.response import CLIENT_LEFT, WholeResponse, while_connected
@@ -123,7 +122,7 @@ async def _speak(
                 speech = await speech_of(caller, tagged(item.input), item)
                 session = caller.item(index, places, speech, audio_format)
                 sessions.append(session)
-                data = with_sizes(audio_format, await session.read_all())
+                data = await session.read_all()
                 results[index] = {
                     "index": index, "status": "success", "audio_data": data, "format": audio_format.name,
                     "media_type": audio_format.content_type, "sample_rate": audio_format.sample_rate,

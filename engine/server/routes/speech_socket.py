@@ -12,7 +12,6 @@ from typing import Any
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
-from ..audio.encoders import with_sizes
 from ..audio.formats import AudioFormat
 from ..errors import ApiError, bad_request, invalid_fields
 from ..speech.dialogue import ArrivingDialogue, TextQueue
@@ -187,7 +186,6 @@ class _Connection:
                     await self._messages.send({"type": "audio.start", **named, **shown, "seed": session.speech.seed})
                 begun = True
                 self._idle.restart()
-                data = data if is_streamed else with_sizes(audio_format, data)
                 await self._messages.send_bytes(data)
                 sent += len(data)
                 if not is_streamed:

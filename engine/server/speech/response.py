@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
-from ..audio.encoders import with_sizes
 from ..audio.formats import CONTENT_TYPES
 from ..errors import ApiError
 from .session import Session
@@ -64,8 +63,7 @@ async def whole(request: Request, session: Session) -> Response:
     if data is None:
         session.close()
         return Response(status_code=CLIENT_LEFT)
-    content = with_sizes(session.format, data)
-    return WholeResponse([session], content, media_type=session.format.content_type, headers=headers(session))
+    return WholeResponse([session], data, media_type=session.format.content_type, headers=headers(session))
 
 
 def headers(session: Session) -> Mapping[str, str]:

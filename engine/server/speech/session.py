@@ -14,7 +14,7 @@ import numpy as np
 
 from ...runtime.engine_thread import EngineFull
 from ...runtime.stream import AudioStream
-from ..audio.encoders import Output
+from ..audio.encoders import Output, with_sizes
 from ..audio.formats import AudioFormat
 from ..errors import ApiError, bad_request
 from .places import Places
@@ -64,6 +64,7 @@ class Session:
         self._error: ApiError | None = None
         self._whole = self._closed = False
         self._first = self._slot = self._underrun = self._made = self._read_at = 0.0
+        self._samples = 0  # of the whole file
         self._held = 0.0  # seconds of audio since the last bytes: those that come next have them
         self._task = asyncio.create_task(self._run())
         self._patience = asyncio.get_running_loop().call_later(service.settings.max_wait, self._lose_patience)
@@ -99,7 +100,7 @@ class Session:
         return data
 
     async def read_all(self) -> bytes:
-        """All bytes, once they are made. Until `close` they count as waiting for the reader.
+        """The whole file, once it is made. Until `close` it counts as waiting for the reader.
 
         Raises:
             ApiError: it failed.
@@ -110,7 +111,7 @@ class Session:
             raise self._error
         self._note_end()
         self.sent_seconds += sum(seconds for _, seconds in self._pieces)
-        return b"".join(data for data, _ in self._pieces)
+        return with_sizes(self.format, b"".join(data for data, _ in self._pieces), self._samples)
 
     async def failure(self) -> None:
         """Return when it fails; for who has read all of it."""
@@ -157,7 +158,7 @@ class Session:
                 message = f"the model says nothing for this input, seed {self.speech.seed}"
                 raise ApiError(400, message, param="input", code="no_audio")
             self._put(await service.in_thread(output.finish), 0.0)
-            self._whole = True
+            self._samples, self._whole = output.samples, True
         except ApiError as error:
             self._error = self._error or error
         except EngineFull:
