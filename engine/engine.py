@@ -23,6 +23,7 @@ from .files.audio import write_audio
 from .files.hub import DEFAULT_MODEL
 from .kernels.cpu.onednn import PackedInt8Weight, pack_for_device
 from .kernels.quantized import Weight
+from .kernels.tuning import check_tuning
 from .longform.calls import ScriptCall
 from .longform.options import AudioPrompts, PerText, SpeechOptions, Text, Transcript, Transcripts
 from .longform.parsing import parse_scripts
@@ -44,7 +45,7 @@ from .runtime.limits import Limits
 from .runtime.prompts import checked_codes, read_sample
 from .runtime.request import Request
 from .runtime.stream import AudioStream
-from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams, check_seed, require_integer
+from .sampling_params import MODEL_DEFAULT, ModelDefault, SamplingParams, check_seed, defaults_within, require_integer
 from .text.tokenizer import encode_text
 from .weights.load import default_dtype
 from .weights.recipes import checked_recipe
@@ -90,9 +91,7 @@ class Engine:
             self.model = DiaModel(config, weights)
         self.config, self.weights, self.codec = config, weights, codec
         self.device, self.dtype = self.model.device, self.model.dtype
-        self.defaults = dict(defaults or {})
-        if (most := self.defaults.get("max_tokens")) is not None:  # written for slots of all rows
-            self.defaults["max_tokens"] = min(most, self.max_rows)
+        self.defaults = defaults_within(defaults or {}, self.max_rows)
         self.long_form = long_form or default_long_form(config)
         self._name = name
         self.windows = CodeWindows(self.device) if codec is None else SoundWindows(codec)
@@ -154,10 +153,11 @@ class Engine:
         Raises:
             FileNotFoundError: no such model, or a file of it is missing.
             TypeError: a limit that is not an integer.
-            ValueError: a limit out of range, unusable files, an unknown dtype, device or quant, or files that are
-                quantized otherwise.
+            ValueError: a limit out of range, unusable files, an unknown dtype, device or quant, files that are
+                quantized otherwise, or an environment variable with a value that it cannot have.
         """
         check_not_forked()
+        check_tuning()
         recipe = None if quant is None else checked_recipe(quant)
         device = resolve_device(device)
         dtype = None if dtype is None else resolve_dtype(dtype)

@@ -139,6 +139,12 @@ class ResolvedSamplingParams(SamplingParams):
         return rows
 
 
+def defaults_within(defaults: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """A model's own defaults where it has so many decoder rows: its `max_tokens` may have been written for more."""
+    most = defaults.get("max_tokens")
+    return {**defaults} if most is None else {**defaults, "max_tokens": min(most, rows)}
+
+
 def check_seed(seed: Any) -> int:
     """A seed as the generator takes it.
 

@@ -8,43 +8,15 @@ A dependent launch asks for its span to come to the L2 cache while its predecess
 makes the query, writes no more than the newest position of the cache; all else is older, see `dispatch.begin`.
 """
 
-import os
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from .dispatch import architecture, begin, launch, prefetch_l2, require_contiguous, tl, triton, uses_triton
+from .tuning import programs_per_row, warps_per_program
 
 BLOCK_T = 32  # cache positions of one turn
-
-
-def programs_per_row() -> int:
-    """Programs that a row of the cache is cut into, spans times groups, where there are that many spans.
-
-    64 unless the environment variable DIA_ATTENTION_PROGRAMS says otherwise: with few requests more programs fill a
-    larger GPU and make each span shorter, but leave more to put together.
-
-    Raises:
-        ValueError: it is not a power of two from 16 to 256.
-    """
-    asked = os.environ.get("DIA_ATTENTION_PROGRAMS", "64")
-    if asked not in ("16", "32", "64", "128", "256"):
-        raise ValueError(f"DIA_ATTENTION_PROGRAMS must be a power of two from 16 to 256, got {asked!r}")
-    return int(asked)
-
-
-def warps_per_program(element_size: int) -> int:
-    """8 in float32, else 4, or 2 where the environment variable DIA_ATTENTION_WARPS says so: one after the other on an
-    H100, launches for 16 requests took 14 us with those and 17 with 4; whole steps were not timed.
-
-    Raises:
-        ValueError: it is neither 2 nor 4.
-    """
-    asked = os.environ.get("DIA_ATTENTION_WARPS", "4")
-    if asked not in ("2", "4"):
-        raise ValueError(f"DIA_ATTENTION_WARPS must be 2 or 4, got {asked!r}")
-    return int(asked) if element_size == 2 else 8  # float32 is multiplied in registers, which are too few in 4 warps
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ for a GPU that is not there.
 """
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+
+from .tuning import dependent_launches_are_wanted
 
 OLDEST_TRITON = (3, 5)  # the first with dots of 8 columns; comes with torch 2.9
 
@@ -179,10 +180,7 @@ def launches_are_dependent(device: torch.device) -> bool:
     target = architecture(device)
     if not isinstance(target, int) or target < HOPPER or _dependent_launches_failed:
         return False
-    asked = os.environ.get("DIA_PDL", "1")
-    if asked not in ("0", "1"):
-        raise ValueError(f"DIA_PDL must be 0 (no dependent launches) or 1, got {asked!r}")
-    return asked == "1"
+    return dependent_launches_are_wanted()
 
 
 def disable_dependent_launches(device: torch.device) -> bool:

@@ -354,3 +354,10 @@ def test_a_codec_takes_what_a_prompt_may_be(engine):
     for waveform, error in ((tone * 32767, ValueError), (torch.zeros(4000, device="meta"), TypeError)):
         with pytest.raises(error, match=r"in \[-1, 1\], its peak is 9830|dense tensor, got a meta one"):
             engine.codec.encode(waveform, 44100)
+
+
+@pytest.mark.parametrize("variable", ["DIA_PDL", "DIA_ATTENTION_PROGRAMS", "DIA_ATTENTION_WARPS", "DIA_TEXT_GRAPHS"])
+def test_a_variable_that_cannot_be_is_an_error_before_anything_is_loaded(monkeypatch, variable):
+    monkeypatch.setenv(variable, "many")
+    with pytest.raises(ValueError, match=f"{variable} must be .* got 'many'"):
+        Engine.load("/there is no such model")

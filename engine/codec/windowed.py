@@ -14,6 +14,7 @@ import torch
 
 from ..devices.cuda_graph import GraphPool, lacks_memory
 from ..devices.precision import full_float32
+from ..devices.refusal import Refusal
 from ..devices.workers import Job
 from .dac import Codec
 from .receptive_field import ReceptiveField, receptive_field
@@ -140,12 +141,13 @@ class SoundWindows(CodeWindows):
         self.receptive_field = receptive_field(codec.decoder)
         self._graphs: dict[int, _Graph] = {}
         self._pool: GraphPool | None = None
+        self._refusal = Refusal(logger)  # of memory for graphs
 
     def prepare(self, lengths: Iterable[int]) -> None:
-        """On a GPU capture a graph for each length that has none yet, all in one memory pool, as long as there is
-        memory."""
+        """On a GPU capture a graph for each length that has none yet, all in one memory pool, if there is memory for
+        it."""
         missing = {length for length in lengths if length <= LONGEST_GRAPH} - set(self._graphs)
-        if self._stream is None or not missing:
+        if self._stream is None or not missing or self._refusal.holds:
             return
         self._pool = self._pool or GraphPool(self.codec.device, priority=PRIORITY, dependent_launches=False)
         for length in sorted(missing, reverse=True)[: MOST_GRAPHS - len(self._graphs)]:
@@ -154,8 +156,7 @@ class SoundWindows(CodeWindows):
             except RuntimeError as error:
                 if not lacks_memory(error):
                     raise
-                logger.warning("no memory for a graph of windows of %d frames: they take longer", length)
-                return
+                self._refusal.note("no memory for a graph of windows of %d frames: they take longer", length)
 
     def widened(self, start: int, stop: int) -> int:
         """The last window of a sound may have any length: with more frames before it it may be a captured one."""

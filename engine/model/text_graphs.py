@@ -5,7 +5,6 @@ to 25 with quantized weights on an H100, where the products are worth less than 
 that all texts are padded where this is on, also where nothing is captured.
 """
 
-import os
 from collections.abc import Iterator
 
 import torch
@@ -16,18 +15,6 @@ from .dia import DiaModel
 from .state import DecodeState
 
 LENGTHS = (64, 128, 256, 512)  # and the longest that the model reads
-
-
-def text_graphs_are_on() -> bool:
-    """Whether the environment variable DIA_TEXT_GRAPHS asks for this module; not unless it is 1.
-
-    Raises:
-        ValueError: it is neither 0 nor 1.
-    """
-    asked = os.environ.get("DIA_TEXT_GRAPHS", "0")
-    if asked not in ("0", "1"):
-        raise ValueError(f"DIA_TEXT_GRAPHS must be 1 (texts are read by CUDA graphs) or 0, got {asked!r}")
-    return asked == "1"
 
 
 class TextGraphs:

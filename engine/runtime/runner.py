@@ -15,14 +15,16 @@ from typing import NamedTuple
 import torch
 
 from ..devices.cuda_graph import GraphPool
+from ..devices.refusal import Refusal
 from ..devices.slow_steps import SlowSteps
 from ..kernels.advance import RUNNING
+from ..kernels.tuning import text_graphs_are_on
 from ..model.cache import PrefixCache
 from ..model.delay import playable_codes
 from ..model.dia import DiaModel
 from ..model.shapes import decoder_weights
 from ..model.state import DecodeState, copy_to
-from ..model.text_graphs import TextGraphs, text_graphs_are_on
+from ..model.text_graphs import TextGraphs
 from .request import Request
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,6 @@ NON_FINITE_CAUSES = {
 STEPS_PER_LAUNCH = (8, 4, 2, 1)
 SLOT_COUNTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 DEFAULT_CPU_SLOTS = 8
-SECONDS_TO_RETRY = 1.0  # after memory for more slots was refused
 
 
 class SlotStatus(NamedTuple):
@@ -89,7 +90,7 @@ class ModelRunner:
         self._reads: dict[int, torch.cuda.Event] = {}  # by slot: when its codes have been gathered
         self._text_graphs = TextGraphs(model, self.captures) if self.on_gpu and text_graphs_are_on() else None
         self._prefixes = PrefixCache(self.slot_bytes())
-        self._retry_at = 0.0  # `time.monotonic()` from which on memory for more slots is asked for again
+        self._refusal = Refusal(logger)  # of memory for more slots
 
     @property
     def state(self) -> DecodeState:
@@ -121,16 +122,14 @@ class ModelRunner:
         """
         if slot < self._slots:
             return True
-        if time.monotonic() < self._retry_at:
+        if self._refusal.holds:
             return False
         try:
             self._grow(self._count_for(slot + 1))
         except torch.OutOfMemoryError as error:
             if not self._slots:
                 raise
-            log = logger.debug if self._retry_at else logger.warning  # one line, however long it lasts
-            log("%s; further requests wait for a free slot", error)
-            self._retry_at = time.monotonic() + SECONDS_TO_RETRY
+            self._refusal.note("%s; further requests wait for a free slot", error)
             return False
         return True
 
@@ -164,10 +163,10 @@ class ModelRunner:
         state.start(slot, len(request.text_ids), request.prompt_codes, request.params, request.seed)
         text = torch.empty(request.text_ids.shape, dtype=torch.int64, device=model.device)
         copy_to(text, request.text_ids)
-        prompt = request.prompt_codes
+        prompt, known = request.prompt_codes, self._prefixes.find(request.prompt_codes)
         reader = model if self._text_graphs is None else self._text_graphs
         yield from reader.text_pieces(state, slot, text)
-        yield from model.prompt_pieces(state, slot, len(text), len(prompt), self._prefixes.find(prompt))
+        yield from model.prompt_pieces(state, slot, len(text), len(prompt), known)
 
     def resume(self, slot: int, request: Request) -> None:
         """Let a request run from the next launch on, behind its prefill."""
@@ -276,12 +275,8 @@ class ModelRunner:
         Raises:
             torch.OutOfMemoryError: it does not fit; what is there is kept.
         """
-        room = self._free_bytes() if self.on_gpu else None
-        if room is not None and slots * self.slot_bytes() > room:
-            self._prefixes.clear()
-            room = self._free_bytes()
-            if slots * self.slot_bytes() > room:
-                raise self._out_of_memory(slots, room)
+        if self.on_gpu:
+            self._make_room(slots)
         config, model = self.model.config, self.model
         text = config.encoder.max_position_embeddings
         try:
@@ -299,9 +294,22 @@ class ModelRunner:
                 torch.cuda.synchronize(model.device)  # codes are gathered on a stream that does not wait for this one
         else:
             self._state = grown
-        self._retry_at = 0.0
+        self._refusal.end()
         self._graphs, self._pool, self._parts = {}, None, {}
         self._spare_snapshots.clear()
+
+    def _make_room(self, slots: int) -> None:
+        """Give up what is kept of prompts where so many slots need its memory.
+
+        Raises:
+            torch.OutOfMemoryError: they would not fit then either.
+        """
+        needed, room = slots * self.slot_bytes(), self._free_bytes()
+        if room < needed <= room + self._prefixes.nbytes:
+            self._prefixes.clear()
+            room = self._free_bytes()
+        if room < needed:
+            raise self._out_of_memory(slots, room)
 
     def _out_of_memory(self, slots: int, room: int) -> torch.OutOfMemoryError:
         each = self.slot_bytes()

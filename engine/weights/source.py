@@ -28,7 +28,7 @@ from ..kernels.quantized import Weight
 from ..longform_settings import LongFormSettings
 from ..messages import listed, shown
 from ..model.config import DiaConfig
-from ..sampling_params import ResolvedSamplingParams
+from ..sampling_params import ResolvedSamplingParams, defaults_within
 from .load import DiaCheckpoint
 from .recipes import Recipe
 from .synthetic import PREFIX, stream_random_weights, synthetic_codec, synthetic_codec_config, synthetic_config
@@ -132,7 +132,8 @@ class FileSource(ModelSource):
             FileNotFoundError, ValueError: as `DiaConfig.from_file` and `load_generation_config`.
         """
         self.config = DiaConfig.from_file(config)
-        self.defaults, long_form = load_generation_config(config.parent)
+        defaults, long_form = load_generation_config(config.parent)
+        self.defaults = defaults_within(defaults, self.config.decoder.max_position_embeddings)
         self.long_form = long_form or default_long_form(self.config)
         self._model, self._config_path, self._weights = model, config, weights
 

@@ -58,15 +58,23 @@ def test_graphs_are_for_windows_of_few_lengths_that_are_not_long(captured):
 def test_without_memory_for_a_graph_windows_go_without(captured, monkeypatch, caplog):
     windows, capture = windows_on_gpu(), windowed._Graph
 
+    tried = []
+
     def refuse(codec, length, pool):
         if length > 20:
+            tried.append(length)
             raise torch.OutOfMemoryError("CUDA out of memory")
         return capture(codec, length, pool)
 
     monkeypatch.setattr(windowed, "_Graph", refuse)
     windows.prepare([18, 34])
-    windows.prepare([18])
     assert captured == [18] and "no memory for a graph of windows of 34 frames" in caplog.text
+    for _ in range(3):  # the next streams: it is not tried for each, and told once
+        windows.prepare([18, 34])
+    monkeypatch.setattr("dia_engine.devices.refusal.SECONDS_TO_RETRY", 0.0)
+    windows._refusal._retry_at = 1e-9
+    windows.prepare([18, 34])
+    assert tried == [34, 34] and len(caplog.records) == 1
 
     def fail(codec, length, pool):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")

@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 
 import triton
 
-from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear
+from dia_engine.kernels import attention, gated_linear, norm_linear, qkv, residual_linear, tuning
 from dia_engine.kernels import sample_and_advance as next_row
 from dia_engine.kernels.attention import AttentionScratch
 from dia_engine.kernels.dispatch import HOPPER, intercept_launches, tl
@@ -210,12 +210,12 @@ def test_the_number_of_spans_can_be_chosen(programs, groups, expected, monkeypat
 
 def test_the_number_of_warps_can_be_chosen(monkeypatch):
     monkeypatch.delenv("DIA_ATTENTION_WARPS", raising=False)
-    assert (attention.warps_per_program(2), attention.warps_per_program(4)) == (4, 8)
+    assert (tuning.warps_per_program(2), tuning.warps_per_program(4)) == (4, 8)
     monkeypatch.setenv("DIA_ATTENTION_WARPS", "2")
-    assert (attention.warps_per_program(2), attention.warps_per_program(4)) == (2, 8)
+    assert (tuning.warps_per_program(2), tuning.warps_per_program(4)) == (2, 8)
     monkeypatch.setenv("DIA_ATTENTION_WARPS", "3")
     with pytest.raises(ValueError, match="DIA_ATTENTION_WARPS must be 2 or 4, got '3'"):
-        attention.warps_per_program(2)
+        tuning.warps_per_program(2)
 
 
 def running_state(config, slots, rows=60, dtype=torch.float32):

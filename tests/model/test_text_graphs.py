@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dia_engine import Engine
-from dia_engine.model import text_graphs
+from dia_engine.kernels import tuning
 from dia_engine.model.dia import DiaModel
 from dia_engine.model.state import DecodeState
 from dia_engine.model.text_graphs import TextGraphs
@@ -45,7 +45,7 @@ def captures(monkeypatch) -> list[int]:
 
             return SimpleNamespace(replay=replay)
 
-    monkeypatch.setattr(text_graphs, "GraphPool", FakePool)
+    monkeypatch.setattr("dia_engine.model.text_graphs.GraphPool", FakePool)
     return replays
 
 
@@ -105,12 +105,12 @@ def test_each_length_is_captured_once(model, captures):
 
 def test_they_are_for_a_gpu_and_off_unless_asked_for(model, monkeypatch):
     monkeypatch.delenv("DIA_TEXT_GRAPHS", raising=False)
-    assert not text_graphs.text_graphs_are_on()
+    assert not tuning.text_graphs_are_on()
     monkeypatch.setenv("DIA_TEXT_GRAPHS", "1")
-    assert text_graphs.text_graphs_are_on() and ModelRunner(model)._text_graphs is None
+    assert tuning.text_graphs_are_on() and ModelRunner(model)._text_graphs is None
     monkeypatch.setenv("DIA_TEXT_GRAPHS", "yes")
     with pytest.raises(ValueError, match="DIA_TEXT_GRAPHS must be 1 .* or 0, got 'yes'"):
-        text_graphs.text_graphs_are_on()
+        tuning.text_graphs_are_on()
 
 
 @pytest.mark.gpu

@@ -12,13 +12,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from benchmarks.batch import batch_codes, start_batch
 from dia_engine import Engine
 from dia_engine.codec.windowed import CodeWindows
+from dia_engine.devices.refusal import SECONDS_TO_RETRY
 from dia_engine.model.dia import DiaModel
 from dia_engine.model.state import DecodeState
 from dia_engine.model.text_graphs import TextGraphs
 from dia_engine.runtime.call import Call
 from dia_engine.runtime.chunking import ChunkSizes
 from dia_engine.runtime.request import Request
-from dia_engine.runtime.runner import SECONDS_TO_RETRY, STEPS_PER_LAUNCH, ModelRunner, SlotStatus, Snapshot
+from dia_engine.runtime.runner import STEPS_PER_LAUNCH, ModelRunner, SlotStatus, Snapshot
 from dia_engine.runtime.scheduler import Scheduler
 from dia_engine.sampling_params import ResolvedSamplingParams
 from dia_engine.weights.synthetic import random_weights, synthetic_config
@@ -153,7 +154,7 @@ def test_a_prefill_that_is_half_done_keeps_no_memory_that_was_given_up(model, pi
 
 def test_memory_that_was_refused_is_asked_for_again_a_while_later(model, monkeypatch, caplog):
     now = [100.0]
-    monkeypatch.setattr("dia_engine.runtime.runner.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dia_engine.devices.refusal.time.monotonic", lambda: now[0])
     runner = GraphRunner(model, memory=3)
     assert runner.fits(0) and runner.fits(1)
     for _ in range(3):  # of which the second and the third do not ask
@@ -169,6 +170,31 @@ def test_memory_that_was_refused_is_asked_for_again_a_while_later(model, monkeyp
     runner.memory = 100
     runner.prepare(8)
     assert runner.fits(7) and runner.fits(8) and runner.allocated == [1, 2, 4, 8, 12]
+
+
+def test_what_is_kept_of_prompts_goes_only_where_slots_need_its_memory(model, monkeypatch):
+    runner = GraphRunner(model)
+    prompt, row = torch.randint(1024, (4, 9)), model.prompt_cache
+    runner.fits(0)
+    runner._prefixes.keep(prompt, row(runner.state, 0, 4))
+    kept, each = runner._prefixes.nbytes, runner.slot_bytes()
+    free = {True: 2 * each, False: 2 * each - kept}  # by whether it was given up
+    monkeypatch.setattr(runner, "_free_bytes", lambda: free[not runner._prefixes.nbytes])
+    with pytest.raises(torch.OutOfMemoryError):
+        runner._make_room(3)
+    assert runner._prefixes.nbytes == kept > 0
+    runner._make_room(2)
+    assert not runner._prefixes.nbytes
+
+
+def test_what_is_kept_of_prompts_is_looked_up_by_the_thread_of_the_steps(model, monkeypatch):
+    """Pieces of a prefill run in workers, beside steps that keep prompts."""
+    runner = ModelRunner(model, max_slots=2)
+    assert runner.fits(0)
+    prefill = runner.prefill(0, make_requests(3)[2])
+    next(prefill)
+    monkeypatch.setattr(runner._prefixes, "find", None)
+    assert list(prefill)
 
 
 def test_launches_end_where_a_window_becomes_complete(model):
@@ -198,7 +224,7 @@ def test_too_many_slots_are_refused_with_the_number_that_fits(model):
     with pytest.raises(torch.OutOfMemoryError, match="^16 requests at once need .* at most 8 fit$"):
         runner.prepare(13)
     assert runner._state is state, "what is there is kept"
-    assert not runner._prefixes.nbytes, "but for prompts, whose memory might have been enough"
+    assert runner._prefixes.nbytes, "and what is kept of prompts, whose memory would not have been enough"
     runner.prepare(8)
     with pytest.raises(torch.OutOfMemoryError, match="at most 0 fit"):
         GraphRunner(model, memory=0).prepare(1)

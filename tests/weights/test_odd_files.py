@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dia_engine import Engine
+from dia_engine.cli import main
 from dia_engine.files.hub import find_model
 from dia_engine.files.tensors import Checkpoint, open_tensors
 from dia_engine.info import describe
@@ -381,6 +382,17 @@ def quantized_source(tmp_path_factory):
 def talker_copy(folder):
     shutil.copytree(TALKER_FOLDER, folder)
     return folder
+
+
+def test_a_default_for_more_rows_than_there_are_is_as_many_as_there_are(tmp_path):
+    """Also for `say`, which checks its request before the model is loaded."""
+    folder = tmp_path / "model"
+    shutil.copytree(TALKER_FOLDER, folder)
+    generation = json.loads((folder / "generation_config.json").read_text())
+    generation["dia_engine"]["max_tokens"] = 2000
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    assert resolve_model(str(folder)).defaults["max_tokens"] == 512
+    assert main(["say", "--model", str(folder), "[S1] Yes.", "-o", str(tmp_path / "a.wav"), "--seed", "1"]) == 0
 
 
 def test_files_named_one_by_one_find_codec_and_defaults(tmp_path):
