@@ -559,10 +559,15 @@ class Engine:
 
     def _submit(self, requests: Sequence[Request | Script], call: Call, sizes: ChunkSizes) -> None:
         check_not_forked(self.device)
-        if isinstance(call, ScriptCall):
-            self._scripts.start(requests, call, sizes)
-        else:
-            self._thread.submit([each for each in requests if isinstance(each, Request)], call, sizes)
+        self._thread.admit(call)
+        try:
+            if isinstance(call, ScriptCall):
+                self._scripts.start(requests, call, sizes)
+            else:
+                self._thread.submit([each for each in requests if isinstance(each, Request)], call, sizes)
+        except BaseException:
+            call.abort()  # what has begun
+            raise
 
     def _with_codes(self, requests: Sequence[Request | Script]) -> list[Request | Script]:
         """The requests with their audio prompts encoded, in the caller's thread: it takes seconds, in which others'

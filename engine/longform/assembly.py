@@ -113,27 +113,39 @@ class Assembler:
 
     def sound(self, frames: int, ended: bool = False) -> Iterator[np.ndarray]:
         """The chunks that are complete with the first `frames`, none of them empty; `ended`: no more will be added."""
-        while self._begin_windows(ended) and (ended or self._begun[0][0].stop <= frames):
-            window, decoded = self._begun.popleft()
-            samples = self._samples(decoded)
-            self._decoded = window.last
-            chunk = self._finished(samples, window.ends)
-            if len(chunk):
-                yield chunk
+        yield from self._chunks(frames, ended)
         if ended:
             rest = [self._finished(self._held[:0], True)] if len(self._held) else []
             rest += [self._stretch.finish()] if self._stretch else []
             rest += [np.zeros(self._tail, np.float32)] if self._tail else []
             yield from (each for each in rest if len(each))
 
+    def sound_so_far(self, to_the_end: bool) -> Iterator[np.ndarray]:
+        """What has been added and fills no chunk, where it may take long until more is added: all whose sound does not
+        depend on what follows; `to_the_end` all of it, as if nothing followed."""
+        up_to = self._frames if to_the_end else max(0, self._frames - self.receptive_field.after)
+        yield from self._chunks(self._frames, ended=False, up_to=up_to)
+
+    def _chunks(self, frames: int, ended: bool, up_to: int = 0) -> Iterator[np.ndarray]:
+        while self._begin_windows(ended, up_to) and (ended or self._begun[0][0].stop <= frames):
+            window, decoded = self._begun.popleft()
+            samples = self._samples(decoded)
+            self._decoded = window.last
+            chunk = self._finished(samples, window.ends or window.last == up_to)
+            if len(chunk):
+                yield chunk
+
     def close(self) -> None:
         """Nobody waits for the windows that are being decoded."""
         while self._begun:
             self._begun.popleft()[1].cancel()
 
-    def _begin_windows(self, ended: bool) -> bool:
+    def _begin_windows(self, ended: bool, up_to: int) -> bool:
         """Begin to decode as many windows as there may be; whether any is being decoded."""
-        while len(self._begun) < self._windows_at_once and (window := self._schedule.next(self._frames, ended)):
+        while len(self._begun) < self._windows_at_once:
+            window = self._schedule.next(self._frames, ended, up_to)
+            if window is None:
+                break
             assert self._codes is not None
             codes = self._codes[window.start - self._dropped : window.stop - self._dropped]
             last = None if window.ends else window.last - window.start

@@ -51,8 +51,7 @@ class ScriptRunner:
         """Begin requests and scripts, all prompts of which are codes; the results go to the call.
 
         Raises:
-            EngineFull, RuntimeError: as `EngineThread.submit`.
-            RuntimeError: a text comes from the event loop that would wait here.
+            RuntimeError: as `EngineThread.submit`; or a text comes from the event loop that would wait here.
         """
         if any(isinstance(item, Script) and item.loop is not None and item.loop is running_loop() for item in items):
             raise RuntimeError(
@@ -60,15 +59,11 @@ class ScriptRunner:
                 "`async for` over astream"
             )
         context = self._speaker_context()
-        try:
-            for index, item in enumerate(items):
-                if isinstance(item, Request):
-                    self._thread.submit([item], call, sizes, first_index=index)
-                else:
-                    self._start_script(item, index, call, sizes, context)
-        except BaseException:
-            call.abort()  # those that have begun
-            raise
+        for index, item in enumerate(items):
+            if isinstance(item, Request):
+                self._thread.submit([item], call, sizes, first_index=index)
+            else:
+                self._start_script(item, index, call, sizes, context)
 
     def _start_script(
         self, script: Script, index: int, call: ScriptCall, sizes: ChunkSizes, context: SpeakerContext

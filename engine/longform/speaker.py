@@ -21,7 +21,6 @@ from ..longform_settings import LongFormSettings
 from ..results import Generation, PieceResult, Progress
 from ..runtime.call import Call, Chunk
 from ..runtime.chunking import ChunkSizes
-from ..runtime.engine_thread import EngineFull
 from ..runtime.request import Request
 from .assembly import Assembler
 from .calls import PieceCall, ScriptCall
@@ -98,14 +97,12 @@ class ScriptSpeaker:
         self._is_heard = False
         self._live = 0  # frames of the first piece that have been added while it is made
         self._next_chunk = 0  # frames of it before its next chunk
-        self._waits_for_room = False
         call.on_abort.append(lambda: self._inbox.put(None))
 
     def start(self) -> None:
         """Begin, in the background.
 
         Raises:
-            EngineFull: at once, if there is no room for the first piece.
             RuntimeError: the engine is closed.
         """
         self._take(most=1)  # the others can wait until that one runs
@@ -128,7 +125,6 @@ class ScriptSpeaker:
     def _main(self) -> None:
         try:
             while not self._call.aborted:
-                self._waits_for_room = False
                 self._deliver()
                 self._submit_ready()
                 # Window by window, so that slots which become free meanwhile get their next pieces.
@@ -138,6 +134,8 @@ class ScriptSpeaker:
                 if self._source.is_complete and not self._pieces:
                     self._finish()
                     return
+                if self._emit_so_far():
+                    continue
                 self._handle(self._wait())
         except BaseException as error:
             self._call.fail(error)
@@ -147,10 +145,10 @@ class ScriptSpeaker:
                 call.aborted = True
 
     def _wait(self) -> Any:
-        """The next message; None where it is time to look for room or for a reader."""
+        """The next message; None where it is time to look for a reader."""
         throttled = self._call.streaming and self._call.unread > 0
         with suppress(queue.Empty):
-            return self._inbox.get(timeout=POLL_SECONDS if throttled or self._waits_for_room else None)
+            return self._inbox.get(timeout=POLL_SECONDS if throttled else None)
 
     def _handle_all(self) -> None:
         """Take in what has happened."""
@@ -199,11 +197,7 @@ class ScriptSpeaker:
             ready = index not in self._calls and not self._tries.get(index)
             first_is_heard = index == 0 or not self._call.streaming or self._is_heard or 0 not in self._pieces
             if ready and first_is_heard and all(anchor in self._anchors for anchor in piece.anchor_pieces):
-                try:
-                    self._submit(index)
-                except EngineFull:
-                    self._waits_for_room = True  # others' requests have it; it will come
-                    return
+                self._submit(index)
 
     @property
     def _chunk_seconds(self) -> float:
@@ -264,10 +258,7 @@ class ScriptSpeaker:
                 and len(tries) < MOST_TRIES
                 and not is_good(piece, tries[-1], self._pace, self._context.settings)
             ):
-                try:
-                    self._submit(index)
-                except EngineFull:
-                    self._waits_for_room = True
+                self._submit(index)
                 return
             kept = best(piece, tries, self._pace) if is_checked else tries[0]
             self._give_out(index, kept, len(tries))
@@ -317,6 +308,16 @@ class ScriptSpeaker:
             if progress is not None:
                 self._call.tell_progress(progress)
         return False
+
+    def _emit_so_far(self) -> bool:
+        """While nothing is being made, for lack of text, give out what fills no chunk; whether there was any."""
+        if self._pieces or not self._call.streaming:
+            return False
+        chunk = next(self._assembler.sound_so_far(to_the_end=self._source.is_flushed), None)
+        if chunk is None:
+            return False
+        self._call.emit(self._index, chunk)
+        return True
 
     def _finish(self) -> None:
         for chunk in self._assembler.sound(self._assembler.frames, ended=True):

@@ -76,12 +76,18 @@ class Call:
         self.streaming, self.wants_codes, self.group = streaming, wants_codes, group
         self.aborted, self.started = False, 0.0
         self.results: list[Generation | None] = [None] * requests
-        self._left, self._on_steps, self._on_end = requests, on_steps, on_end
+        self._unfinished = self._left = requests  # in the engine, and for the reader
+        self._on_steps, self._on_end = on_steps, on_end
         self._on_progress = on_progress
         self._warn_of_cuts = warn_of_cuts
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._wakes: set[Callable[[], Any]] = set()  # of those who wait in an event loop
-        self._noting = threading.Lock()  # several threads may read
+        self._noting = threading.Lock()  # several threads may read, and finish requests
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that the engine has still to do with; none once the call is aborted."""
+        return 0 if self.aborted else self._unfinished
 
     def emit(self, index: int, audio: np.ndarray) -> None:
         """Called by the scheduler: a request's next chunk."""
@@ -89,10 +95,13 @@ class Call:
 
     def finish(self, index: int, generation: Generation) -> None:
         """Called by the scheduler: a request has ended."""
+        with self._noting:
+            self._unfinished -= 1
         self._put(_Finished(index, generation))
 
     def fail(self, error: BaseException) -> None:
-        """Called by the scheduler: a request has failed."""
+        """Called by the scheduler: a request has failed, and with it the call."""
+        self._unfinished = 0
         self._put(_Failed(error))
 
     def count_steps(self, count: int) -> None:

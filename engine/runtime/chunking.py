@@ -81,16 +81,19 @@ class ChunkSchedule:
         """Complete frames that the next window waits for, unless the end comes before."""
         return self._emitted + self._size + self._receptive_field.after
 
-    def next(self, frames: int, ended: bool) -> Window | None:
+    def next(self, frames: int, ended: bool, up_to: int = 0) -> Window | None:
         """The next window that can be decoded, None if there is none yet or no more.
 
         Args:
             frames: how many are complete.
             ended: no more will be.
+            up_to: frames that are wanted now, though the last of them fill no chunk.
         """
-        if self.wanted() > frames and (not ended or self._emitted == frames):
+        first, last = self._emitted, self._emitted + self._size
+        if self.wanted() > frames:
+            last = min(last, frames if ended else up_to)
+        if first >= last:
             return None
-        first, last = self._emitted, min(self._emitted + self._size, frames)
         self._emitted, self._size = last, min(2 * self._size, self._steady)
         stop = min(last + self._receptive_field.after, frames)
         return Window(max(0, first - self._receptive_field.before), stop, first, last, ends=ended and last == frames)

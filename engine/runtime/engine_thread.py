@@ -8,6 +8,7 @@ work.
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[_Submission | _Work | None] = queue.SimpleQueue()
         self._lock = threading.RLock()  # a collection inside it can come to `close`
         self._submitted = 0
+        self._admitted: weakref.WeakSet[Call] = weakref.WeakSet()
         self._thread: threading.Thread | None = None
 
     def _new_scheduler(self) -> Scheduler:
@@ -127,20 +129,30 @@ class EngineThread:
         waiting = self._limits.max_waiting
         return None if waiting is None else self.scheduler.runner.max_slots + waiting
 
-    def submit(self, requests: list[Request], call: Call, sizes: ChunkSizes, first_index: int = 0) -> None:
-        """Queue requests, whose prompts are codes; their results go to the call, from the index `first_index` on.
+    def admit(self, call: Call) -> None:
+        """Count a call's requests among those that run and wait, until each is finished, or the call failed or aborted.
+        A script is one request, however many pieces of it are submitted.
 
         Raises:
             EngineFull: more would wait than may.
             RuntimeError: the engine is closed or unusable.
         """
         with self._running():
-            active, most = self.active, self._most
-            if most is not None and active + len(requests) > most:
+            taken, more, most = sum(each.unfinished for each in self._admitted), call.unfinished, self._most
+            if most is not None and taken + more > most:
                 raise EngineFull(
-                    f"{active} requests are running or waiting, and {len(requests)} more would exceed "
+                    f"{taken} requests are running or waiting, and {more} more would exceed "
                     f"max_slots + max_waiting = {most}; try again later"
                 )
+            self._admitted.add(call)
+
+    def submit(self, requests: list[Request], call: Call, sizes: ChunkSizes, first_index: int = 0) -> None:
+        """Queue requests, whose prompts are codes; their results go to the call, from the index `first_index` on.
+
+        Raises:
+            RuntimeError: the engine is closed or unusable.
+        """
+        with self._running():
             self._submitted += len(requests)
             self._inbox.put(_Submission(requests, call, sizes, first_index))
 

@@ -1,11 +1,14 @@
 """Text that arrives in parts from iterators that fail, that have no end, or that need the thread that waits."""
 
 import asyncio
+import threading
 from itertools import repeat
 
+import numpy as np
 import pytest
 
 from dia_engine import FLUSH, Engine
+from dia_engine.longform.planning.plan import derived_seed
 from dia_engine.longform.planning.source import Arriving
 from dia_engine.longform_settings import LongFormSettings
 
@@ -76,6 +79,32 @@ def test_a_text_without_an_end_is_read_as_it_is_spoken(talker):
 
     produced = 0
     assert len(asyncio.run(read())) == 4 and produced < 2000
+
+
+@pytest.mark.parametrize("flushes", [False, True])
+@pytest.mark.parametrize("chunk_frames", [None, 1, 400])
+def test_all_of_a_sentence_is_heard_before_the_next_text_comes(talker, flushes, chunk_frames):
+    """A language model may take its time: the end of a sentence that is there does not wait for it."""
+    goes_on = threading.Event()
+
+    def parts():
+        yield from ("[S1] Yes, I can see you. ", *([FLUSH] if flushes else ["Now "]))
+        assert goes_on.wait(60)
+        yield "it is over."
+
+    with talker.stream(parts(), seed=3, chunk_frames=chunk_frames) as stream:
+        alone = talker.generate("[S1] Yes, I can see you.", seed=derived_seed(3, 0), details=True)
+        kept_back = 0 if flushes else talker.windows.receptive_field.after
+        wanted, heard = (alone.frames - kept_back) * talker.codec.hop_length, 0
+        chunks = []
+        while heard < wanted:
+            chunks.append(next(stream))
+            heard += len(chunks[-1])
+        goes_on.set()
+        chunks += stream
+    assert heard == wanted and len(stream.result.pieces) == 2
+    first = np.concatenate(chunks)[:wanted]
+    assert np.abs(first - alone.audio[:wanted]).max() < 1e-5
 
 
 @pytest.mark.parametrize("fails_in", ["next", "close"])

@@ -79,6 +79,19 @@ def test_windows_that_nobody_waits_for_are_cancelled():
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
+def test_what_fills_no_chunk_is_given_out_where_more_may_be_long_in_coming(at_once):
+    sound, begun = assembler(at_once)
+    found = []
+    for first, last, to_the_end in ((0, 9, False), (9, 11, False), (11, 12, True), (12, 13, True), (13, 30, False)):
+        sound.add(frames(first, last))
+        found += [*sound.sound(sound.frames), *sound.sound_so_far(to_the_end)]
+        heard = last if to_the_end else last - FIELD.after
+        assert np.concatenate(found).tolist() == list(range(heard)) and not list(sound.sound_so_far(to_the_end))
+    found += list(sound.sound(sound.frames, ended=True))
+    assert np.concatenate(found).tolist() == list(range(30)) and all(window.awaited for window in begun)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize("silence", [0.0, 0.5])
 def test_sound_fades_out_and_in_where_a_piece_was_cut(at_once, silence):
     sound, _ = assembler(at_once, rate=1000)  # fades of 10 samples

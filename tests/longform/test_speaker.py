@@ -7,13 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from dia_engine import FLUSH, Engine, SamplingParams
+from dia_engine import FLUSH, Engine, EngineFull, SamplingParams
 from dia_engine.longform import speaker
 from dia_engine.longform.checks import Pace, best, guard_frames, is_good
 from dia_engine.longform.planning.plan import plan_pieces
 from dia_engine.longform_settings import LongFormSettings
 from dia_engine.results import Generation
-from dia_engine.runtime.engine_thread import EngineFull
 
 SCRIPT = (
     "[S1] Can you count? [S2] Yes, I can count very well. [S1] I see two black cats. [S2] Five six seven eight. "
@@ -279,21 +278,6 @@ def in_thread(function, *arguments, **keywords):
     return ThreadPoolExecutor(1).submit(function, *arguments, **keywords).result(HANGS)
 
 
-def test_a_piece_that_is_made_again_waits_for_room(talker, whole, monkeypatch):
-    last, submit, refused = len(whole.pieces) - 1, speaker.ScriptSpeaker._submit, []
-    monkeypatch.setattr(speaker, "is_good", lambda piece, *_: piece.text != whole.pieces[last].text)
-
-    def full_at_first(self, index):
-        if index == last and len(refused) < 3 and self._tries.get(index):
-            refused.append(index)
-            raise EngineFull("others' requests have all places")
-        submit(self, index)
-
-    monkeypatch.setattr(speaker.ScriptSpeaker, "_submit", full_at_first)
-    found = in_thread(talker.generate, SCRIPT, seed=3, details=True)
-    assert len(refused) == 3 and [piece.tries for piece in found.pieces] == [1] * last + [3]
-
-
 @pytest.mark.parametrize("sizes", [{"chunk_frames": 400}, {"first_chunk_frames": 400}])
 def test_a_chunk_may_be_longer_than_what_may_be_unread(talker, sizes, monkeypatch):
     monkeypatch.setattr(speaker, "UNREAD_SECONDS", 2.0)
@@ -301,23 +285,29 @@ def test_a_chunk_may_be_longer_than_what_may_be_unread(talker, sizes, monkeypatc
     assert len(chunks) > 1 and max(map(len, chunks)) == 400 * 512
 
 
-def test_of_scripts_for_which_there_is_no_room_none_is_left_running(talker, monkeypatch):
-    start, started = speaker.ScriptSpeaker.start, []
+def test_a_script_is_one_request_for_those_who_wait():
+    """Its pieces wait in numbers, and must not keep others out."""
+    with Engine.load("talker", device="cpu", max_slots=2, max_waiting=1) as engine, ThreadPoolExecutor(1) as pool:
+        long = pool.submit(engine.generate, SCRIPT * 4, seed=3)
+        answers = 0
+        while not long.done():
+            assert len(engine.generate("[S1] Yes.", seed=answers))
+            answers += 1
+        assert answers > 3 and len(long.result())
 
-    def second_is_one_too_many(self):
-        if started:
-            raise EngineFull("others' requests have all places")
-        started.append(self._call)
-        start(self)
 
-    monkeypatch.setattr(speaker.ScriptSpeaker, "start", second_is_one_too_many)
-    for call in (talker.generate, lambda scripts, **params: next(talker.stream(scripts, **params))):
-        started.clear()
-        with pytest.raises(EngineFull):
-            call([SCRIPT * 8, SCRIPT], seed=3)
-        assert started[0].aborted
-    monkeypatch.undo()
-    assert in_thread(talker.generate, SHORT, seed=5) is not None and not talker.active_requests
+def test_of_scripts_for_which_there_is_no_room_none_is_begun(monkeypatch):
+    start, begun = speaker.ScriptSpeaker.start, []
+    monkeypatch.setattr(speaker.ScriptSpeaker, "start", lambda self: (begun.append(self), start(self)))
+    with Engine.load("talker", device="cpu", max_slots=2, max_waiting=1) as engine:
+        with engine.stream(SCRIPT * 8, seed=3) as running:
+            next(running)
+            scripts = [SCRIPT, SHORT, SCRIPT]
+            for call in (engine.generate, lambda scripts, **params: next(engine.stream(scripts, **params))):
+                with pytest.raises(EngineFull, match="^1 requests are running or waiting, and 3 more would exceed"):
+                    call(scripts, seed=3)
+            assert len(begun) == 1
+        assert len(engine.generate(scripts, seed=3)) == 3
 
 
 def test_a_cut_piece_of_a_few_frames_leaves_none(talker):

@@ -59,6 +59,16 @@ def test_more_than_may_wait_is_refused_at_once():
         assert len(engine.generate(TEXT, seed=1, max_tokens=30))
 
 
+def test_a_stream_that_was_given_up_keeps_nobody_out():
+    """An interruption and what is said after it: its slot becomes free one launch later, which the next request waits
+    for."""
+    with slowed(load(max_slots=1, max_waiting=0)) as engine:
+        for _ in range(20):
+            with engine.stream(TEXT, **LONG) as stream:
+                next(stream)
+            assert len(engine.generate(TEXT, seed=1, max_tokens=30))
+
+
 def test_a_batch_that_could_never_be_taken_is_refused():
     with load(max_slots=1, max_waiting=1) as engine:
         assert len(engine.generate([TEXT, TEXT], max_tokens=30)) == 2

@@ -27,7 +27,8 @@ class Flush:
         return "FLUSH"
 
 
-# Among the parts of a text that arrives: speak what is there, whether its last sentence has ended or not.
+# Among the parts of a text that arrives: speak what is there, whether its last sentence has ended or not, to its very
+# end, whenever more comes.
 FLUSH: Final = Flush()
 
 
@@ -46,6 +47,10 @@ class PieceSource(Protocol):
     def expected_seconds(self) -> float | None:
         """Of all of them; None while that is not known."""
 
+    @property
+    def is_flushed(self) -> bool:
+        """Whether all that has come is to be heard now, however long it takes until more comes."""
+
     def take(self, idle: bool) -> Piece | None:
         """The next piece, None if there is none (yet). `idle`: nothing is being made, so a short one is welcome."""
 
@@ -56,6 +61,8 @@ class PieceSource(Protocol):
 class Planned:
     """The pieces of a text that is known. They are planned as they are taken, so that the first sound of a long script
     does not wait for the plan of all of it."""
+
+    is_flushed = False
 
     def __init__(self, pieces: Iterator[Piece]):
         self._left = pieces
@@ -109,6 +116,7 @@ class Arriving:
 
     Attributes:
         check: raises ValueError for a piece that the model cannot read.
+        is_flushed: see `PieceSource`.
     """
 
     seed: int
@@ -119,6 +127,7 @@ class Arriving:
     check: Callable[[Piece], object]
     total: None = None
     expected_seconds: None = None
+    is_flushed: bool = False
     _text: str = ""
     _speaker: str = ""
     _ended: bool = False
@@ -142,9 +151,10 @@ class Arriving:
             TypeError: something else.
         """
         if isinstance(part, Flush):
-            self._flushing = True
+            self._flushing = self.is_flushed = True
         elif isinstance(part, str):
             self._text += part
+            self.is_flushed = self.is_flushed and not part
         else:
             raise TypeError(f"the parts of a text must be strings, got {type(part).__name__}")
         self._plan_whole_sentences()
