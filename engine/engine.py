@@ -267,7 +267,7 @@ class Engine:
 
     def generate(
         self,
-        text: str | Sequence[str],
+        text: Text,
         max_tokens: PerText[int | None] = None,
         cfg_scale: PerText[float | None] = None,
         temperature: PerText[float | None] = None,
@@ -301,7 +301,8 @@ class Engine:
         company, with the same seed.
 
         Args:
-            text: the script, with the tags [S1] and [S2] and sounds such as (laughs).
+            text: the script, with the tags [S1] and [S2] and sounds such as (laughs). Of several scripts a list; an
+                iterator is the parts of one, see `stream`.
             max_tokens: decoder rows, prompt frames + 1 + delay included. The reference's default of 3072 stands for the
                 model's own limit where that is smaller.
             cfg_scale: strength of guidance by the text; 0 means unguided. 3.0 by default.

@@ -81,6 +81,12 @@ def test_upload_speak_and_delete(server, recording):
     assert {"voice_id": made["id"], "name": "My voice", "category": "cloned", "labels": {}} in eleven
     for voice in (made["id"], {"id": made["id"]}):
         assert server.speak("[S1] Hello.", voice=voice).status_code == 200
+    assert server.speak("[S1] Hello.", voice=" my VOICE ").status_code == 200, "its name, as clients show it"
+    other = upload(server, recording).json()
+    for voice, status in (("My voice", 400), (other["id"], 200)):
+        answer = server.speak("[S1] Hello.", voice=voice)
+        assert answer.status_code == status and (status == 200 or other["id"] in answer.json()["error"]["message"])
+    server.client.delete(f"/v1/audio/voices/{other['id']}")
     gone = server.client.delete(f"/v1/audio/voices/{made['id']}")
     assert gone.json()["deleted"] is True and gone.json()["object"] == "audio.voice.deleted"
     assert server.speak("[S1] Hello.", voice=made["id"]).status_code == 400

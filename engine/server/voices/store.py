@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from ...engine import Engine
 from ...files.new_folder import nearest_existing, new_folder, remove_abandoned
 from ...files.paths import read_json
+from ...messages import listed
 from ..audio.decode import decode_audio
 from ..errors import ApiError, bad_request
 from .mint import SEEDS, mint
@@ -81,18 +82,15 @@ class VoiceStore:
         return list(found.values())
 
     async def prompt(self, name: str) -> Prompt | None:
-        """What a voice puts before a script; None for a voice without a prompt. A premade one is made on first use.
+        """What a voice, by its id or name, puts before a script; None for a voice without a prompt. A premade one is made
+        on first use.
 
         Raises:
-            ApiError: 400, there is no such voice; 500, nothing of its sound can be read.
+            ApiError: 400, there is no such voice, or more than one of the name; 500, nothing of its sound can be read.
         """
-        identity = name.strip().lower()
+        identity = await self._identity(name)  # of none that is not there: it would have a lock, which would stay
         if identity in NO_PROMPT:
             return None
-        if not VOICE_ID.fullmatch(identity):
-            raise _unknown(name)
-        if not self._exists(identity):
-            raise _unknown(name)  # before it has a lock, which would stay
         known = self._prompts.get(identity)
         if known is None:
             async with self._locks.setdefault(identity, asyncio.Lock()):
@@ -100,6 +98,19 @@ class VoiceStore:
                 if known is None:
                     known = self._prompts[identity] = await self._to_the_end(self._make_prompt, identity, name)
         return known
+
+    async def _identity(self, name: str) -> str:
+        """The id of the voice that has a name, or has it for an id."""
+        wanted = name.strip().lower()
+        if wanted in NO_PROMPT or (VOICE_ID.fullmatch(wanted) and self._exists(wanted)):
+            return wanted
+        named = [voice.id for voice in await self._to_the_end(self.list) if voice.name.lower() == wanted]
+        if not named:
+            raise _unknown(name)
+        if len(named) > 1:
+            message = f"{len(named)} voices are named {name[:64]!r}, say which one by its id: {listed(named)}"
+            raise ApiError(400, message, param="voice", code="ambiguous_voice")
+        return named[0]
 
     async def create(self, name: str, audio: bytes, transcript: str) -> Voice:
         """Keep an uploaded voice.
