@@ -82,7 +82,7 @@ class VoiceStore:
         return list(found.values())
 
     async def prompt(self, name: str) -> Prompt | None:
-        """What a voice, by its id or name, puts before a script; None for a voice without a prompt. A premade one is made
+        """What a voice (its id or name) puts before a script; None for a voice without a prompt. A premade one is made
         on first use.
 
         Raises:
