@@ -191,8 +191,8 @@ class _TracedRunner(ModelRunner):
         super().__init__(model, max_slots=1)
         self.trace, self.started = trace, []
 
-    def resume(self, slot, request):
-        super().resume(slot, request)
+    def activate(self, slot, request):
+        super().activate(slot, request)
         synchronize(self.model.device)
         self.trace.text.append([0.0, self.trace.now()])
 

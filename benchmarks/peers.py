@@ -57,12 +57,12 @@ class Ours:
             request = Request(text, no_prompt, PARAMS, seed=slot)
             for _ in runner.prefill(slot, request):
                 pass
-            runner.resume(slot, request)
+            runner.activate(slot, request)
         while sum(made) <= steps:
             made.append(runner.decode(range(batch), STEPS_PER_LAUNCH[0]))
             if len(made) == 1:
                 synchronize(self.device)  # later launches are waited for one behind, which leaves their spans right
-            elif runner.in_flight > runner.depth:
+            elif runner.in_flight > runner.max_in_flight:
                 runner.read_status()
             stamps.append(time.perf_counter())
         synchronize(self.device)

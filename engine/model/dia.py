@@ -89,7 +89,7 @@ class DiaModel:
             pass
         for _ in self.prompt_pieces(state, slot, len(text), length):
             pass
-        self.resume(state, slot, length)
+        self.activate(state, slot, length)
 
     # A prefill runs piece by piece: decode steps of other slots may run between two, on a CPU also beside one, and the
     # state may grow, so that nothing refers to its memory from one piece to the next. The pieces are layers, and in the
@@ -159,12 +159,12 @@ class DiaModel:
             prefix = None  # memory that may be needed elsewhere
         yield from self._prompt_rows(state, slot, text_length, length)
 
-    def resume(self, state: DecodeState, slot: int, length: int) -> None:
+    def activate(self, state: DecodeState, slot: int, length: int) -> None:
         """Let a slot whose caches are filled run from the next step on: its first row is `length`."""
         residual = state.residual.rows(slice(2 * slot, 2 * slot + 2))
         first_row = embed(state.grid[slot, length : length + 1], self.embedding)
         residual.write(first_row, self.layers[0].self_norm.weight)
-        state.resume(slot)
+        state.activate(slot)
 
     def _prompt_rows(self, state: DecodeState, slot: int, text_length: int | None, length: int) -> Iterator[int]:
         """Run a prompt's rows, with the text or, where its length is None, without."""

@@ -164,7 +164,7 @@ class DecodeState:
         self, slot: int, text_length: int, prompt: torch.Tensor, params: ResolvedSamplingParams, seed: int
     ) -> None:
         """Set a slot's fields for a new request. The slot stays stopped until the model's prefill has filled its caches
-        and residual and calls `resume`; decode steps of other slots may run in between.
+        and residual and calls `activate`; decode steps of other slots may run in between.
 
         A stopped slot is decoded like the others and its results are dropped: it writes the KV cache at its position
         and its residual. So the position is that of the first row to feed, which the first step writes again.
@@ -201,7 +201,7 @@ class DecodeState:
         keys, values = self.cross_cache.layer(layer)
         return keys[slot, :, :length], values[slot, :, :length]
 
-    def resume(self, slot: int) -> None:
+    def activate(self, slot: int) -> None:
         """Let a slot run from the next step on."""
         self.countdown[slot] = RUNNING
 

@@ -42,7 +42,7 @@ DEFAULT_CPU_SLOTS = 8
 
 
 class SlotStatus(NamedTuple):
-    """A slot as it was after a launch; see `DecodeState`."""
+    """State of a slot after a launch; the fields are those of `DecodeState`."""
 
     position: int
     countdown: int
@@ -55,7 +55,7 @@ class SlotStatus(NamedTuple):
 
     @property
     def running(self) -> bool:
-        """Whether the end has not come yet."""
+        """Whether the request still generates: neither EOS nor `max_tokens` has been reached."""
         return self.countdown == RUNNING
 
 
@@ -97,35 +97,38 @@ class ModelRunner:
         """The slots that there is memory for.
 
         Raises:
-            RuntimeError: `fits` has not been asked for any.
+            RuntimeError: `ensure_slot` has not allocated any.
         """
         if self._state is None:
             raise RuntimeError("no slot has been allocated")
         return self._state
 
     @property
-    def depth(self) -> int:
-        """Launches in flight: on a GPU one is queued behind the one whose end is awaited, so that it never waits."""
+    def max_in_flight(self) -> int:
+        """How many launches may be in flight: on a GPU two, so that it always has the next one queued."""
         return 2 if self.on_gpu else 1
 
     @property
     def prefill_budget(self) -> int:
-        """Multiplications of a prefill that may hold up running requests between two launches: those of the rows of
-        one block of a prompt."""
+        """Prefill work (in multiplications) that may run between two launches while requests decode: one block of
+        prompt rows."""
         return self.model.prefill_rows * decoder_weights(self.model.config)
 
-    def fits(self, slot: int) -> bool:
-        """Whether a slot has memory, after an attempt to get it; once refused, the next one is a while later.
+    def ensure_slot(self, slot: int) -> bool:
+        """Allocate memory for a slot unless it has some. After a failure the next try is SECONDS_TO_RETRY later.
+
+        Returns:
+            whether the slot has memory.
 
         Raises:
-            torch.OutOfMemoryError: there is no memory for any slot.
+            torch.OutOfMemoryError: there is no memory for any slot at all.
         """
         if slot < self._slots:
             return True
         if self._refusal.holds:
             return False
         try:
-            self._grow(self._count_for(slot + 1))
+            self._grow(self._rounded_slots(slot + 1))
         except torch.OutOfMemoryError as error:
             if not self._slots:
                 raise
@@ -139,7 +142,7 @@ class ModelRunner:
         Raises:
             torch.OutOfMemoryError: so many slots do not fit; it says how many do, and those can still be used.
         """
-        most = self._count_for(slots)
+        most = self._rounded_slots(slots)
         if most > self._slots:
             self._grow(most)
         if self._text_graphs is not None:
@@ -149,10 +152,10 @@ class ModelRunner:
                 self._ensure_captured(count)
 
     def prefill(self, slot: int, request: Request) -> Generator[int, None, None]:
-        """Give a free slot to a request, and fill its caches; see `DiaModel.text_pieces`. `resume` lets it run then.
+        """Assign a free slot to a request and fill the slot's caches, see `DiaModel.text_pieces`. Then call `activate`.
 
-        On a CPU any threads may run the pieces, one after the other, beside decode steps of other slots. What comes
-        before the first one is for the thread of the steps.
+        On a CPU the pieces may run in any thread, one at a time, concurrently with decode steps of other slots. The
+        first `next` must be called in the thread that runs the steps.
 
         Yields:
             the multiplications of each piece, before it is run.
@@ -168,22 +171,25 @@ class ModelRunner:
         yield from reader.text_pieces(state, slot, text)
         yield from model.prompt_pieces(state, slot, len(text), len(prompt), known)
 
-    def resume(self, slot: int, request: Request) -> None:
-        """Let a request run from the next launch on, behind its prefill."""
+    def activate(self, slot: int, request: Request) -> None:
+        """Include a request in decode steps from the next launch on. Its prefill must be done."""
         prompt = request.prompt_codes
         if self._prefixes.find(prompt) is None:
             self._prefixes.keep(prompt, self.model.prompt_cache(self.state, slot, len(prompt)))
-        self.model.resume(self.state, slot, len(prompt))
+        self.model.activate(self.state, slot, len(prompt))
 
     def decode(self, slots: range, most: int) -> int:
-        """Launch decode steps of some neighboring slots, on a GPU of the first ones, as many as one launch holds and at
-        most `most`.
+        """Launch decode steps for a range of slots.
+
+        Args:
+            slots: on a GPU rounded to the slots from 0 to a captured count.
+            most: steps at most; a launch has 8, 4, 2 or 1 where graphs are captured, else 1.
 
         Returns:
-            the number of steps.
+            the number of steps launched.
         """
         if self.captures:
-            slots = range(self._count_for(slots.stop))
+            slots = range(self._rounded_slots(slots.stop))
             self._ensure_captured(len(slots))
         steps = next(size for size in self._launch_sizes if size <= most)
         snapshot = self._spare_snapshots.pop() if self._spare_snapshots else Snapshot(self.state)
@@ -197,7 +203,7 @@ class ModelRunner:
         return steps
 
     def lend_threads(self, count: int) -> None:
-        """Let the steps that follow use so many threads more, on a CPU with compiled code."""
+        """Let subsequent steps use `count` additional threads. Has an effect with the compiled CPU step only."""
         if self.model.compiled_step is not None:
             self.model.compiled_step.spare_threads = count
 
@@ -233,7 +239,7 @@ class ModelRunner:
         return codes
 
     def release(self, slot: int) -> None:
-        """Stop a slot."""
+        """Stop a slot, so that another request can have it."""
         self.state.release(slot)
 
     def non_finite_error(self, row: int) -> RuntimeError:
@@ -245,7 +251,7 @@ class ModelRunner:
         )
 
     def forget_launches(self) -> None:
-        """Drop the status of launches in flight, after one that failed."""
+        """Discard the status of launches in flight, after one has failed."""
         self._snapshots.clear()
         self._spare_snapshots.clear()
 
@@ -263,17 +269,17 @@ class ModelRunner:
         fitting = self._free_bytes() // 2 // self.slot_bytes()
         return max(1, min(SLOT_COUNTS[-1], fitting))
 
-    def _count_for(self, slots: int) -> int:
-        """Slots to allocate or to capture for so many."""
+    def _rounded_slots(self, slots: int) -> int:
+        """`slots` rounded up to a number of slots that is allocated and captured."""
         if not self.on_gpu:
             return self.max_slots  # memory that is not written takes none
         return min((count for count in (*SLOT_COUNTS, self.max_slots) if count >= slots), default=slots)
 
     def _grow(self, slots: int) -> None:
-        """Memory for more slots, into which those there are move.
+        """Reallocate the state for `slots` slots and move the existing ones into it.
 
         Raises:
-            torch.OutOfMemoryError: it does not fit; what is there is kept.
+            torch.OutOfMemoryError: it does not fit; the old state stays in use.
         """
         if self.on_gpu:
             self._make_room(slots)
@@ -320,13 +326,13 @@ class ModelRunner:
         )
 
     def slot_bytes(self) -> int:
-        """Memory of a slot."""
+        """Bytes of device memory per slot."""
         config = self.model.config
         text = config.encoder.max_position_embeddings
         return DecodeState.bytes_per_slot(config, self.max_rows, text, self.model.dtype)
 
     def _free_bytes(self) -> int:
-        """Bytes of GPU memory that could still be had: what is free, and what torch keeps for later."""
+        """Bytes of GPU memory that can still be allocated: free, or cached by torch's allocator."""
         device = self.model.device
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
@@ -365,9 +371,9 @@ class ModelRunner:
 
 
 class Snapshot:
-    """The status of all slots behind a launch, copied to the host's memory without a wait for the GPU.
+    """The status of all slots after a launch, copied to the host asynchronously.
 
-    One copy of the fields of all slots that the memory holds: those of fewer slots do not lie together.
+    Always copies all allocated slots: a prefix of them would not be contiguous.
     """
 
     def __init__(self, state: DecodeState):
@@ -377,7 +383,7 @@ class Snapshot:
         self._done = torch.cuda.Event(blocking=True) if on_gpu else None  # a wait does not spin
 
     def take(self, launch: int) -> None:
-        """Copy, behind the work so far on the current stream."""
+        """Enqueue the copy on the current stream."""
         self.launch = launch
         self._copy.copy_(self.state.status, non_blocking=True)
         if self._done is not None:
@@ -387,7 +393,7 @@ class Snapshot:
         return self._done is None or self._done.query()
 
     def read(self) -> list[list[int]]:
-        """Wait for the copy -> its rows."""
+        """Wait for the copy; returns a list of values per field of `SlotStatus`."""
         if self._done is not None:
             self._done.synchronize()
         return self._copy[:, : self.slots].tolist()

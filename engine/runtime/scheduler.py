@@ -47,15 +47,15 @@ class Runner(Protocol):
     launches: int
 
     @property
-    def depth(self) -> int: ...
+    def max_in_flight(self) -> int: ...
     @property
     def prefill_budget(self) -> int: ...
     @property
     def in_flight(self) -> int: ...
     def prepare(self, slots: int) -> None: ...
-    def fits(self, slot: int) -> bool: ...
+    def ensure_slot(self, slot: int) -> bool: ...
     def prefill(self, slot: int, request: Request) -> Generator[int, None, None]: ...
-    def resume(self, slot: int, request: Request) -> None: ...
+    def activate(self, slot: int, request: Request) -> None: ...
     def decode(self, slots: range, most: int) -> int: ...
     def lend_threads(self, count: int) -> None: ...
     def status_ready(self) -> bool: ...
@@ -121,7 +121,7 @@ class Scheduler:
             self._decode()
         else:
             self._last_launch = 0.0
-        while self.runner.in_flight >= self.runner.depth or (self.runner.in_flight and not self.running):
+        while self.runner.in_flight >= self.runner.max_in_flight or (self.runner.in_flight and not self.running):
             self._read_status()
         if self.workers is None:
             self._decode_windows()
@@ -211,7 +211,7 @@ class Scheduler:
     def _admit(self) -> None:
         while self._may_admit() and (sequence := self._next_waiting()) is not None:
             try:
-                if not self.runner.fits(self._free[0]):
+                if not self.runner.ensure_slot(self._free[0]):
                     return
                 self.waiting.remove(sequence)
                 sequence.slot = heappop(self._free)  # the lowest: few slots make a small launch
@@ -234,7 +234,7 @@ class Scheduler:
                         return
                     done += sequence.prefill.run_piece()
                 if sequence.prefill.has_ended():
-                    self._run(sequence)
+                    self._start_decoding(sequence)
             except Exception as error:
                 self._fail(sequence, error)
 
@@ -247,9 +247,9 @@ class Scheduler:
             except Exception as error:
                 self._fail(sequence, error)
 
-    def _run(self, sequence: Sequence) -> None:
-        """Let a sequence take part in the launches from the next one on."""
-        self.runner.resume(sequence.slot, sequence.request)
+    def _start_decoding(self, sequence: Sequence) -> None:
+        """Include a prefilled sequence in decode steps from the next launch on."""
+        self.runner.activate(sequence.slot, sequence.request)
         self.prefilling.remove(sequence)
         sequence.first_launch = self.runner.launches + 1
         self.running[sequence.slot] = sequence

@@ -224,7 +224,7 @@ def running_state(config, slots, rows=60, dtype=torch.float32):
     for slot in range(slots):
         prompt = torch.randint(0, config.eos_token_id, (slot, config.decoder.num_channels))
         state.start(slot, 3, prompt, ResolvedSamplingParams(max_tokens=rows), seed=slot)
-        state.resume(slot)
+        state.activate(slot)
     return state
 
 

@@ -65,12 +65,12 @@ def test_a_prompt_that_is_known_costs_half_and_gives_the_same_bits(model):
     def prefilled(runner, slot, text):
         request = Request(text, prompt(7), PARAMS, seed=1)
         work = sum(runner.prefill(slot, request))
-        runner.resume(slot, request)
+        runner.activate(slot, request)
         return work, runner.state.self_cache.rows_of(2 * slot, 150), runner.state.self_cache.rows_of(2 * slot + 1, 150)
 
     texts = [torch.randint(1, 250, (length,)) for length in (9, 30)]
     runner, alone = ModelRunner(model, max_slots=3), ModelRunner(model, max_slots=3)
-    assert runner.fits(2) and alone.fits(2)
+    assert runner.ensure_slot(2) and alone.ensure_slot(2)
     prefilled(runner, 2, texts[0])
     work, *known = prefilled(runner, 0, texts[1])
     more, *new = prefilled(alone, 1, texts[1])

@@ -44,20 +44,20 @@ class ArithmeticRunner:
     prefill_budget = 10
 
     def __init__(self, max_slots: int = 2, depth: int = 1, sizes=(1,)):
-        self.max_slots, self.depth, self.sizes = max_slots, depth, sizes
+        self.max_slots, self.max_in_flight, self.sizes = max_slots, depth, sizes
         self.launches, self.log = 0, []
         self.slots = [SlotStatus(0, 0, 0)] * max_slots
         self.ends, self.seeds = [0] * max_slots, [0] * max_slots
         self.flight = deque()
 
-    def fits(self, slot):
+    def ensure_slot(self, slot):
         return True
 
     def prefill(self, slot, request):
         for _ in range(3):
             yield 4
 
-    def resume(self, slot, request):
+    def activate(self, slot, request):
         self.slots[slot] = SlotStatus(0, RUNNING, 0)
         self.ends[slot], self.seeds[slot] = request.params.max_tokens - 1 - MAX_DELAY, request.seed
         self.log.append(("start", slot))

@@ -114,7 +114,7 @@ def half_prefilled(model, pieces, monkeypatch):
     """A runner of one slot, and the prefill of a request that has come to so many of its pieces."""
     monkeypatch.setattr("dia_engine.model.dia.PREFILL_ROWS", (8, 8))
     runner, request = GraphRunner(model), make_requests(4)[3]
-    assert runner.fits(0)
+    assert runner.ensure_slot(0)
     prefill = runner.prefill(0, request)
     assert len(list(islice(prefill, pieces))) == pieces
     return runner, request, prefill
@@ -123,9 +123,9 @@ def half_prefilled(model, pieces, monkeypatch):
 @pytest.mark.parametrize("pieces", [1, 5, 9, 12])
 def test_memory_may_grow_in_the_middle_of_a_prefill(model, pieces, monkeypatch):
     runner, request, prefill = half_prefilled(model, pieces, monkeypatch)
-    assert runner.fits(1) and runner.allocated == [1, 2]
+    assert runner.ensure_slot(1) and runner.allocated == [1, 2]
     assert len(list(prefill)) > 0, "there is something left to do"
-    runner.resume(0, request)
+    runner.activate(0, request)
     while runner.state.countdown[0]:
         runner.decode(range(1), 8)
     alone = codes_alone(model, request)
@@ -146,7 +146,7 @@ def test_a_prefill_that_is_half_done_keeps_no_memory_that_was_given_up(model, pi
     caches = (state.self_cache.keys, state.self_cache.values, state.cross_cache.keys, state.cross_cache.values)
     given_up = [StorageWeakRef(cache.untyped_storage()) for cache in caches]
     del caches
-    assert runner.fits(1)
+    assert runner.ensure_slot(1)
     gc.collect()
     assert all(storage.expired() for storage in given_up)
     prefill.close()
@@ -156,26 +156,26 @@ def test_memory_that_was_refused_is_asked_for_again_a_while_later(model, monkeyp
     now = [100.0]
     monkeypatch.setattr("dia_engine.devices.refusal.time.monotonic", lambda: now[0])
     runner = GraphRunner(model, memory=3)
-    assert runner.fits(0) and runner.fits(1)
+    assert runner.ensure_slot(0) and runner.ensure_slot(1)
     for _ in range(3):  # of which the second and the third do not ask
-        assert not runner.fits(2)
+        assert not runner.ensure_slot(2)
     now[0] += SECONDS_TO_RETRY + 0.1
-    assert not runner.fits(2) and len(caplog.records) == 1, "one line, however long it lasts"
+    assert not runner.ensure_slot(2) and len(caplog.records) == 1, "one line, however long it lasts"
     runner.memory = 100  # somebody else has given memory back
-    assert not runner.fits(2)
+    assert not runner.ensure_slot(2)
     now[0] += SECONDS_TO_RETRY + 0.1
-    assert runner.fits(2) and runner.allocated == [1, 2, 4]
+    assert runner.ensure_slot(2) and runner.allocated == [1, 2, 4]
     runner.memory = 5
-    assert not runner.fits(4) and len(caplog.records) == 2, "news again"
+    assert not runner.ensure_slot(4) and len(caplog.records) == 2, "news again"
     runner.memory = 100
     runner.prepare(8)
-    assert runner.fits(7) and runner.fits(8) and runner.allocated == [1, 2, 4, 8, 12]
+    assert runner.ensure_slot(7) and runner.ensure_slot(8) and runner.allocated == [1, 2, 4, 8, 12]
 
 
 def test_what_is_kept_of_prompts_goes_only_where_slots_need_its_memory(model, monkeypatch):
     runner = GraphRunner(model)
     prompt, row = torch.randint(1024, (4, 9)), model.prompt_cache
-    runner.fits(0)
+    runner.ensure_slot(0)
     runner._prefixes.keep(prompt, row(runner.state, 0, 4))
     kept, each = runner._prefixes.nbytes, runner.slot_bytes()
     free = {True: 2 * each, False: 2 * each - kept}  # by whether it was given up
@@ -190,7 +190,7 @@ def test_what_is_kept_of_prompts_goes_only_where_slots_need_its_memory(model, mo
 def test_what_is_kept_of_prompts_is_looked_up_by_the_thread_of_the_steps(model, monkeypatch):
     """Pieces of a prefill run in workers, beside steps that keep prompts."""
     runner = ModelRunner(model, max_slots=2)
-    assert runner.fits(0)
+    assert runner.ensure_slot(0)
     prefill = runner.prefill(0, make_requests(3)[2])
     next(prefill)
     monkeypatch.setattr(runner._prefixes, "find", None)
@@ -274,13 +274,13 @@ def test_the_first_slots_of_a_state_are_a_state(model):
 def test_a_slot_runs_from_the_end_of_its_prefill_until_it_is_released(model):
     (request,) = make_requests(2)[1:]
     runner = ModelRunner(model, max_slots=2)
-    assert runner.fits(1)
+    assert runner.ensure_slot(1)
     pieces = runner.prefill(1, request)
     next(pieces)
     assert runner.decode(range(2), 8) == 1
     assert runner.read_status()[1][1].stopped, "decode steps of others run in the middle of its prefill"
     assert sum(1 for _ in pieces) == len(model.encoder.layers) + 3 * len(model.layers) - 1
-    runner.resume(1, request)
+    runner.activate(1, request)
     runner.decode(range(2), 8)
     assert runner.read_status() == (2, [SlotStatus(0, 0, 0), SlotStatus(len(request.prompt_codes) + 1, -1, 0)])
     runner.release(1)
@@ -294,10 +294,10 @@ def test_a_step_of_some_slots_leaves_the_others_as_they_are(model, compiled, mon
         monkeypatch.setattr(model, "compiled_step", None)
     runner, requests = ModelRunner(model, max_slots=4), make_requests(4)
     for slot, each in enumerate(requests):
-        assert runner.fits(slot)
+        assert runner.ensure_slot(slot)
         for _ in runner.prefill(slot, each):
             pass
-        runner.resume(slot, each)
+        runner.activate(slot, each)
     state = runner.state
     before = state.residual.x.clone(), state.self_cache.clone(), state.grid.clone()
     runner.decode(range(1, 3), 1)
