@@ -27,7 +27,7 @@ from ..runtime.limits import Limits
 from ..sampling_params import SamplingParams
 from ..text.script import logger as script_logger
 from ..weights.source import resolve_model
-from .job import Outcome, Speaker, run_job
+from .job import LineRenderer, Outcome, run_job
 from .manifest import Manifest, Record, open_manifest
 from .script_file import Line, check_script_file, read_lines, unchanged
 
@@ -82,14 +82,14 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any], speech: 
             lines = (line for line in unchanged(read_lines(file), asked, affecting) if line.id not in manifest.done)
             with _telling_what_is_done(manifest, total, options.output):
                 try:
-                    speaker = load() if options.ray is None else None
+                    renderer = load() if options.ray is None else None
                 except BaseException:
                     remove_empty(absent)
                     raise
                 started = time.perf_counter()
                 with _progress(total, done, outcome, options.quiet) as on_record, _each_warning_once():
-                    if speaker is not None:
-                        run_job(speaker, manifest, lines, on_record, left=total - done)
+                    if renderer is not None:
+                        run_job(renderer, manifest, lines, on_record, left=total - done)
                     else:
                         _run_on_ray(options, load, manifest, lines, on_record)
     return _summary(outcome, done, time.perf_counter() - started, options.output), outcome.failed
@@ -177,8 +177,8 @@ def _check_folder(name: str) -> Path:
 def _load(
     options: argparse.Namespace, folder: Path, suffix: str, prompts: Path, sampling: Mapping[str, Any],
     speech: SpeechOptions, affecting: Mapping[str, Any],
-) -> Speaker:  # fmt: skip
-    """An engine, and what it speaks lines with; see `Speaker`."""
+) -> LineRenderer:  # fmt: skip
+    """An engine, and what it speaks lines with; see `LineRenderer`."""
     engine = Engine.load(
         options.model,
         quant=options.quant,
@@ -190,7 +190,7 @@ def _load(
         max_slots=options.slots,
         max_rows=options.max_rows,
     )
-    return Speaker(engine, folder, suffix, prompts, sampling, _new_seed, speech, affecting)
+    return LineRenderer(engine, folder, suffix, prompts, sampling, _new_seed, speech, affecting)
 
 
 def _as_seen_by_engines(options: argparse.Namespace) -> argparse.Namespace:
@@ -204,7 +204,7 @@ def _as_seen_by_engines(options: argparse.Namespace) -> argparse.Namespace:
 
 
 def _run_on_ray(
-    options: argparse.Namespace, load: Callable[[], Speaker], manifest: Manifest, lines: Iterator[Line],
+    options: argparse.Namespace, load: Callable[[], LineRenderer], manifest: Manifest, lines: Iterator[Line],
     on_record: Callable[[Record], Any],
 ) -> None:  # fmt: skip
     from ..cluster.batch import run_on_ray

@@ -1,7 +1,7 @@
-"""The work of a job: every slot of an engine busy with the next line, each file written whole, each end recorded.
+"""A batch job: keeps all slots of an engine busy, writes each file atomically and records every result.
 
-As many threads as the engine has slots, and two more, each take the next line of the file, wait for its audio and write
-it: so a slot that becomes free finds a request that waits, and no more lines are in memory than that.
+There are two threads more than slots. Each takes the next line, waits for its audio and writes the file: a free slot
+always finds a waiting request, and only that many lines are in memory.
 """
 
 import queue
@@ -27,13 +27,20 @@ from .script_file import Line, script_arguments
 if TYPE_CHECKING:
     from ..engine import Engine
 
-AHEAD = 2  # requests that wait for a slot
+AHEAD = 2  # requests that wait for a slot, beyond those that run
 LINE_ERRORS = (ValueError, TypeError, OSError, RuntimeError)
 
 
 @dataclass
 class Outcome:
-    """What a job has come to: files made, those of them that `max_tokens` cut, lines that failed, seconds of audio."""
+    """Totals of a job.
+
+    Attributes:
+        made: files written.
+        cut: files among them whose audio `max_tokens` cut.
+        failed: lines that failed.
+        seconds: seconds of audio written.
+    """
 
     made: int = 0
     cut: int = 0
@@ -50,18 +57,18 @@ class Outcome:
 
 
 @dataclass
-class Speaker:
-    """Speaks the lines of a job; on Ray there are several, in processes of their own.
+class LineRenderer:
+    """Turns lines of a script file into audio. On Ray there are several, each in its own process.
 
     Attributes:
-        engine: nobody else closes it while the job runs.
-        folder: that the files go to.
-        suffix: of the files, such as ".wav".
-        prompts: folder that relative paths of audio prompts begin in.
-        defaults: sampling parameters of lines that lack them.
-        draw_seed: gives a new seed, for lines that lack one.
-        speech: what else may be asked for, of lines that lack it.
-        options: that change the audio; a file made with others is made again.
+        engine: closed by `run_job` only.
+        folder: output folder.
+        suffix: file extension, such as ".wav".
+        prompts: folder that relative audio prompt paths refer to.
+        defaults: sampling parameters for lines that do not set them.
+        draw_seed: returns a new seed, for lines without one.
+        speech: speech options for lines that do not set them.
+        options: options that affect the audio; files made with other values are made again.
     """
 
     engine: "Engine"
@@ -73,8 +80,8 @@ class Speaker:
     speech: SpeechOptions = field(default_factory=SpeechOptions)
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def speak(self, line: Line) -> tuple[Record, bytes]:
-        """A line's record and the content of its file. What is wrong with the line alone is in the record.
+    def render(self, line: Line) -> tuple[Record, bytes]:
+        """Generate a line; returns its record and the content of its file. A line's own errors go into the record.
 
         Raises:
             ValueError: the format cannot hold the audio.
@@ -112,7 +119,7 @@ class Speaker:
 
 
 def run_job(
-    speaker: Speaker,
+    renderer: LineRenderer,
     manifest: Manifest,
     lines: Iterator[Line],
     on_record: Callable[[Record], Any],
@@ -121,18 +128,18 @@ def run_job(
     """Make the files of some lines, and close the engine.
 
     Args:
-        speaker: of this process.
+        renderer: of this process.
         manifest: of the folder that the files go to.
         lines: that the manifest does not have; taken one by one, as slots become free.
         on_record: told of each end, in this thread.
         left: how many lines there are, if that is known.
 
     Raises:
-        MemoryError, OSError, RuntimeError, ValueError: what ended the job, see `Speaker.speak`. After that, as after
-            KeyboardInterrupt or SystemExit, the manifest has every file that is whole.
+        MemoryError, OSError, RuntimeError, ValueError: what ended the job, see `LineRenderer.render`. Then, and after
+            KeyboardInterrupt or SystemExit, the manifest lists every complete file.
     """
-    workers = speaker.engine.max_slots + AHEAD
-    with _workers(speaker, manifest, lines, workers if left is None else min(workers, left)) as ends:
+    workers = renderer.engine.max_slots + AHEAD
+    with _workers(renderer, manifest, lines, workers if left is None else min(workers, left)) as ends:
         for end in ends:
             if isinstance(end, BaseException):
                 raise end
@@ -141,7 +148,7 @@ def run_job(
 
 @contextmanager
 def _workers(
-    speaker: Speaker, manifest: Manifest, lines: Iterator[Line], count: int
+    renderer: LineRenderer, manifest: Manifest, lines: Iterator[Line], count: int
 ) -> Iterator[Iterator[Record | BaseException]]:
     """Threads that make the lines and record them, where Ctrl-C does not reach them -> the ends, as they happen."""
     ends: queue.SimpleQueue[Record | BaseException | None] = queue.SimpleQueue()
@@ -154,7 +161,7 @@ def _workers(
     def work() -> None:
         try:
             while (line := take()) is not None:
-                record, content = speaker.speak(line)
+                record, content = renderer.render(line)
                 manifest.keep(record, content)
                 ends.put(record)
         except BaseException as error:
@@ -180,7 +187,7 @@ def _workers(
         yield until_all_have_ended()
     finally:
         stopped.set()
-        speaker.engine.close()  # those that wait for audio end with an error
+        renderer.engine.close()  # those that wait for audio end with an error
         for thread in threads:
             if thread.ident is not None:
                 thread.join()

@@ -15,7 +15,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from ..batch.job import AHEAD, Speaker
+from ..batch.job import AHEAD, LineRenderer
 from ..batch.manifest import Record
 from ..batch.script_file import Line
 from ..messages import shown
@@ -48,7 +48,7 @@ def check_address(address: str) -> None:
 
 
 def run_on_ray(
-    load: Callable[[], Speaker],
+    load: Callable[[], LineRenderer],
     lines: Sequence[Line],
     address: str,
     actors: int | None = None,
@@ -58,7 +58,7 @@ def run_on_ray(
     """Speak lines on a cluster -> their records and the contents of their files, in the order in which they end.
 
     Args:
-        load: gives an actor its speaker; pickled.
+        load: gives an actor its renderer; pickled.
         address: of the cluster, checked; "" for the one that runs here, or a new one of this machine.
         actors: engines; by default one per GPU, or one per machine without any.
         slots: requests that run in an engine at the same time.
@@ -91,7 +91,7 @@ def _warn_if_busy(actors: int, resources: Mapping[str, float]) -> None:
 
 
 def _made(
-    load: Callable[[], Speaker], lines: Sequence[Line], slots: int, actors: int, resources: Mapping[str, float]
+    load: Callable[[], LineRenderer], lines: Sequence[Line], slots: int, actors: int, resources: Mapping[str, float]
 ) -> Generator[tuple[Record, bytes], None, None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -115,9 +115,9 @@ def _made(
 class _Actor:
     """A process with an engine, whose threads each speak a line at a time."""
 
-    def __init__(self, load: Callable[[], Speaker]):
-        self._speaker = load()
+    def __init__(self, load: Callable[[], LineRenderer]):
+        self._renderer = load()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        record, content = self._speaker.speak(pickle.loads(row["line"]))
+        record, content = self._renderer.render(pickle.loads(row["line"]))
         return {"made": pickle.dumps((record, content))}

@@ -21,7 +21,7 @@ from .calls import ScriptCall
 from .options import SpeechOptions
 from .planning.source import Arriving, Feeder, running_loop
 from .script import Script
-from .speaker import ScriptSpeaker, SpeakerContext
+from .script_task import ScriptContext, ScriptTask
 
 
 class ScriptRunner:
@@ -58,7 +58,7 @@ class ScriptRunner:
                 "this text comes from the event loop that would stand still here, waiting for its sound: read it with "
                 "`async for` over astream"
             )
-        context = self._speaker_context()
+        context = self._script_context()
         for index, item in enumerate(items):
             if isinstance(item, Request):
                 self._thread.submit([item], call, sizes, first_index=index)
@@ -66,19 +66,19 @@ class ScriptRunner:
                 self._start_script(item, index, call, sizes, context)
 
     def _start_script(
-        self, script: Script, index: int, call: ScriptCall, sizes: ChunkSizes, context: SpeakerContext
+        self, script: Script, index: int, call: ScriptCall, sizes: ChunkSizes, context: ScriptContext
     ) -> None:
         source = script.source()
-        speaker = ScriptSpeaker(
+        task = ScriptTask(
             script.request, index, call, source, script.options, sizes, context, is_split=script.is_split
         )  # fmt: skip
-        speaker.start()
+        task.start()
         if script.parts is not None and isinstance(source, Arriving):
-            Feeder(script.parts, source, call, speaker.wake, speaker.fail, script.loop).start()
+            Feeder(script.parts, source, call, task.wake, task.fail, script.loop).start()
 
-    def _speaker_context(self) -> SpeakerContext:
+    def _script_context(self) -> ScriptContext:
         encoder = self._config.encoder
-        return SpeakerContext(
+        return ScriptContext(
             submit=self._thread.submit,
             make_assembler=self._assembler,
             encode=lambda text: encode_text(text, encoder.max_position_embeddings, encoder.vocab_size),

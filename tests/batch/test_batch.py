@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from dia_engine import Engine
-from dia_engine.batch.job import AHEAD, Speaker, run_job
+from dia_engine.batch.job import AHEAD, LineRenderer, run_job
 from dia_engine.batch.manifest import Record, open_manifest
 from dia_engine.batch.script_file import Line, check_script_file
 from dia_engine.cli import main
@@ -170,8 +170,8 @@ def test_a_bad_line_fails_alone(tmp_path, capsys):
         with open(written(tmp_path / "scripts.jsonl", *lines), "rb") as file:
             parsed = list(check_script_file(file, "scripts.jsonl"))
         folder = tmp_path / str(number)
-        speaker = Speaker(engine, folder, ".wav", tmp_path, {"max_tokens": 20}, lambda: 3)
-        before, failed, after = (speaker.speak(line)[0] for line in parsed)
+        renderer = LineRenderer(engine, folder, ".wav", tmp_path, {"max_tokens": 20}, lambda: 3)
+        before, failed, after = (renderer.render(line)[0] for line in parsed)
         assert before.error is None and after.error is None and failed.file is None
         assert message in failed.error and "\n" not in failed.error, failed
     engine.close()
@@ -257,7 +257,7 @@ def test_a_job_that_cannot_begin_leaves_no_folder(tmp_path, capsys):
 
 
 def test_what_ends_a_job_says_how_far_it_came(tmp_path, capsys, monkeypatch):
-    make = Speaker.speak
+    make = LineRenderer.render
 
     def make_or_fail(self, line):
         if line.id == "b":
@@ -266,7 +266,7 @@ def test_what_ends_a_job_says_how_far_it_came(tmp_path, capsys, monkeypatch):
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:129] err == 0. can't allocate memory")
         return make(self, line)
 
-    monkeypatch.setattr(Speaker, "speak", make_or_fail)
+    monkeypatch.setattr(LineRenderer, "render", make_or_fail)
     scripts = written(tmp_path / "scripts.jsonl", *({"id": name, "text": TEXT} for name in "ab"))
     assert run_batch(scripts, tmp_path / "out", "-q") == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -436,7 +436,9 @@ def test_no_more_lines_are_taken_than_keep_the_slots_busy(tmp_path):
 
     engine.go.release()
     with open_manifest(tmp_path, {}) as manifest:
-        run_job(Speaker(engine, tmp_path, ".wav", tmp_path, {}, lambda: 1), manifest, lines_told(taken, 200), on_record)
+        run_job(
+            LineRenderer(engine, tmp_path, ".wav", tmp_path, {}, lambda: 1), manifest, lines_told(taken, 200), on_record
+        )
     assert len(ahead) == 200 and max(ahead) <= 3 + AHEAD + 1
     assert len(records(tmp_path)) == 200
 
@@ -460,8 +462,8 @@ def test_what_no_line_is_to_blame_for_ends_the_job(tmp_path, monkeypatch, error)
         monkeypatch.setattr("dia_engine.batch.manifest.write_whole", lambda *_: (_ for _ in ()).throw(error))
     engine.go.release(1000)
     with open_manifest(tmp_path, {}) as manifest, pytest.raises(type(error)):
-        speaker = Speaker(engine, tmp_path, ".wav", tmp_path, {}, lambda: 1)
-        run_job(speaker, manifest, lines_told(taken, 1000), lambda _: None)
+        renderer = LineRenderer(engine, tmp_path, ".wav", tmp_path, {}, lambda: 1)
+        run_job(renderer, manifest, lines_told(taken, 1000), lambda _: None)
     assert len(taken) < 1000 and not manifest.made
     assert not set(threading.enumerate()) - set(before)
     assert os.listdir(tmp_path) == []

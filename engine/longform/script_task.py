@@ -1,8 +1,8 @@
-"""Speaks one script: its pieces run side by side in the engine's slots, its sound is given out in their order.
+"""Generates one script: its pieces run concurrently in the engine's slots, its audio is emitted in script order.
 
-A thread for each script decides what is generated next and whether it is good; the engine's own thread does
-all that computes. What comes out does not depend on timing: a piece depends on its anchor and its own seed alone, and
-is judged by the pieces before it.
+Each script has a thread that decides which piece is generated next and whether a result is acceptable; the engine's
+own thread runs the model. The output does not depend on timing: a piece depends on its anchor and its seed only, and is
+accepted or retried by comparison with the pieces before it.
 """
 
 import queue
@@ -29,23 +29,23 @@ from .options import SpeechOptions
 from .planning.plan import Piece, derived_seed
 from .planning.source import PieceSource
 
-UNREAD_SECONDS = 60.0  # of sound that is not decoded, or of a stream not read, beyond which no piece is begun
-QUEUED = 2  # pieces that wait for a slot, so that one that ends is followed at once
+UNREAD_SECONDS = 60.0  # of audio not yet decoded or not yet read by the caller; beyond it no new piece is submitted
+QUEUED = 2  # pieces that wait for a slot, so that a free slot is reused at once
 POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class SpeakerContext:
-    """What a script is spoken with.
+class ScriptContext:
+    """What a script task needs of the engine.
 
     Attributes:
-        submit: hands a request to the engine's thread.
-        make_assembler: for one script.
+        submit: queues requests in the engine's thread.
+        make_assembler: returns a new `Assembler`, one per script.
         encode: text -> ids [S] int64.
-        settings: of the model.
-        frames_per_second: of the codec.
-        max_rows, max_delay: of the model.
-        slots: requests that run at the same time.
+        settings: the model's long-form settings.
+        frames_per_second: frame rate of the codec.
+        max_rows, max_delay: decoder rows per slot and largest channel delay of the model.
+        slots: number of requests that run concurrently.
     """
 
     submit: Callable[[list[Request], Call, ChunkSizes], None]
@@ -58,8 +58,8 @@ class SpeakerContext:
     slots: int
 
 
-class ScriptSpeaker:
-    """One script on its way to a call's reader."""
+class ScriptTask:
+    """The generation of one script, from its pieces to the chunks of its call."""
 
     def __init__(
         self,
@@ -69,15 +69,15 @@ class ScriptSpeaker:
         source: PieceSource,
         options: SpeechOptions,
         sizes: ChunkSizes,
-        context: SpeakerContext,
+        context: ScriptContext,
         *,
         is_split: bool,
     ):
         """
         Args:
-            base: the caller's prompt and parameters.
-            index: of the script in the call.
-            is_split: whether the script is planned, and not one piece as it is.
+            base: request with the caller's prompt and sampling parameters; its text is not used.
+            index: index of the script in the call.
+            is_split: whether the script was planned into pieces; otherwise it is one piece, generated as written.
         """
         self._base, self._index, self._call, self._source = base, index, call, source
         self._options, self._sizes, self._context, self._is_split = options, sizes, context, is_split
@@ -85,37 +85,37 @@ class ScriptSpeaker:
         self._assembler = context.make_assembler(sizes, options)
         self._pace = Pace(context.settings.frames_per_byte)
         self._trims = options.trim_cut_end if options.trim_cut_end is not None else is_split
-        self._pieces: dict[int, Piece] = {}  # that have been taken and not given out
+        self._pieces: dict[int, Piece] = {}  # taken from the source and not yet delivered, in order
         self._calls: dict[int, PieceCall] = {}
         self._tries: dict[int, list[Generation]] = {}
         self._anchors: dict[int, np.ndarray] = {}
         self._codes: list[np.ndarray] = []
         self._results: list[PieceResult] = []
-        self._expected = 0.0  # seconds of those, as the plan had them
+        self._expected = 0.0  # seconds of the delivered pieces, as planned
         self._taken = 0
-        self._outgoing: deque[tuple[int, Progress | None]] = deque()  # frames to decode up to, and what is then told
-        self._is_heard = False
-        self._live = 0  # frames of the first piece that have been added while it is made
-        self._next_chunk = 0  # frames of it before its next chunk
+        self._outgoing: deque[tuple[int, Progress | None]] = deque()  # frames to decode, then progress to report
+        self._has_emitted = False
+        self._streamed = 0  # frames of the first piece that were added while it was generated
+        self._chunk_start = 0  # first frame of the first piece's next chunk
         call.on_abort.append(lambda: self._inbox.put(None))
 
     def start(self) -> None:
-        """Begin, in the background.
+        """Submit the first piece and start the script's thread.
 
         Raises:
             RuntimeError: the engine is closed.
         """
-        self._take(most=1)  # the others can wait until that one runs
+        self._take_pieces(most=1)  # the others can wait until that one runs
         if 0 in self._pieces:
             self._submit(0)
         threading.Thread(target=self._main, name="dia-engine script", daemon=True).start()
 
     def wake(self, work: Callable[[], Any] | None = None) -> None:
-        """Look for new pieces, after some work in the script's thread. From any thread."""
+        """Run `work` in the script's thread, then look for new pieces. May be called from any thread."""
         self._inbox.put(work)
 
     def fail(self, error: BaseException) -> None:
-        """End with an error. From any thread."""
+        """End the script with an error. May be called from any thread."""
 
         def work() -> None:
             raise error
@@ -125,10 +125,10 @@ class ScriptSpeaker:
     def _main(self) -> None:
         try:
             while not self._call.aborted:
-                self._deliver()
+                self._deliver_ready()
                 self._submit_ready()
-                # Window by window, so that slots which become free meanwhile get their next pieces.
-                if self._emit_next():
+                # One window at a time, so that slots that become free in between get new pieces.
+                if self._emit_next_chunk():
                     self._handle_all()
                     continue
                 if self._source.is_complete and not self._pieces:
@@ -145,19 +145,19 @@ class ScriptSpeaker:
                 call.aborted = True
 
     def _wait(self) -> Any:
-        """The next message; None where it is time to look for a reader."""
+        """The next message; None after POLL_SECONDS while the reader is slow."""
         throttled = self._call.streaming and self._call.unread > 0
         with suppress(queue.Empty):
             return self._inbox.get(timeout=POLL_SECONDS if throttled else None)
 
     def _handle_all(self) -> None:
-        """Take in what has happened."""
+        """Handle all messages that have arrived."""
         with suppress(queue.Empty):
             while True:
                 self._handle(self._inbox.get_nowait())
 
     def _handle(self, item: Any) -> None:
-        """Take in a message."""
+        """Handle one message: a callable to run, or a `PieceCall` and its message."""
         if item is None:
             return
         if callable(item):
@@ -167,15 +167,15 @@ class ScriptSpeaker:
         call, message = item
         opened = call.take_in(message)
         if isinstance(opened, Chunk):
-            self._add_live(opened.audio)
+            self._add_streamed(opened.audio)
         elif call.results[0] is not None and self._calls.get(call.piece) is call:
             self._tries.setdefault(call.piece, []).append(call.results[0])
             del self._calls[call.piece]
 
-    # What is generated
+    # Generating pieces
 
-    def _take(self, most: int | None = None) -> None:
-        """Pieces from the source, as many as may be under way."""
+    def _take_pieces(self, most: int | None = None) -> None:
+        """Take pieces from the source, up to the number that may be in progress."""
         while len(self._pieces) < (most or 2 * self._context.slots):
             piece = self._source.take(idle=not self._pieces)
             if piece is None:
@@ -188,15 +188,15 @@ class ScriptSpeaker:
         # A chunk may be longer than that: it needs all of its frames.
         if unread + self._assembler.undecoded_seconds > UNREAD_SECONDS + self._chunk_seconds:
             return
-        self._take()
-        # A listener has heard little yet: the pieces that follow had better come soon than many at once.
+        self._take_pieces()
+        # Early in a stream the latency of the next piece matters more than throughput.
         starting = self._call.streaming and len(self._results) < 3
         for index, piece in self._pieces.items():
             if len(self._calls) >= (2 if starting else self._context.slots + QUEUED):
                 return
             ready = index not in self._calls and not self._tries.get(index)
-            first_is_heard = index == 0 or not self._call.streaming or self._is_heard or 0 not in self._pieces
-            if ready and first_is_heard and all(anchor in self._anchors for anchor in piece.anchor_pieces):
+            first_is_emitted = index == 0 or not self._call.streaming or self._has_emitted or 0 not in self._pieces
+            if ready and first_is_emitted and all(anchor in self._anchors for anchor in piece.anchor_pieces):
                 self._submit(index)
 
     @property
@@ -206,16 +206,13 @@ class ScriptSpeaker:
 
     def _submit(self, index: int) -> None:
         live = index == 0 and self._call.streaming
-        call = PieceCall(index, self._inbox, self._call, streaming=live, on_steps=self._count_steps)
+        call = PieceCall(index, self._inbox, self._call, streaming=live, on_steps=self._call.count_steps)
         request = self._request(index, len(self._tries.get(index, ())))
         self._context.submit([request], call, self._sizes)
         self._calls[index] = call
 
-    def _count_steps(self, steps: int) -> None:
-        self._call.count_steps(steps)
-
     def _request(self, index: int, attempt: int) -> Request:
-        """The request of a try of a piece."""
+        """The request for one attempt at a piece."""
         piece, params = self._pieces[index], self._base.params
         if not self._is_split:
             return replace(self._base, text_ids=self._context.encode(piece.sent), seed=piece.seed)
@@ -223,7 +220,7 @@ class ScriptSpeaker:
         if piece.anchor_pieces:
             prompt = torch.from_numpy(np.concatenate([self._anchors[anchor] for anchor in piece.anchor_pieces]))
         room = params.rows(self._context.max_rows, 0, self._context.max_delay) - 2 - self._context.max_delay
-        if piece.anchor_pieces and 2 * len(prompt) > room:  # an anchor that went wrong helps nobody
+        if piece.anchor_pieces and 2 * len(prompt) > room:  # the anchor came out far too long
             sent, prompt = piece.text, prompt[:0]
         frames_per_byte = self._pace.expected if attempt else self._pace.prior
         guard = min(guard_frames(piece, frames_per_byte), room - len(prompt))
@@ -234,19 +231,21 @@ class ScriptSpeaker:
             seed=piece.seed if not attempt else derived_seed(self._base.seed, index, attempt),
         )
 
-    # What is given out
+    # Delivering pieces
 
-    def _add_live(self, codes: np.ndarray) -> None:
-        """Frames of the first piece while it is made. A chunk begins where the frames wanted by the one before end, and
-        holds those that its sound depends on besides."""
-        new = codes[self._live - self._next_chunk :]
-        self._next_chunk += len(codes) - self._assembler.receptive_field.after
-        self._live += len(new)
+    def _add_streamed(self, codes: np.ndarray) -> None:
+        """Add frames [n, C] of the first piece while it is generated.
+
+        Chunks overlap: each also holds the codec's context behind its own frames (see `ContextCodes`).
+        """
+        new = codes[self._streamed - self._chunk_start :]
+        self._chunk_start += len(codes) - self._assembler.receptive_field.after
+        self._streamed += len(new)
         self._assembler.add(new)
         self._outgoing.append((self._assembler.frames, None))
 
-    def _deliver(self) -> None:
-        """Give out the pieces that are there, in their order; make those again that are not good."""
+    def _deliver_ready(self) -> None:
+        """Deliver finished pieces in order; resubmit the next one with another seed if its result is not acceptable."""
         while self._pieces:
             index = next(iter(self._pieces))
             if index not in self._tries or index in self._calls:
@@ -261,9 +260,9 @@ class ScriptSpeaker:
                 self._submit(index)
                 return
             kept = best(piece, tries, self._pace) if is_checked else tries[0]
-            self._give_out(index, kept, len(tries))
+            self._deliver_piece(index, kept, len(tries))
 
-    def _give_out(self, index: int, kept: Generation, tries: int) -> None:
+    def _deliver_piece(self, index: int, kept: Generation, tries: int) -> None:
         piece = self._pieces.pop(index)
         del self._tries[index]
         is_cut = kept.finish_reason == "length"
@@ -276,7 +275,7 @@ class ScriptSpeaker:
         if index and piece.opens_turn:
             self._assembler.pause(self._options.pause)
         start = self._assembler.seconds if index else 0.0
-        self._assembler.add(sounding[self._live if index == 0 else 0 :])
+        self._assembler.add(sounding[self._streamed if index == 0 else 0 :])
         end = self._assembler.seconds
         if is_cut and self._trims:
             self._assembler.fade_out()
@@ -289,20 +288,20 @@ class ScriptSpeaker:
     def _progress(self) -> Progress:
         seconds, elapsed, left = self._assembler.seconds, time.perf_counter() - self._call.started, None
         if self._source.expected_seconds is not None:
-            # What is left is spoken as those pieces were: in length for its bytes, and in time for its length.
+            # Assumes that the remaining pieces take as long per planned second as the delivered ones.
             left = elapsed * max(0.0, self._source.expected_seconds / self._expected - 1)
         return Progress(
             self._index, len(self._results), self._source.total, seconds, elapsed, left, self._results[-1]
         )  # fmt: skip
 
-    def _emit_next(self) -> bool:
-        """Give out the next chunk that is complete; whether there was one. A piece is done when none of it is left."""
+    def _emit_next_chunk(self) -> bool:
+        """Emit the next complete chunk; False if there is none. Reports progress after the last chunk of a piece."""
         while self._outgoing:
             frames, progress = self._outgoing[0]
             chunk = next(self._assembler.sound(frames), None)
             if chunk is not None:
                 self._call.emit(self._index, chunk)
-                self._is_heard = True
+                self._has_emitted = True
                 return True
             self._outgoing.popleft()
             if progress is not None:
@@ -310,7 +309,7 @@ class ScriptSpeaker:
         return False
 
     def _emit_so_far(self) -> bool:
-        """While nothing is being made, for lack of text, give out what fills no chunk; whether there was any."""
+        """Emit what does not fill a chunk, while the script waits for more text; False if there is nothing left."""
         if self._pieces or not self._call.streaming:
             return False
         chunk = next(self._assembler.sound_so_far(to_the_end=self._source.is_flushed), None)

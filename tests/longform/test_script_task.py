@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dia_engine import FLUSH, Engine, EngineFull, SamplingParams
-from dia_engine.longform import speaker
+from dia_engine.longform import script_task
 from dia_engine.longform.checks import Pace, best, guard_frames, is_good
 from dia_engine.longform.planning.plan import plan_pieces
 from dia_engine.longform_settings import LongFormSettings
@@ -265,7 +265,7 @@ def test_bad_pieces_are_made_again_at_most_twice(talker, whole, monkeypatch):
         seen.append((piece.text, generation.seed))
         return False
 
-    monkeypatch.setattr(speaker, "is_good", never)
+    monkeypatch.setattr(script_task, "is_good", never)
     worst = talker.generate(SCRIPT, seed=3, details=True)
     assert [piece.tries for piece in worst.pieces] == [1] + [3] * (len(worst.pieces) - 1)
     assert len({seed for _, seed in seen}) == len(seen) == 2 * (len(worst.pieces) - 1)
@@ -280,7 +280,7 @@ def in_thread(function, *arguments, **keywords):
 
 @pytest.mark.parametrize("sizes", [{"chunk_frames": 400}, {"first_chunk_frames": 400}])
 def test_a_chunk_may_be_longer_than_what_may_be_unread(talker, sizes, monkeypatch):
-    monkeypatch.setattr(speaker, "UNREAD_SECONDS", 2.0)
+    monkeypatch.setattr(script_task, "UNREAD_SECONDS", 2.0)
     chunks = in_thread(list, talker.stream(SCRIPT * 4, seed=3, **sizes))
     assert len(chunks) > 1 and max(map(len, chunks)) == 400 * 512
 
@@ -297,8 +297,8 @@ def test_a_script_is_one_request_for_those_who_wait():
 
 
 def test_of_scripts_for_which_there_is_no_room_none_is_begun(monkeypatch):
-    start, begun = speaker.ScriptSpeaker.start, []
-    monkeypatch.setattr(speaker.ScriptSpeaker, "start", lambda self: (begun.append(self), start(self)))
+    start, begun = script_task.ScriptTask.start, []
+    monkeypatch.setattr(script_task.ScriptTask, "start", lambda self: (begun.append(self), start(self)))
     with Engine.load("talker", device="cpu", max_slots=2, max_waiting=1) as engine:
         with engine.stream(SCRIPT * 8, seed=3) as running:
             next(running)
