@@ -74,8 +74,8 @@ def test_a_client_that_leaves_frees_its_slot_whenever_it_leaves(server, talker):
 
 def test_a_client_that_leaves_is_noticed_though_it_has_sent_another_request(server, monkeypatch):
     """The slot is free again before the whole is made, which is what the response would wait for."""
-    noted, note = [], Session._note
-    monkeypatch.setattr(Session, "_note", lambda session, outcome: (noted.append(outcome), note(session, outcome)))
+    noted, note = [], Session._report
+    monkeypatch.setattr(Session, "_report", lambda session, outcome: (noted.append(outcome), note(session, outcome)))
     for first in (b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"):
         connection = raw(server, body(LONG * 30, stream=False), first)
         until(lambda: server.metric("dia_requests_running") == 1)

@@ -119,7 +119,7 @@ def test_a_client_that_leaves_frees_all_of_its_slots(server):
     with pytest.raises(httpx.ReadTimeout):
         server.client.post(BATCH, json={**SHARED, "items": items}, timeout=0.2)
     server.idle()
-    assert not server.app.state.service._places and not server.app.state.service.sessions
+    assert not server.app.state.service._reservations and not server.app.state.service.sessions
     assert np.any(np.frombuffer(server.speak().content, "<i2"))
 
 

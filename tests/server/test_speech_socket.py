@@ -212,8 +212,8 @@ def test_a_client_that_leaves_after_its_last_message_frees_its_slot(server, stre
 
 
 def test_a_client_that_reads_nothing_any_more_is_left(server, monkeypatch):
-    monkeypatch.setattr("dia_engine.server.speech.socket.SILENT_SECONDS", 1.0)
-    monkeypatch.setattr("dia_engine.server.speech.socket.GOODBYE_SECONDS", 0.1)
+    monkeypatch.setattr("dia_engine.server.speech.socket.RECEIVE_TIMEOUT", 1.0)
+    monkeypatch.setattr("dia_engine.server.speech.socket.CLOSE_TIMEOUT", 0.1)
     with Stream(server, **CONFIG | {"sample_rate": 96_000}) as client:  # whose library reads a few messages ahead
         client.send("input.text", text=SENTENCES[0] * 200)
         client.send("input.done")

@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from ..access import Keys, check_origin
 from ..audio.formats import AudioFormat
 from ..errors import ApiError
-from ..speech.places import Places
+from ..speech.admission import Reservation
 from ..speech.request import Speech
 from ..speech.service import SpeechService
 from ..speech.session import Session
@@ -56,11 +56,11 @@ class Caller:
         logger.exception("a bug", extra={"fields": {"request": self.request_id}})
         return ApiError(500, "an internal error; the server's log has it under the request's id", code="failed")
 
-    def item(self, index: int, places: Places, speech: Speech, audio_format: AudioFormat) -> Session:
-        """`begin` for one of several that are asked for at once, in the places that are held for them."""
+    def item(self, index: int, reservation: Reservation, speech: Speech, audio_format: AudioFormat) -> Session:
+        """`begin` for item `index` of a batch, in one of the places that the batch has reserved."""
         return self.service.begin(
             speech, audio_format, key=self.key, request_id=f"{self.request_id}/{index}", received=time.perf_counter(),
-            places=places,
+            reservation=reservation,
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from ..errors import ApiError
 from ..speech.dialogue import ArrivingDialogue, TextQueue
 from ..speech.response import while_connected
 from ..speech.session import Session
-from ..speech.socket import IdleTimer, Messages
+from ..speech.socket import IdleTimer, JsonSocket
 from ..voices.mint import DEFAULT
 from .context import Caller, caller_of
 from .elevenlabs import DEFAULT_FORMAT, speech_of_voices
@@ -95,7 +95,7 @@ class _Connection:
     """One WebSocket. `voice` is that of the address, or None for dialogues, whose messages name theirs."""
 
     def __init__(self, socket: WebSocket, voice: str | None):
-        self._socket, self._voice, self._messages = socket, voice, Messages(socket)
+        self._socket, self._voice, self._messages = socket, voice, JsonSocket(socket)
         self._contexts: dict[str, _Context] = {}
 
     async def run(self) -> None:
@@ -111,7 +111,7 @@ class _Connection:
             await self._finish()
         except ApiError as error:
             self._give_up()  # some may be sending to a client that does not read
-            self._messages.hurry()
+            self._messages.shorten_send_timeout()
             await self._tell(error, None)
         except WebSocketDisconnect:
             pass

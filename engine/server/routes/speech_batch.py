@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ..access import KEY_IN_SCHEMA, KeyedRoute
 from ..errors import ApiError, invalid_fields
-from ..speech.places import Places
+from ..speech.admission import Reservation
 from ..speech.response import CLIENT_LEFT, WholeResponse, while_connected
 from ..speech.session import Session
 from ..voices.voice import tagged
@@ -74,8 +74,10 @@ async def batch(request: Request, body: BatchBody) -> Response:
         )
     sessions: list[Session] = []
     try:
-        with caller.service.reserve(min(len(items), caller.service.slots), caller.key) as places:
-            results = await while_connected(request.receive, lambda: _speak(request, caller, places, items, sessions))
+        with caller.service.reserve(min(len(items), caller.service.slots), caller.key) as reservation:
+            results = await while_connected(
+                request.receive, lambda: _speak(request, caller, reservation, items, sessions)
+            )
         if results is None:
             _close(sessions)
             return Response(status_code=CLIENT_LEFT)
@@ -107,9 +109,13 @@ def _item(body: BatchBody, index: int) -> SpeechBody | ApiError:
 
 
 async def _speak(
-    request: Request, caller: Caller, places: Places, items: list[SpeechBody | ApiError], sessions: list[Session]
+    request: Request,
+    caller: Caller,
+    reservation: Reservation,
+    items: list[SpeechBody | ApiError],
+    sessions: list[Session],
 ) -> list[dict[str, Any]]:
-    """Speak the items, in each place one after another -> their results. Sessions are closed by the caller."""
+    """Generate the items, `reservation.count` at a time; returns their results. The caller closes the sessions."""
     results: list[dict[str, Any]] = [{} for _ in items]
     waiting = iter(enumerate(items))
 
@@ -120,7 +126,7 @@ async def _speak(
                     raise item
                 audio_format = checked_format(request, item)
                 speech = await speech_of(caller, tagged(item.input), item)
-                session = caller.item(index, places, speech, audio_format)
+                session = caller.item(index, reservation, speech, audio_format)
                 sessions.append(session)
                 data = await session.read_all()
                 results[index] = {
@@ -131,7 +137,7 @@ async def _speak(
             except ApiError as error:
                 results[index] = {"index": index, "status": "error", **error.body}
 
-    workers = [asyncio.create_task(work()) for _ in range(places.count)]
+    workers = [asyncio.create_task(work()) for _ in range(reservation.count)]
     try:
         await asyncio.gather(*workers)
     finally:

@@ -17,7 +17,7 @@ from ..errors import ApiError, bad_request, invalid_fields
 from ..speech.dialogue import ArrivingDialogue, TextQueue
 from ..speech.response import while_connected
 from ..speech.session import Session
-from ..speech.socket import IdleTimer, Messages
+from ..speech.socket import IdleTimer, JsonSocket
 from .context import Caller, caller_of
 from .speech import SpeechFields, checked_format, speech_of
 
@@ -48,7 +48,7 @@ class _Connection:
     """One WebSocket, on which one text is spoken after another."""
 
     def __init__(self, socket: WebSocket):
-        self._socket, self._messages = socket, Messages(socket)
+        self._socket, self._messages = socket, JsonSocket(socket)
         self._configured: tuple[SessionConfig, AudioFormat] | None = None
         self._texts: TextQueue[_Text] = TextQueue()
         self._open: _Text | None = None  # which more may come of
@@ -67,7 +67,7 @@ class _Connection:
             await self._messages.close()
         except ApiError as error:
             speaking.cancel()  # it may be sending to a client that does not read
-            self._messages.hurry()
+            self._messages.shorten_send_timeout()
             await self._end(error)
         except WebSocketDisconnect:
             pass

@@ -9,19 +9,19 @@ from ...longform.planning.source import FLUSH, Flush
 from ...longform.planning.turns import whole_sentences
 from ..errors import ApiError
 
-MAX_TEXTS = 64  # of one client, with the one that is spoken
-MAX_WAITING = 20_000  # characters of one client that the engine has not taken
-LONG_ENOUGH = 40  # characters of a sentence with which speaking begins: a shorter one waits for the next
+MAX_TEXTS = 64  # texts per client, including the one being spoken
+MAX_WAITING = 20_000  # characters per client that the engine has not read yet
+LONG_ENOUGH = 40  # characters with which generation starts: a shorter sentence waits for the next
 MAY_END = re.compile(r"[\s\u3002\uff01\uff1f]")  # what makes the end of a sentence one
 SENTENCE_END = re.compile(r"[.!?…][\"')\]]*\s*$")
 
 
 class ArrivingText:
-    """A script of which more may come: an asynchronous iterator for one reader. Belongs to one event loop.
+    """A script that arrives in parts: an asynchronous iterator of them, for one reader in the same event loop.
 
     Attributes:
-        ended: no more comes.
-        waiting: characters that the reader has not taken.
+        ended: whether the text is complete.
+        waiting: characters that the reader has not read.
     """
 
     def __init__(self) -> None:
@@ -33,11 +33,11 @@ class ArrivingText:
 
     @property
     def so_far(self) -> str:
-        """All that has come."""
+        """The text received so far."""
         return "".join(self._said)
 
     def add(self, text: str) -> None:
-        """Take more. What ends with a sentence is spoken without waiting for what may follow it."""
+        """Append text. If it ends with a sentence, everything so far is released for generation."""
         self.waiting += len(text)
         self._said.append(text)
         self._parts.append(text)
@@ -54,7 +54,7 @@ class ArrivingText:
         return whole_sentences(self._unspoken, len(self._unspoken)) >= LONG_ENOUGH
 
     def flush(self) -> None:
-        """Have what has come spoken."""
+        """Release everything received so far for generation, whether or not a sentence is complete."""
         if self._unspoken.strip():
             self._parts.append(FLUSH)
             self._speakable.set()
@@ -62,13 +62,13 @@ class ArrivingText:
         self._changed.set()
 
     def end(self) -> None:
-        """No more comes."""
+        """Mark the text as complete."""
         self.ended = True
         self._speakable.set()
         self._changed.set()
 
     async def speakable(self) -> None:
-        """Return when there is something to speak, or all of it has come."""
+        """Wait until generation can start or the text is complete."""
         await self._speakable.wait()
 
     def __aiter__(self) -> "ArrivingText":
@@ -87,10 +87,10 @@ class ArrivingText:
 
 
 def check_waiting(texts: Collection[ArrivingText], more: int = 0) -> None:
-    """Check what waits to be spoken for a client, with so many characters more.
+    """Check that a client has not sent too much text that is not spoken yet, `more` characters included.
 
     Raises:
-        ApiError: 400, it is too much.
+        ApiError: 400, too many texts or characters.
     """
     if len(texts) > MAX_TEXTS:
         raise ApiError(400, f"at most {MAX_TEXTS} texts may wait to be spoken", code="text_too_long")

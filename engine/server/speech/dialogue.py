@@ -1,4 +1,4 @@
-"""Turns of one or two voices as one script, as they come."""
+"""Builds one script with [S1] and [S2] tags from the turns of one or two voices, incrementally."""
 
 import asyncio
 import re
@@ -15,18 +15,18 @@ SOUNDS = {
     "claps", "screams", "inhales", "exhales", "applause", "burps", "humming", "sneezes", "chuckle", "whistles",
 }  # fmt: skip
 BRACKETED = re.compile(r"\[([a-z ]+)\]", re.IGNORECASE)
-LONGEST_TAG = 20  # characters after a bracket in which the other one may still come
+LONGEST_TAG = 20  # characters; an open bracket is held back up to this length, as a tag may follow
 
 
 class DialogueWriter:
-    """Writes a script: the first voice is [S1], the second [S2]. A turn that names its speaker itself is left as it is.
+    """Writes a script: the first voice becomes [S1], the second [S2]. A turn that begins with a tag keeps it.
 
     Attributes:
-        voices: that speak, in the order of their first turns. A script has at most two; that is for the caller to see.
+        voices: ids of the voices in the order of their first turns. The caller checks that there are at most two.
     """
 
     def __init__(self, *, sounds: bool = True):
-        """`sounds`: write ElevenLabs' [laughs] as Dia's (laughs)."""
+        """`sounds`: convert ElevenLabs' audio tags such as [laughs] to Dia's (laughs)."""
         self.voices: list[str] = []
         self._sounds = sounds
         self._speaker: str | None = None
@@ -35,7 +35,7 @@ class DialogueWriter:
         self._last = ""  # character of the script
 
     def add(self, text: str, voice: str) -> str:
-        """What a voice says next, as the next part of the script; "" if there is nothing to write yet."""
+        """Append what a voice says; returns the next part of the script, "" if a tag may still be incomplete."""
         rest = ""
         if voice != self._speaker:
             rest = self.finish()
@@ -47,7 +47,7 @@ class DialogueWriter:
         return rest + self._written(text)
 
     def finish(self) -> str:
-        """What was held back, because a tag could have become of it."""
+        """Return the text that was held back as a possible tag."""
         held, self._held = self._held, ""
         return self._written(held)
 
@@ -59,7 +59,7 @@ class DialogueWriter:
         return text
 
     def _opened(self, text: str) -> str:
-        """The beginning of a turn, once there is any."""
+        """Text at the beginning of a turn, with its tag; "" as long as the turn is empty."""
         if not text or self._speaker is None:
             return ""
         self._opens = False
@@ -70,7 +70,7 @@ class DialogueWriter:
 
 
 def script(turns: Iterable[tuple[str, str]]) -> str:
-    """Turns (text, voice) as a script."""
+    """Convert turns (text, voice id) to a script."""
     writer = DialogueWriter()
     parts = [writer.add(f"{text.strip()} ", voice) for text, voice in turns if text.strip()]
     return "".join([*parts, writer.finish()]).strip()
@@ -82,39 +82,39 @@ def _sound(found: re.Match[str]) -> str:
 
 
 class ArrivingDialogue:
-    """A script of which more turns may come.
+    """A script whose turns arrive one after another.
 
     Attributes:
-        script: of it.
-        begun: whether its voices are settled.
+        script: the text so far.
+        begun: whether generation has started; from then on no other voice can join.
     """
 
     def __init__(self, *, sounds: bool = True):
-        """`sounds`: as of `DialogueWriter`."""
+        """`sounds`: see `DialogueWriter`."""
         self.script, self.begun = ArrivingText(), False
         self._writer = DialogueWriter(sounds=sounds)
 
     def takes(self, voice: str) -> bool:
-        """Whether a voice can go on with it: the prompt of a script that is begun holds no other one."""
+        """Whether a voice can speak in this script: once generation has started, only those of its prompt can."""
         return not self.begun or voice in self._writer.voices
 
     def add(self, text: str, voice: str = "") -> None:
-        """Take what a voice says next."""
+        """Append what a voice says."""
         self._extend(self._writer.add(text, voice))
 
     def flush(self) -> None:
-        """Have what has come spoken."""
+        """Release everything received so far for generation."""
         self._extend(self._writer.finish())
         self.script.flush()
 
     def end(self) -> None:
-        """No more comes."""
+        """Mark the script as complete."""
         self._extend(self._writer.finish())
         self.script.end()
 
     async def begin(self) -> list[str]:
-        """Wait until there is something to speak or all of it has come -> the voices, which are settled from now on;
-        none if there is nothing to speak."""
+        """Wait until generation can start; returns the ids of the voices, which are fixed from then on. Empty if the
+        script ended without text."""
         await self.script.speakable()
         self.begun = True
         return self._writer.voices
@@ -128,10 +128,10 @@ Text = TypeVar("Text", bound=ArrivingDialogue)
 
 
 class TextQueue(Generic[Text]):
-    """Texts of a client that are spoken one after another. Belongs to one event loop.
+    """Texts of a client, spoken one after another. Every method must be called in the same event loop.
 
     Attributes:
-        closing: no further text comes.
+        closing: whether the client sends no further text.
     """
 
     def __init__(self) -> None:
@@ -140,21 +140,21 @@ class TextQueue(Generic[Text]):
         self._changed = asyncio.Event()
 
     def add(self, text: Text) -> None:
-        """Take one more."""
+        """Append a text."""
         self._texts.append(text)
         self._changed.set()
 
     def close(self) -> None:
-        """No further one comes."""
+        """Accept no further text."""
         self.closing = True
         self._changed.set()
 
     def check(self, more: int = 0) -> None:
-        """Check what waits, with so many characters more; raises ApiError, see `check_waiting`."""
+        """Raises ApiError if too much text waits, `more` characters included; see `check_waiting`."""
         check_waiting([text.script for text in self._texts], more)
 
     async def first(self) -> Text | None:
-        """The next to be spoken, once there is one; it stays in the queue until `pop`. None at the end."""
+        """Wait for the next text to speak, which stays in the queue until `pop`. None once it is closed and empty."""
         while not self._texts:
             if self.closing:
                 return None
@@ -163,5 +163,5 @@ class TextQueue(Generic[Text]):
         return self._texts[0]
 
     def pop(self) -> None:
-        """The first has been spoken."""
+        """Remove the first text, which has been spoken."""
         self._texts.popleft()

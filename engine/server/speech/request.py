@@ -1,4 +1,4 @@
-"""What is to be spoken, in the engine's terms."""
+"""A request for speech as arguments of `Engine.astream`."""
 
 import math
 import secrets
@@ -23,16 +23,16 @@ class Speech:
     """One script to speak.
 
     Attributes:
-        text: the script, with speaker tags; or as it arrives.
-        prompt: of the voice: codes [P, C], or (waveform, rate); None for none.
-        transcript: of the prompt.
-        given_seed: in [0, 2^63); None to draw one.
-        seed: that one, or the drawn one.
-        speed: 1.0 is the model's own.
-        params: sampling parameters and chunk sizes, by the names of `Engine.stream`.
+        text: the script with speaker tags, complete or arriving in parts.
+        prompt: audio prompt of the voice: codes [P, C] int64, or (waveform [samples] float32, sample rate in Hz).
+        transcript: transcript of the prompt.
+        given_seed: the client's seed in [0, 2^63); None to draw one.
+        seed: `given_seed`, or the seed that was drawn.
+        speed: pace of the speech; 1.0 is the model's own.
+        params: sampling parameters and chunk sizes, named as in `Engine.stream`.
 
     Raises:
-        TypeError, ValueError: a seed or a speed that cannot be.
+        TypeError, ValueError: an invalid seed or speed.
     """
 
     text: str | ArrivingText = field(repr=False)
@@ -52,31 +52,31 @@ class Speech:
 
     @property
     def script(self) -> str:
-        """The text, as far as it has come."""
+        """The text received so far."""
         return self.text if isinstance(self.text, str) else self.text.so_far
 
     @property
     def arrives(self) -> bool:
-        """Whether it was begun before all of its text had come."""
+        """Whether the text arrives in parts while it is spoken."""
         return not isinstance(self.text, str)
 
     @property
     def can_try_again(self) -> bool:
-        """Whether another seed may be drawn: nobody asked for this one, and the text is still there."""
+        """Whether generation can be retried with a new seed: the client chose none, and the text can be read again."""
         return self.given_seed is None and not self.arrives
 
     def with_another_seed(self) -> "Speech":
-        """The same with another seed, if it is drawn."""
+        """A copy with a newly drawn seed, or the same one if the client chose it."""
         return replace(self)
 
     def settled(self) -> "Speech":
-        """The same, as a text that is known if all of it has come: it is spoken as over HTTP."""
+        """A copy with the text as a plain string if it is complete: it is then spoken like that of an HTTP request."""
         return (
             replace(self, text=self.script.strip()) if isinstance(self.text, ArrivingText) and self.text.ended else self
         )
 
     def check_params(self, engine: Engine) -> None:
-        """Check what is wrong with any text.
+        """Check the parameters, apart from the text.
 
         Raises:
             TypeError, ValueError: as `Engine.stream`.
@@ -84,14 +84,14 @@ class Speech:
         engine.stream("[S1] Hello.", seed=self.seed, speed=self.speed, **self.params)
 
     def open(self, engine: Engine) -> AudioStream[np.ndarray]:
-        """The stream of its audio, not begun. For text that arrives, in the event loop that it belongs to.
+        """The stream of the audio, not started. If the text arrives in parts, call this in its event loop.
 
         Raises:
             TypeError, ValueError: as `Engine.stream`.
         """
         pause = self.params.get("pause", 0.0)
         text, transcript = self.text, self.transcript
-        # A planned script takes care of it.
+        # A planned script does this itself.
         if (
             isinstance(text, str)
             and transcript

@@ -1,4 +1,4 @@
-"""Responses of audio: their headers, bytes or server-sent events, and an end when the client leaves."""
+"""HTTP responses with audio: headers, plain bytes or server-sent events. They end when the client disconnects."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ Schema = dict[int | str, dict[str, Any]]
 
 
 def _schema(*kinds: str) -> Schema:
-    """Of a route whose responses are audio."""
+    """OpenAPI schema of a route that returns audio of these content types."""
     content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
     return {200: {"description": "Audio as it is made", "content": content}}
 
@@ -26,17 +26,17 @@ def _schema(*kinds: str) -> Schema:
 AUDIO = _schema(*CONTENT_TYPES.values(), "audio/pcm")
 AUDIO_OR_EVENTS = _schema(*CONTENT_TYPES.values(), "audio/pcm", "text/event-stream")
 PART = 1 << 18  # bytes of a body that are sent at once
-CLIENT_LEFT = 499  # nobody reads this status
+CLIENT_LEFT = 499  # nginx's "client closed request"; for the access log only
 
 
 async def streamed(request: Request, session: Session, *, events: bool = False) -> Response:
-    """The response of a session, which begins with its first audio: what fails before that is an error with a status.
+    """A streamed response, returned once the first audio is there: a request that fails earlier gets an error status.
 
     Args:
-        events: as OpenAI's server-sent events instead of plain bytes.
+        events: send OpenAI's server-sent events instead of plain bytes.
 
     Raises:
-        ApiError: it failed before its first audio.
+        ApiError: the request failed before its first audio.
     """
     try:
         first = await while_connected(request.receive, session.read)
@@ -50,10 +50,10 @@ async def streamed(request: Request, session: Session, *, events: bool = False) 
 
 
 async def whole(request: Request, session: Session) -> Response:
-    """The response of a session once all of it is made, with its length.
+    """A response with Content-Length, returned once all audio is generated.
 
     Raises:
-        ApiError: it failed.
+        ApiError: the request failed.
     """
     try:
         data = await while_connected(request.receive, session.read_all)
@@ -67,7 +67,7 @@ async def whole(request: Request, session: Session) -> Response:
 
 
 def headers(session: Session) -> Mapping[str, str]:
-    """What the audio is, and that nobody between here and the client should collect it."""
+    """Headers that describe the audio, and keep proxies from buffering it."""
     return {
         "X-Sample-Rate": str(session.format.sample_rate),
         "X-Channels": "1",
@@ -79,7 +79,7 @@ def headers(session: Session) -> Mapping[str, str]:
 
 
 async def while_connected(receive: Receive, work: Callable[[], Awaitable[Result]]) -> Result | None:
-    """The result of some work, or None as soon as the client has left."""
+    """The result of `work`, or None as soon as the client has disconnected; `work` is then cancelled."""
     working, gone = asyncio.ensure_future(work()), asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -96,10 +96,10 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class WholeResponse(Response):
-    """Sends what some sessions have made, part by part, and closes them when the client has it.
+    """Sends the finished audio of some sessions in parts, and closes the sessions at the end.
 
-    Until then it counts as waiting for its reader: of one that is dropped, because too much waits, nothing is kept, and
-    a server that drains waits for it.
+    Until then the audio counts towards `Settings.max_buffered_mb` (the server may drop a session, which ends the
+    response), and a draining server waits for it.
     """
 
     def __init__(self, sessions: Sequence[Session], content: bytes, **options: Any):
@@ -127,7 +127,7 @@ class WholeResponse(Response):
 
 
 class SpeechResponse(Response):
-    """Sends a session's audio while it is made, and closes it whatever happens."""
+    """Sends a session's audio while it is generated, and closes the session in any case."""
 
     def __init__(self, session: Session, first: bytes, events: bool):
         kind = "text/event-stream" if events else session.format.content_type
@@ -157,7 +157,7 @@ class SpeechResponse(Response):
                 data = await self._session.read()
         except ApiError as error:
             if not self._events:
-                return  # without a proper end, which is how a client learns that a part is missing
+                return  # no final chunk: the client sees an incomplete response
             await body(_event("speech.audio.error", error.body), more=False)
             return
         await body(_done(self._session) if self._events else b"", more=False)
@@ -172,7 +172,7 @@ def _delta(data: bytes) -> bytes:
 
 
 def _done(session: Session) -> bytes:
-    """The last event: tokens are bytes of text and frames of audio."""
+    """The last event. Input tokens are bytes of text, output tokens are codec frames."""
     given, made = len(session.speech.script.encode("utf-8", "replace")), session.frames
     usage = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
     return _event("speech.audio.done", {"usage": usage})

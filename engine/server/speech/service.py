@@ -1,4 +1,4 @@
-"""The engine behind the routes: who is admitted, what is in progress, and how full it is."""
+"""The engine behind the routes: admits requests, tracks those in progress, and reports the load."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from ..errors import ApiError
 from ..metrics import Metrics
 from ..settings import Settings
 from ..voices.store import VoiceStore
-from .places import Places, room
+from .admission import Reservation, availability
 from .request import Speech
 from .session import Session
 
@@ -23,33 +23,33 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 ENCODER_THREADS = 4
-DECODER_THREADS = 2  # of audio that requests bring: their own, so that running streams never wait for it
+DECODER_THREADS = 2  # decode uploaded audio; separate from the encoders, so that streams never wait for uploads
 STARTING, READY, DRAINING, FAILED = "starting", "ok", "draining", "failed"
-LONGEST_RETRY = 30  # seconds: some clients give up where they are told to wait longer
+LONGEST_RETRY = 30  # seconds; some clients give up at once if Retry-After is longer
 
 
 class SpeechService:
-    """One engine and its requests. All of it belongs to one event loop.
+    """One engine and its requests. Every method must be called in the same event loop.
 
     Attributes:
-        settings: of the server.
-        metrics: what it counts.
-        sessions: requests that are generated or sent.
-        voices: that can be named.
+        settings: settings of the server.
+        metrics: its Prometheus metrics.
+        sessions: requests that are being generated or sent.
+        voices: voices that a request can name.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics | None = None):
         self.settings, self.metrics = settings, metrics or Metrics()
         self.sessions: set[Session] = set()
         self.voices = VoiceStore(settings.voices_folder, settings.model)
-        self._places: set[Places] = set()
+        self._reservations: set[Reservation] = set()
         self._engine: Engine | None = None
         self._state = STARTING
         self._pool = ThreadPoolExecutor(ENCODER_THREADS, thread_name_prefix="dia-encode")
         self._decoders = ThreadPoolExecutor(DECODER_THREADS, thread_name_prefix="dia-decode")
         self._decoding = 0
         self._buffered = 0
-        self._generation_seconds = 2.0  # of a request, a running mean
+        self._generation_seconds = 2.0  # moving average of the time a request occupies a slot
         gauge = self.metrics.gauge
         gauge("dia_requests_running", "Requests that have had a slot and have not ended", lambda: self.running)
         gauge("dia_requests_waiting", "Requests that wait for their first slot", lambda: self.waiting)
@@ -63,7 +63,7 @@ class SpeechService:
         """The engine.
 
         Raises:
-            ApiError: 503, it is not loaded yet.
+            ApiError: 503, the model is still being loaded.
         """
         if self._engine is None:
             raise self._unavailable()
@@ -71,16 +71,16 @@ class SpeechService:
 
     @property
     def state(self) -> str:
-        """starting, ok, draining or failed."""
+        """One of STARTING, READY, DRAINING and FAILED."""
         return FAILED if self._engine is not None and not self._engine.usable else self._state
 
     def ready(self, engine: Engine) -> None:
-        """Requests may come."""
+        """Accept requests from now on."""
         self.attach(engine)
         self._state = READY
 
     def attach(self, engine: Engine) -> None:
-        """Work with an engine; requests of clients are still refused."""
+        """Use an engine. Requests are refused until `ready`."""
         if self._engine is not engine:
             self._engine = engine
             engine.observe_launches(self.metrics.launched)
@@ -89,7 +89,7 @@ class SpeechService:
             self.voices.attach(engine)
 
     def drain(self) -> None:
-        """Refuse whatever comes from now on."""
+        """Refuse new requests from now on."""
         self._state = DRAINING
 
     @property
@@ -99,7 +99,7 @@ class SpeechService:
 
     @property
     def slots_used(self) -> int:
-        """Slots that are busy. A script in pieces takes several, or for a moment none."""
+        """Slots in use. A planned script uses several, and between pieces possibly none."""
         return self.metrics.in_launch if self._engine is not None and self._engine.active_requests else 0
 
     @property
@@ -125,79 +125,81 @@ class SpeechService:
         key: int = 0,
         request_id: str = "",
         received: float = 0.0,
-        places: Places | None = None,
+        reservation: Reservation | None = None,
     ) -> Session:
-        """Admit a request. Its place is taken in the same step as the check, or a flood would pass it.
+        """Admit a request. There is no `await` between check and admission, so the limit holds for concurrent requests.
 
         Args:
-            places: of `reserve`, one of which it has.
+            reservation: from `reserve`; the request then uses one of its places.
 
         Raises:
-            ApiError: 429, as many run and wait as may; 503, the server is starting, draining or has failed.
+            ApiError: 429, the server or the key has no room; 503, the server is starting, draining or has failed.
         """
-        if places is None:
+        if reservation is None:
             self.check_state()
             self._find_room(key)
-        session = Session(self, speech, audio_format, key=key, request_id=request_id, received=received, places=places)
+        session = Session(
+            self, speech, audio_format, key=key, request_id=request_id, received=received, reservation=reservation
+        )
         self.sessions.add(session)
         return session
 
     @contextmanager
-    def reserve(self, count: int, key: int) -> Iterator[Places]:
-        """Places for up to so many requests, as many as there is room for; also while the server drains.
+    def reserve(self, count: int, key: int) -> Iterator[Reservation]:
+        """Reserve places for `count` requests, or as many as are free. They stay valid while the server drains.
 
         Raises:
-            ApiError: as `begin`, if there is room for none.
+            ApiError: as `begin`, if there is no room at all.
         """
         self.check_state()
-        places = Places(min(count, self._find_room(key)), key)
-        self._places.add(places)
+        reservation = Reservation(min(count, self._find_room(key)), key)
+        self._reservations.add(reservation)
         try:
-            yield places
+            yield reservation
         finally:
-            self._places.discard(places)
+            self._reservations.discard(reservation)
 
     def _find_room(self, key: int) -> int:
-        """Places that are free for a key.
+        """How many more requests of a key can be admitted, at least 1.
 
         Raises:
-            ApiError: 429, there is none.
+            ApiError: 429, none.
         """
-        most = self.settings.max_per_key
-        found = room(self.sessions, self._places, most=self.slots + self.max_waiting, key=key, most_per_key=most)
-        if found.left_of_key is not None and found.left_of_key <= 0:
+        per_key, most = self.settings.max_per_key, self.slots + self.max_waiting
+        found = availability(self.sessions, self._reservations, most=most, key=key, most_per_key=per_key)
+        if found.of_key is not None and found.of_key <= 0:
             self._refuse()
             raise ApiError(
-                429, f"this API key has {most} requests in progress, the most that it may have",
+                429, f"this API key already has {per_key} requests in progress, its limit",
                 code="key_limit", retry_after=self.retry_after(),
             )  # fmt: skip
-        if found.left <= 0:
+        if found.total <= 0:
             raise self.full()
         return found.free
 
     def check_state(self) -> None:
-        """Check that requests are taken.
+        """Check that the server accepts requests.
 
         Raises:
-            ApiError: 503.
+            ApiError: 503, it does not.
         """
         if self.state != READY:
             self._refuse()
             raise self._unavailable()
 
     def full(self) -> ApiError:
-        """The error of a request for which there is no room."""
+        """Count a refused request; returns the error to send, 429."""
         self._refuse()
-        message = f"{self.running} requests are running and {self.waiting} waiting, no more may wait"
+        message = f"the server is full: {self.running} requests are running and {self.waiting} are waiting"
         return ApiError(429, message, code="queue_full", retry_after=self.retry_after())
 
     def retry_after(self) -> int:
-        """Whole seconds after which a slot may be free."""
+        """Estimated seconds until a slot is free, for the Retry-After header."""
         turns = 1 + self.waiting / max(1, self.slots)
         return min(LONGEST_RETRY, max(1, math.ceil(turns * self._generation_seconds)))
 
     def slot_free(self, session: Session) -> None:
-        """Called by a session when the engine's work on it is over."""
+        """Called by a session when it no longer needs its slot."""
         if session.started and not session.speech.arrives:
             seconds = time.perf_counter() - session.started
             self._generation_seconds += 0.2 * (seconds - self._generation_seconds)
@@ -208,8 +210,8 @@ class SpeechService:
         """Called by a session at its end."""
         self.sessions.discard(session)
 
-    def kept(self, size: int) -> None:
-        """Called by sessions: so many bytes more wait for readers. Beyond the limit the slowest is dropped."""
+    def adjust_buffered(self, size: int) -> None:
+        """Called by sessions: buffered audio has changed by `size` bytes. Over the limit, drops the largest buffer."""
         self._buffered += size
         if size > 0 and self._buffered > self.settings.max_buffered_mb * 1e6:
             slowest = max(self.sessions, key=lambda session: session.buffered)
@@ -219,18 +221,19 @@ class SpeechService:
             slowest.fail(ApiError(503, "too much audio waited to be read", code="too_slow"))
 
     async def in_thread(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """Run a function beside the event loop."""
+        """Run a function in a worker thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     async def decode(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """Run a function on what a request brings, before it has a place. No more wait for that than for a slot.
+        """Decode audio that a request brings, in a worker thread, before the request is admitted.
 
         Raises:
-            ApiError: 429, as many wait as may; and what the function raises.
+            ApiError: 429, as many requests wait to be decoded as may wait for a slot.
+            Exception: what the function raises.
         """
         if self._decoding >= DECODER_THREADS + self.max_waiting:
             self._refuse()
-            message = f"audio of {self._decoding} requests is waiting to be decoded, no more may wait"
+            message = f"the server is full: audio of {self._decoding} requests is waiting to be decoded"
             raise ApiError(429, message, code="queue_full", retry_after=self.retry_after())
         self._decoding += 1
         try:
@@ -239,12 +242,12 @@ class SpeechService:
             self._decoding -= 1
 
     async def idle(self) -> None:
-        """Return when no request is left."""
-        while self.sessions or self._places:
+        """Wait until no request is in progress."""
+        while self.sessions or self._reservations:
             await asyncio.sleep(0.02)
 
     def close(self) -> None:
-        """End what is left."""
+        """Abort all requests and stop the worker threads."""
         for session in list(self.sessions):
             session.close()
         for pool in (self._pool, self._decoders):
@@ -256,5 +259,5 @@ class SpeechService:
 
     def _unavailable(self) -> ApiError:
         state = self.state
-        words = {STARTING: "the model is being loaded", DRAINING: "the server is shutting down"}
-        return ApiError(503, words.get(state, "the engine has failed"), code=state, retry_after=5)
+        reasons = {STARTING: "the model is being loaded", DRAINING: "the server is shutting down"}
+        return ApiError(503, reasons.get(state, "the engine has failed"), code=state, retry_after=5)

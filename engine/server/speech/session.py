@@ -1,7 +1,6 @@
-"""One request on its way: the engine's chunks, encoded and kept until the client takes them.
+"""One request for speech: runs it in the engine, encodes the chunks and buffers them until the client has read them.
 
-The engine never waits for a client: what is made is kept here, so a slow reader costs memory (see
-`Settings.max_buffered_mb`) and not a slot.
+The engine never waits for a client: a slow reader costs memory (see `Settings.max_buffered_mb`), not a slot.
 """
 
 import asyncio
@@ -17,7 +16,7 @@ from ...runtime.stream import AudioStream
 from ..audio.encoders import Output, with_sizes
 from ..audio.formats import AudioFormat
 from ..errors import ApiError, bad_request
-from .places import Places
+from .admission import Reservation
 from .request import Speech
 
 if TYPE_CHECKING:
@@ -25,21 +24,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TRIES = 3  # of a request without a seed of its own, for which the model ends at once
+TRIES = 3  # attempts, with new seeds, if the model generates no audio and the request names no seed
 
 
 class Session:
-    """The audio of one request, for one reader.
+    """The encoded audio of one request, for one reader.
 
     Attributes:
-        speech, format: what is made.
-        key: number of the API key that asked for it.
-        request_id: of log lines.
-        places: one of which it has, of a caller who holds several.
-        generating: whether the engine is still at work on it, or will be.
-        buffered: bytes that wait for the reader.
-        sent_seconds: of audio that the reader has taken.
-        frames: generated, once it has ended.
+        speech: what to generate.
+        format: how to encode it.
+        key: number of the client's API key; 0 if the server has none.
+        request_id: identifies the request in log lines.
+        reservation: whose place the request uses; None if it has a place of its own.
+        generating: whether the request still waits for a slot or occupies one.
+        buffered: encoded bytes that the reader has not read.
+        sent_seconds: seconds of audio that the reader has read.
+        frames: codec frames generated; 0 until generation has ended.
     """
 
     def __init__(
@@ -51,100 +51,101 @@ class Session:
         key: int = 0,
         request_id: str = "",
         received: float = 0.0,
-        places: Places | None = None,
+        reservation: Reservation | None = None,
     ):
-        """`received` is when the request came in, in seconds of `time.perf_counter`. Use `SpeechService.begin`."""
+        """Use `SpeechService.begin`. `received` is the arrival time of the request, by `time.perf_counter`."""
         self.speech, self.format, self.key, self.request_id = speech, audio_format, key, request_id
-        self.places = places
+        self.reservation = reservation
         self.generating, self.buffered, self.sent_seconds, self.frames = True, 0, 0.0, 0
         self._service, self._received = service, received or time.perf_counter()
         self._stream: AudioStream[np.ndarray] | None = None
         self._pieces: deque[tuple[bytes, float]] = deque()
-        self._arrived = asyncio.Event()
+        self._changed = asyncio.Event()
         self._error: ApiError | None = None
-        self._whole = self._closed = False
-        self._first = self._slot = self._underrun = self._made = self._read_at = 0.0
-        self._samples = 0  # of the whole file
-        self._held = 0.0  # seconds of audio since the last bytes: those that come next have them
+        self._complete = self._closed = False
+        self._first_audio_at = self._slot_at = self._read_at = 0.0  # by `time.perf_counter`; 0.0 before
+        self._underrun_seconds = self._generated_seconds = 0.0
+        self._unencoded_seconds = 0.0  # audio that the encoder holds back; counted with the bytes that come next
+        self._samples = 0  # of the whole file, once it is complete
         self._task = asyncio.create_task(self._run())
-        self._patience = asyncio.get_running_loop().call_later(service.settings.max_wait, self._lose_patience)
+        self._wait_timer = asyncio.get_running_loop().call_later(service.settings.max_wait, self._on_wait_timeout)
 
     @property
     def started(self) -> float:
-        """When it got a slot, in seconds of `time.perf_counter`; 0.0 while it waits."""
-        if not self._slot and self._stream is not None:
-            self._slot = self._stream.started
-        return self._slot
+        """When the request got a slot, by `time.perf_counter`; 0.0 while it waits."""
+        if not self._slot_at and self._stream is not None:
+            self._slot_at = self._stream.started
+        return self._slot_at
 
     @property
     def read_to_end(self) -> bool:
-        """Whether the reader has all of it."""
+        """Whether the reader has read all audio."""
         return self._read_at > 0
 
     async def read(self) -> bytes | None:
-        """The next bytes, never empty; None at the end.
+        """The next encoded bytes, never empty; None at the end.
 
         Raises:
-            ApiError: it failed.
+            ApiError: the request failed.
         """
         while not self._pieces:
             if self._error is not None:
                 raise self._error
-            if self._whole:
-                self._note_end()
+            if self._complete:
+                self._mark_read()
                 return None
-            await self._arrival()
+            await self._wait_for_change()
         data, seconds = self._pieces.popleft()
-        self._release(len(data))
+        self._unbuffer(len(data))
         self.sent_seconds += seconds
         return data
 
     async def read_all(self) -> bytes:
-        """The whole file, once it is made. Until `close` it counts as waiting for the reader.
+        """Wait until generation has ended; returns the whole file. It stays in `buffered` until `close`.
 
         Raises:
-            ApiError: it failed.
+            ApiError: the request failed.
         """
-        while self._error is None and not self._whole:
-            await self._arrival()
+        while self._error is None and not self._complete:
+            await self._wait_for_change()
         if self._error is not None:
             raise self._error
-        self._note_end()
+        self._mark_read()
         self.sent_seconds += sum(seconds for _, seconds in self._pieces)
         return with_sizes(self.format, b"".join(data for data, _ in self._pieces), self._samples)
 
     async def failure(self) -> None:
-        """Return when it fails; for who has read all of it."""
+        """Return when the request fails, which it can after `read_all`: the server may drop its buffer."""
         while self._error is None:
-            await self._arrival()
+            await self._wait_for_change()
 
-    async def _arrival(self) -> None:
-        self._arrived.clear()
-        await self._arrived.wait()
+    async def _wait_for_change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
 
-    def _note_end(self) -> None:
+    def _mark_read(self) -> None:
         self._read_at = self._read_at or time.perf_counter()
-        self.sent_seconds += self._held
-        self._held = 0.0
+        self.sent_seconds += self._unencoded_seconds
+        self._unencoded_seconds = 0.0
 
     def fail(self, error: ApiError) -> None:
-        """End it with an error for the reader; what waits for him is dropped."""
+        """End the request with an error for the reader, and drop its buffered audio."""
         self._error = self._error or error
-        self._drop()
+        self._drop_buffered()
         self._task.cancel()
-        self._give_up_slot()
-        self._arrived.set()
+        self._release_slot()
+        self._changed.set()
 
     def close(self) -> None:
-        """Nobody reads any more: free the slot and write down how it ended. May be called again."""
+        """Free the slot, drop buffered audio and log the outcome. May be called again."""
         if self._closed:
             return
         self._closed = True
-        self._drop()
+        self._drop_buffered()
         self._task.cancel()
-        self._give_up_slot()
+        self._release_slot()
         self._service.end(self)
-        self._note("failed" if self._error else "finished" if self.read_to_end else "aborted")
+        self._report("failed" if self._error else "finished" if self.read_to_end else "aborted")
 
     async def _run(self) -> None:
         service = self._service
@@ -158,7 +159,7 @@ class Session:
                 message = f"the model says nothing for this input, seed {self.speech.seed}"
                 raise ApiError(400, message, param="input", code="no_audio")
             self._put(await service.in_thread(output.finish), 0.0)
-            self._samples, self._whole = output.samples, True
+            self._samples, self._complete = output.samples, True
         except ApiError as error:
             self._error = self._error or error
         except EngineFull:
@@ -169,11 +170,11 @@ class Session:
             logger.exception("a request failed", extra={"fields": {"request": self.request_id}})
             self._error = self._error or ApiError(500, "generation failed; the server's log says why", code="failed")
         finally:
-            self._give_up_slot()
-            self._arrived.set()
+            self._release_slot()
+            self._changed.set()
 
     async def _generate(self) -> Output:
-        """Generate and encode; what there is has no seconds if the model ended at once."""
+        """Generate and encode; returns the output, whose `seconds` are 0 if the model generated nothing."""
         service = self._service
         if self.speech.arrives:
             self._stream = self.speech.open(service.engine)
@@ -189,25 +190,25 @@ class Session:
         return output
 
     def _put(self, data: bytes, seconds: float) -> None:
-        """Keep bytes for the reader, and how long a player would have waited for them."""
+        """Buffer bytes for the reader, and record the longest stall of a player that started with the first chunk."""
         now = time.perf_counter()
         self._service.metrics.audio_seconds.inc(seconds)
-        if self._first:
-            self._underrun = max(self._underrun, now - self._first - self._made)
-        elif data:  # before, the encoder holds the first samples back
-            self._first = now
-            self._patience.cancel()
+        if self._first_audio_at:
+            self._underrun_seconds = max(self._underrun_seconds, now - self._first_audio_at - self._generated_seconds)
+        elif data:  # until now the encoder held the first samples back
+            self._first_audio_at = now
+            self._wait_timer.cancel()
             self._service.metrics.first_audio.observe(now - self._received)
-        self._made += seconds
-        self._held += seconds
+        self._generated_seconds += seconds
+        self._unencoded_seconds += seconds
         if data:
-            self._pieces.append((data, self._held))
-            self._held = 0.0
+            self._pieces.append((data, self._unencoded_seconds))
+            self._unencoded_seconds = 0.0
             self.buffered += len(data)
-            self._arrived.set()
-            self._service.kept(len(data))
+            self._changed.set()
+            self._service.adjust_buffered(len(data))
 
-    def _lose_patience(self) -> None:
+    def _on_wait_timeout(self) -> None:
         if self.generating and not self.started:
             waited = self._service.settings.max_wait
             self.fail(
@@ -217,50 +218,58 @@ class Session:
                 )
             )  # fmt: skip
 
-    def _give_up_slot(self) -> None:
-        """Whatever happened, the engine need not go on with it."""
-        _ = self.started  # the time is lost with the stream
+    def _release_slot(self) -> None:
+        """Stop generating. Called at the end, however the request ended."""
+        _ = self.started  # remember it: it cannot be read from a closed stream
         if self._stream is not None:
             self._stream.close()
         if self.generating:
             self.generating = False
-            self._patience.cancel()
+            self._wait_timer.cancel()
             self._service.slot_free(self)
 
-    def _drop(self) -> None:
+    def _drop_buffered(self) -> None:
         self._pieces.clear()
-        self._release(self.buffered)
+        self._unbuffer(self.buffered)
 
-    def _release(self, size: int) -> None:
+    def _unbuffer(self, size: int) -> None:
         self.buffered -= size
-        self._service.kept(-size)
+        self._service.adjust_buffered(-size)
 
-    def _note(self, outcome: str) -> None:
-        """Metrics and a line of the log."""
-        now, metrics = self._read_at or time.perf_counter(), self._service.metrics
+    def _report(self, outcome: str) -> None:
+        """Count the outcome in the metrics and log it. `outcome` is finished, failed or aborted."""
+        ended = self._read_at or time.perf_counter()
+        self._count(outcome, ended)
+        logger.info("speech", extra={"fields": self._log_fields(outcome, ended)})
+
+    def _count(self, outcome: str, ended: float) -> None:
+        metrics = self._service.metrics
         metrics.requests.labels(outcome).inc()
         metrics.sent_seconds.labels(outcome).inc(self.sent_seconds)
         if self.started:
             metrics.queue.observe(self.started - self._received)
         if outcome == "finished":
-            metrics.request.observe(now - self._received)
-            if not self.speech.arrives:  # else a pause may be the text's
-                metrics.underrun.observe(self._underrun)
+            metrics.request.observe(ended - self._received)
+            if not self.speech.arrives:  # otherwise the text may have caused the pause
+                metrics.underrun.observe(self._underrun_seconds)
+
+    def _log_fields(self, outcome: str, ended: float) -> dict[str, Any]:
+        error = self._error
         fields = {
             "request": self.request_id, "outcome": outcome, "sent_seconds": round(self.sent_seconds, 3),
-            "first_audio": round(self._first - self._received, 4) if self._first else None,
+            "first_audio": round(self._first_audio_at - self._received, 4) if self._first_audio_at else None,
             "waited": round(self.started - self._received, 4) if self.started else None,
-            "seconds": round(now - self._received, 3), "format": self.format.name, "seed": self.speech.seed,
+            "seconds": round(ended - self._received, 3), "format": self.format.name, "seed": self.speech.seed,
             "bytes_of_text": len(self.speech.script.encode("utf-8", "replace")),
-            "error": (self._error.code or self._error.status) if self._error else None,
-            "param": self._error.param if self._error else None,
+            "error": (error.code or error.status) if error else None,
+            "param": error.param if error else None,
         }  # fmt: skip
-        if self._service.settings.log_text:  # of which an error may quote a part
-            fields["reason"] = self._error.message if self._error else None
+        if self._service.settings.log_text:  # an error message may quote the script
+            fields["reason"] = error.message if error else None
             fields["text"] = self.speech.script
-        logger.info("speech", extra={"fields": fields})
+        return fields
 
     @property
     def generated_seconds(self) -> float:
-        """Seconds of audio that were made."""
-        return self._made
+        """Seconds of audio generated so far."""
+        return self._generated_seconds

@@ -1,4 +1,4 @@
-"""A WebSocket on which text comes in and audio goes out: messages, errors, and when nobody speaks any more."""
+"""WebSockets: JSON messages with timeouts, close codes, and a timer for idle connections."""
 
 import asyncio
 import json
@@ -9,29 +9,29 @@ from fastapi import WebSocket, WebSocketDisconnect
 
 from ..errors import ApiError
 
-IDLE_SECONDS = 20.0  # after which a text of which no more comes is taken to be whole
-SILENT_SECONDS = 180.0  # after which a connection that says nothing is closed
-GOODBYE_SECONDS = 5.0  # in which a client takes the last messages
+IDLE_SECONDS = 20.0  # without new text, after which the text is taken to be complete
+RECEIVE_TIMEOUT = 180.0  # seconds without a message, after which the connection is closed
+CLOSE_TIMEOUT = 5.0  # seconds a client has to read the last messages
 GOING_AWAY, POLICY_VIOLATION = 1001, 1008
 
 
-class Messages:
-    """The JSON objects that a client sends, and those that it gets, one at a time."""
+class JsonSocket:
+    """Sends and receives JSON objects over a WebSocket, with timeouts. Sends one message at a time."""
 
     def __init__(self, socket: WebSocket):
-        self._socket, self._sending, self._patience = socket, asyncio.Lock(), SILENT_SECONDS
+        self._socket, self._sending, self._send_timeout = socket, asyncio.Lock(), RECEIVE_TIMEOUT
 
     async def receive(self) -> dict[str, Any]:
-        """The next one.
+        """Receive a message.
 
         Raises:
-            ApiError: 400, something else; 408, none for long.
-            WebSocketDisconnect: the client has left.
+            ApiError: 400, the message is not a JSON object; 408, no message within RECEIVE_TIMEOUT.
+            WebSocketDisconnect: the client has disconnected.
         """
         try:
-            message = await asyncio.wait_for(self._socket.receive(), SILENT_SECONDS)
+            message = await asyncio.wait_for(self._socket.receive(), RECEIVE_TIMEOUT)
         except asyncio.TimeoutError:
-            raise ApiError(408, f"nothing was said for {SILENT_SECONDS:g} seconds", code="timeout") from None
+            raise ApiError(408, f"no message for {RECEIVE_TIMEOUT:g} seconds", code="timeout") from None
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1000))
         if message.get("text") is None:
@@ -45,10 +45,10 @@ class Messages:
         return content
 
     async def send(self, content: dict[str, Any]) -> None:
-        """Send one.
+        """Send a message.
 
         Raises:
-            WebSocketDisconnect: the client has left; also of the others.
+            WebSocketDisconnect: the client has disconnected or does not read; so do `send_bytes` and `close`.
         """
         await self._send(self._socket.send_text, json.dumps(content))
 
@@ -56,12 +56,12 @@ class Messages:
         """Send a binary message."""
         await self._send(self._socket.send_bytes, data)
 
-    def hurry(self) -> None:
-        """The connection ends: who does not take the last messages soon does not get them."""
-        self._patience = GOODBYE_SECONDS
+    def shorten_send_timeout(self) -> None:
+        """Give the client CLOSE_TIMEOUT seconds for each further message, as the connection is about to end."""
+        self._send_timeout = CLOSE_TIMEOUT
 
     async def close(self, error: ApiError | None = None) -> None:
-        """Close the connection, because of an error or at its end."""
+        """Close the connection, with a status code and reason if there was an error."""
         if error is None:
             await self._send(self._socket.close)
         else:
@@ -71,13 +71,13 @@ class Messages:
     async def _send(self, function: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         async with self._sending:
             try:
-                await asyncio.wait_for(function(*arguments), self._patience)
-            except (RuntimeError, OSError, asyncio.TimeoutError):  # it is closed, its connection is, or nobody reads
+                await asyncio.wait_for(function(*arguments), self._send_timeout)
+            except (RuntimeError, OSError, asyncio.TimeoutError):  # closed, disconnected, or not read
                 raise WebSocketDisconnect from None
 
 
 class IdleTimer:
-    """Calls something once nothing has happened for a time."""
+    """Calls a function after `seconds` without a `restart`."""
 
     def __init__(self, action: Callable[[], None], seconds: float = IDLE_SECONDS):
         self._action, self._seconds = action, seconds
@@ -85,11 +85,11 @@ class IdleTimer:
         self.restart()
 
     def restart(self) -> None:
-        """Something has happened."""
+        """Start the time anew."""
         self.stop()
         self._handle = asyncio.get_running_loop().call_later(self._seconds, self._action)
 
     def stop(self) -> None:
-        """It is over."""
+        """Cancel the call."""
         if self._handle is not None:
             self._handle.cancel()

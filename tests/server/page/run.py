@@ -189,7 +189,7 @@ def check_failing_server(context: BrowserContext, check: Checks, engine: Engine,
         taken = [raw(server, body(LONG * 70)) for _ in range(engine.max_slots)]
         until(lambda: server.metric("dia_requests_running") == engine.max_slots)
         page.click("#speak")
-        check("a server without room", "Try again in" in said(page, "no more may wait"), page.inner_text("#message"))
+        check("a server without room", "Try again in" in said(page, "the server is full"), page.inner_text("#message"))
         for each in taken:
             each.close()
         server.idle()
