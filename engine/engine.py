@@ -1,4 +1,4 @@
-"""Load a model once, then turn scripts into sound."""
+"""`Engine`: load a model, generate and stream audio from scripts."""
 
 import os
 import weakref
@@ -24,12 +24,11 @@ from .files.hub import DEFAULT_MODEL
 from .kernels.cpu.onednn import PackedInt8Weight, pack_for_device
 from .kernels.quantized import Weight
 from .kernels.tuning import check_tuning
-from .longform.calls import ScriptCall
 from .longform.options import AudioPrompts, PerText, SpeechOptions, Text, Transcript, Transcripts
 from .longform.parsing import parse_scripts
 from .longform.planning.checked_plan import make_plan
 from .longform.planning.plan import Plan
-from .longform.runner import ScriptRunner, call_for
+from .longform.runner import RequestRunner, call_for
 from .longform.script import Script, at_asked_loudness, check_streamable
 from .longform_settings import LongFormSettings
 from .messages import shown
@@ -51,24 +50,26 @@ from .weights.load import default_dtype
 from .weights.recipes import checked_recipe
 from .weights.source import ModelSource, default_long_form, resolve_files, resolve_model
 
-# Audio that nobody listens to meanwhile is decoded in windows too, which bounds the memory and how long the codec holds
-# up other requests; their context costs 8 % of the codec's work.
+# Chunk sizes of `generate`. Decoding in windows bounds the codec's memory, and how long it delays other requests; the
+# overlap of the windows costs 8 % of the codec's work.
 WHOLE = ChunkSizes(256, 256)
 
 
 class Engine:
-    """A Dia model and its codec, ready to speak.
+    """A Dia model with its audio codec.
+
+    Create one with `load`, `from_pretrained` or `from_local`. All methods may be called from any thread.
 
     Attributes:
         config: sizes and special ids of the model.
-        weights: by the names of `model.shapes.parameter_shapes`, on `device`.
-        model: what computes; its parts may change in any version.
-        codec: a `Codec`; None after `load_dac=False`.
-        windows: decodes the codes of a stream in windows.
-        device, dtype: where and in what the model computes.
-        max_rows: decoder rows per slot, the most that `max_tokens` can be.
-        defaults: the model's own defaults for `generate`, by name; what is not in it is the reference's.
-        long_form: how long scripts are planned.
+        weights: tensors on `device`, named as in `model.shapes.parameter_shapes`.
+        model: the `DiaModel`. Its interface may change in any version.
+        codec: the `Codec`, or None after `load_dac=False`.
+        windows: decodes codes to audio in overlapping windows.
+        device, dtype: device and dtype of the model.
+        max_rows: decoder rows per slot, the upper limit of `max_tokens`.
+        defaults: the model's own sampling defaults, by parameter name. Parameters not listed have the reference's.
+        long_form: how long scripts are split into pieces.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Engine:
         long_form: LongFormSettings | None = None,
         name: str = "",
     ):
-        """Build from weights named as in `parameter_shapes`; `load`, `from_pretrained` and `from_local` read them."""
+        """Build an engine from weights in memory, named as in `model.shapes.parameter_shapes`."""
         limits = limits or Limits()
         self.max_rows = limits.rows(config)
         table = weights["decoder.embedding.weight"]
@@ -96,13 +97,13 @@ class Engine:
         self._name = name
         self.windows = CodeWindows(self.device) if codec is None else SoundWindows(codec)
         small = is_small((weight.nbytes for weight in weights.values()), self.device)
-        # None of these knows the engine, or it would never be collected.
+        # None of these may refer to the engine: a running thread would keep it alive for ever.
         self._modes = partial(computing, self.device, alone=small)
         self._thread = EngineThread(
             self.model, self.windows, limits, self._modes,
             graph=graph, frames_per_second=self._frames_per_second, uses_workers=small and codec is not None,
         )  # fmt: skip
-        self._scripts = ScriptRunner(
+        self._runner = RequestRunner(
             self._thread, self.windows, codec, config, self.long_form,
             frames_per_second=self._frames_per_second, max_rows=self.max_rows,
         )  # fmt: skip
@@ -125,36 +126,42 @@ class Engine:
         max_waiting: int | None = None,
         max_rows: int | None = None,
     ) -> "Engine":
-        """Load a model from the hub or a folder, the one that comes with the engine, or make one up.
+        """Load a model from the Hugging Face hub or a local folder.
 
         Args:
-            model: hub id or folder, weights in transformers' or nari-labs' layout; "talker", a small one that comes
-                with the engine; or random weights, `synthetic:tiny` and `synthetic:full`.
-            quant: "int8", "nf4" (also "4bit"), "nf4-all" or a recipe of one's own, see `recipes.checked_recipe`:
-                quantizes while loading. None leaves the weights as they are stored; a quantized checkpoint needs no
-                more than that.
-            dtype: "float32", "bfloat16" or "float16". Default: on a GPU bfloat16, or float16 where the GPU lacks it; on
-                a CPU float32 for a model under 100 million parameters, else bfloat16 if the CPU multiplies it natively.
-            device: default "cuda" if there is one, else "cpu".
-            codec: hub id, folder or file of the audio codec, or a loaded one. Default: the folder `codec` in the
-                model's own folder if there is one, else `descript/dac_44khz`.
-            codec_dtype: of the codec's convolutions, as `dtype`; default "float32". Half precision is for GPUs; at full
-                size the sound is then off by 1.4 % (bfloat16) or 0.2 % (float16) of its own size.
-            load_dac: False leaves the codec out, and `generate` returns codes.
-            revision: of the hub repository.
-            graph: False runs the step's kernels one by one, instead of many steps captured in a CUDA graph. The sound
-                is the same; on a CPU there is no graph.
-            max_slots: requests that run at the same time; further ones wait. Default: 8 on a CPU; on a GPU as many as
-                half of the memory that is free after loading holds. It is allocated as it is used.
-            max_waiting: requests that may wait for a slot; beyond that a call raises `EngineFull`. Default: any number.
-            max_rows: decoder rows per slot, the most that `max_tokens` can be. Default: all that the model has. Less
-                makes a slot smaller: 1200 rows are 14 seconds of the published Dia.
+            model: hub id or folder with weights in transformers' or nari-labs' layout; "talker", the small model that
+                is part of this package; or "synthetic:tiny" or "synthetic:full", models with random weights.
+            quant: quantize the weights while loading: "int8", "nf4" (or "4bit"), "nf4-all", or a mapping from name
+                patterns to formats, see `recipes.checked_recipe`. Default: keep the weights as stored; checkpoints
+                that are quantized already load without it.
+            dtype: "float32", "bfloat16" or "float16". Default: on a GPU bfloat16, or float16 if the GPU lacks it; on a
+                CPU bfloat16 if the CPU multiplies it natively and the model has 100 million parameters or more, else
+                float32.
+            device: "cuda", "cuda:1", "cpu" or a torch.device. Default: "cuda" if available, else "cpu".
+            codec: hub id, folder or file of the audio codec, or a loaded `Codec`. Default: the folder `codec` inside
+                the model's folder if it exists, else "descript/dac_44khz".
+            codec_dtype: dtype of the codec's convolutions, default "float32". Half precision is meant for GPUs; at
+                full size the relative error of the audio is then 1.4 % (bfloat16) or 0.2 % (float16).
+            load_dac: whether to load the codec. Without it `generate` and `stream` return codes.
+            revision: branch, tag or commit of the hub repository.
+            graph: whether to capture decode steps in CUDA graphs. False launches every kernel from Python, for
+                debugging; the results are the same. Ignored on a CPU.
+            max_slots: number of requests that run concurrently; more requests wait. Default: 8 on a CPU; on a GPU as
+                many as fit into half of the memory that is free after loading. Memory is allocated on demand.
+            max_waiting: number of requests that may wait for a slot. Beyond it, calls raise `EngineFull`. Default: no
+                limit.
+            max_rows: decoder rows per slot, the upper limit of `max_tokens`. Default: the model's own limit. A smaller
+                number saves memory per slot: 1200 rows are 14 seconds of audio for the published Dia.
+
+        Returns:
+            an engine, ready for `generate` and `stream`.
 
         Raises:
-            FileNotFoundError: no such model, or a file of it is missing.
-            TypeError: a limit that is not an integer.
-            ValueError: a limit out of range, unusable files, an unknown dtype, device or quant, files that are
-                quantized otherwise, or an environment variable with a value that it cannot have.
+            FileNotFoundError: the model does not exist or lacks a file.
+            TypeError: a limit is not an integer.
+            ValueError: a limit is out of range; a dtype, device or quant is unknown; a file is unusable; the checkpoint
+                is quantized already and `quant` is given; or an environment variable has an invalid value.
+            RuntimeError: the process was forked from one in which an engine had worked, and cannot compute.
         """
         check_not_forked()
         check_tuning()
@@ -168,8 +175,8 @@ class Engine:
         dtype = dtype or default_dtype(source.config, device)
         check_slots(source.config, dtype, device, slots=limits.max_slots, rows=rows)
         stream = source.stream_weights(dtype=dtype, device=device, recipe=recipe)
-        # The files are checked by now and read after the codec: neither a bad file nor a codec that is missing or does
-        # not fit should cost the time to read everything.
+        # `stream_weights` has checked the file headers but read no weights: open the codec first, so that a missing or
+        # unsuitable codec is reported before gigabytes are read.
         codec = source.open_codec(codec, device, codec_dtype) if load_dac else None
         name = str(model) if quant is None else f"{model} {quant if isinstance(quant, str) else 'quantized'}"
         return cls._of(source, stream, codec, graph=graph, limits=limits, name=name)
@@ -182,12 +189,12 @@ class Engine:
         device: str | torch.device | None = None,
         load_dac: bool = True,
     ) -> "Engine":
-        """`load` with the reference's argument names and its default of float32; errors as there.
+        """`load` with the argument names and the default dtype (float32) of nari-labs/dia. Raises what `load` raises.
 
         Args:
-            model_name: hub id or folder, as `model` of `load`.
+            model_name: see `model` of `load`.
             compute_dtype: "float32", "bfloat16" or "float16", or the torch.dtype.
-            device, load_dac: as `load`.
+            device, load_dac: see `load`.
         """
         return cls.load(model_name, dtype=compute_dtype, device=device, load_dac=load_dac)
 
@@ -200,18 +207,18 @@ class Engine:
         device: str | torch.device | None = None,
         load_dac: bool = True,
     ) -> "Engine":
-        """Load from a config.json and one checkpoint file (.safetensors, .pth or .bin), as the reference does.
+        """Load from a config.json and one checkpoint file (.safetensors, .pth or .bin), as in nari-labs/dia.
 
-        A folder `codec` and a generation_config.json beside them are used, as `load` does.
+        A `codec` folder and a generation_config.json next to config.json are used if they exist.
 
         Args:
-            config_path: the config.json.
+            config_path: path of the config.json.
             checkpoint_path: weights in transformers' or nari-labs' layout.
-            compute_dtype, device, load_dac: as `from_pretrained`.
+            compute_dtype, device, load_dac: see `from_pretrained`.
 
         Raises:
             FileNotFoundError: one of the files is missing.
-            ValueError: an unusable file, or weights that do not fit the config; all misfits are listed.
+            ValueError: a file is unusable, or tensors do not match the config; the message lists them.
         """
         device, dtype = resolve_device(device), resolve_dtype(compute_dtype)
         source = resolve_files(config_path, checkpoint_path)
@@ -222,13 +229,13 @@ class Engine:
     def _of(
         cls, source: ModelSource, stream: Iterable[tuple[str, Weight]], codec: Codec | None, **options: Any
     ) -> "Engine":
-        """With the weights of a stream, each made ready for its device before the next is read."""
+        """Build an engine from streamed weights. Each is packed for its device before the next is read."""
         weights = {name: pack_for_device(weight) for name, weight in stream}
         return cls(source.config, weights, codec, defaults=source.defaults, long_form=source.long_form, **options)
 
     @property
     def sample_rate(self) -> int:
-        """Of the sound that `generate` returns, in Hz: 44100 for the published Dia.
+        """Sample rate of the generated audio in Hz: 44100 for the published Dia.
 
         Raises:
             ValueError: the engine was loaded without a codec.
@@ -236,22 +243,22 @@ class Engine:
         return self._require_codec().sample_rate
 
     def prepare(self, slots: int = 1) -> None:
-        """Do ahead of the first request what it would otherwise wait for. A server calls this before it listens.
+        """Warm up, so that the first requests do not pay for it. A server calls this before it accepts connections.
 
-        On a GPU: allocates the memory of `slots` requests at once, compiles the kernels and captures the graphs of
-        every batch up to that size, and those of a stream's windows of sound in its default sizes. Larger batches
-        still work; the first one allocates and captures anew. On a CPU: reads a text and makes a step for `slots`
-        requests, which loads what they need. Waits for a generation that is in progress; changes no result.
+        On a GPU this allocates the memory of `slots` requests, compiles the kernels, and captures CUDA graphs for all
+        batch sizes up to `slots` and for stream windows of the default chunk sizes. Larger batches still work, but
+        allocate and capture when they first occur. On a CPU it runs one short request, which loads the compiled code.
+        Blocks until running requests let it in; does not affect results.
 
         Args:
-            slots: requests at once, at least 1.
+            slots: number of concurrent requests to prepare for, at least 1.
 
         Raises:
-            TypeError: slots is not an integer.
-            ValueError: slots is under 1, or over the engine's `max_slots`.
-            torch.OutOfMemoryError: so many do not fit the GPU's memory; it says how many do, and the engine still
-                works with those.
-            RuntimeError: the engine is closed.
+            TypeError: `slots` is not an integer.
+            ValueError: `slots` is less than 1 or more than `max_slots`.
+            torch.OutOfMemoryError: not enough GPU memory for that many; the message says how many fit, and the engine
+                remains usable with those.
+            RuntimeError: the engine is closed, or the process was forked from one in which an engine had worked.
         """
         require_integer("slots", slots)
         if slots < 1:
@@ -293,65 +300,66 @@ class Engine:
         details: bool = False,
         on_progress: Callable[[Progress], Any] | None = None,
     ) -> "np.ndarray | Generation | list[np.ndarray] | list[Generation]":
-        """Turn a script, or a list of scripts at once, into sound. Names and order are the reference's.
+        """Generate audio for a script, or for a list of scripts as a batch.
 
-        What is left out is the model's default: `Engine.defaults` where it has one ("talker" has, the published Dia has
-        not), else the reference's, which is given below. Calls from any threads run at the same time, in the slots of
-        the engine; more of them wait, first come, first served. A request gives the same codes alone and in any
-        company, with the same seed.
+        Argument names and order are those of nari-labs/dia. A sampling parameter that is None has the model's default
+        (`Engine.defaults`), or else the default given below. Calls from several threads run concurrently; requests
+        beyond `max_slots` wait, first come, first served. The codes of a request depend on its arguments and seed only,
+        not on other requests.
 
         Args:
-            text: the script, with the tags [S1] and [S2] and sounds such as (laughs). Of several scripts a list; an
-                iterator is the parts of one, see `stream`.
-            max_tokens: decoder rows, prompt frames + 1 + delay included. The reference's default of 3072 stands for the
-                model's own limit where that is smaller.
-            cfg_scale: strength of guidance by the text; 0 means unguided. 3.0 by default.
-            temperature: 0 takes the likeliest token. 1.2 by default.
-            top_p: in (0, 1], share of the probability that is drawn from. 0.95 by default.
-            use_torch_compile: accepted and without effect: this engine has its own compiled step.
-            cfg_filter_top_k: candidates that guidance lets through, None for all. 45 by default; as None is taken, what
-                stands for the model's default here is MODEL_DEFAULT.
-            audio_prompt: a voice to go on with: a path, integer codes [P, C], or (waveform, sample rate) with samples
-                in [-1, 1]. Or one of each speaker, {"S1": ..., "S2": ...}, whose transcripts are given likewise. For a
-                list of texts a list of them, None where there is none.
+            text: script with speaker tags [S1] and [S2], and sounds such as (laughs). Several scripts are a list; an
+                iterator yields the parts of one, see `stream`.
+            max_tokens: maximum number of decoder rows: prompt frames + 1 + the largest channel delay + generated
+                frames. Default: 3072, or the model's own limit if that is smaller.
+            cfg_scale: strength of classifier-free guidance; 0 disables it. Default: 3.0.
+            temperature: sampling temperature; 0 is greedy. Default: 1.2.
+            top_p: nucleus sampling threshold in (0, 1]. Default: 0.95.
+            use_torch_compile: ignored; accepted for compatibility.
+            cfg_filter_top_k: number of candidates that guidance selects; None for all, MODEL_DEFAULT for the model's
+                default. Default: 45.
+            audio_prompt: audio to continue, which sets the voices: a path; integer codes [P, C]; or (waveform [samples]
+                float32 in [-1, 1], sample rate in Hz). To give one sample per speaker, pass {"S1": ..., "S2": ...}, and
+                a dict of transcripts as audio_prompt_text. For a list of texts, pass a list with an entry, or None, for
+                each.
             audio_prompt_path: older name of audio_prompt.
-            use_cfg_filter: accepted and without effect, as in the reference.
-            verbose: show progress, steps/s and x real time on standard error.
-            audio_prompt_text: transcript of the prompt; it is put before the text. An empty one is none.
-            seed: in [0, 2^63); the same seed and text give the same sound. None draws one from torch's global
-                generator.
-            sampling_params: max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k and min_tokens in one, in place
-                of them.
-            min_tokens: frames of sound before which the model may not end; 0 by default.
-            split: plan a script that is too long to be spoken well (`plan` shows how) in pieces, that run side by side
-                and are joined to one sound. max_tokens then counts for each piece. False generates any script as one.
-            speed: pace of the speech at the same pitch, from 0.25 to 4; good from 0.75 to 1.5.
-            pause: silence between turns in seconds, in addition to the model's own.
-            tail_silence: silence at the end in seconds.
-            trim_cut_end: whether a sound that max_tokens cuts loses its last frames, which forced rows damage, and
-                fades out. Default: if it was planned. The codes stay whole.
-            closing_tag: end the text with the tag of who speaks next, which keeps Dia from cutting ends. Default: in
-                the pieces of planned scripts, if the model is Dia.
-            loudness: of the whole sound in LUFS (ITU-R BS.1770), from -70 to 0; -16 is usual for podcasts. Where its
-                true peaks would rise over -1 dBTP it is made less loud, with a warning. Needs the extra `loudness`.
-                Default: as the model made it.
-            on_progress: called in this thread with a `Progress` after each piece of a planned script: pieces, seconds
-                of audio, x real time, time left.
-            details: return `Generation` instead of arrays: audio, codes, why it ended, seed, duration.
+            use_cfg_filter: ignored; accepted for compatibility.
+            verbose: show a progress bar on standard error, with steps/s and the speed relative to real time.
+            audio_prompt_text: transcript of the audio prompt, which is prepended to the text.
+            seed: integer in [0, 2^63); the same arguments and seed give the same audio. Default: drawn from torch's
+                global generator.
+            sampling_params: a `SamplingParams`, instead of max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k
+                and min_tokens.
+            min_tokens: number of generated frames before which EOS is forbidden. Default: 0.
+            split: whether to split scripts that are too long to be spoken well into pieces, which run concurrently and
+                are joined (see `plan`). max_tokens then applies to each piece. False generates any script as one.
+            speed: pace of the speech at unchanged pitch, from 0.25 to 4; best between 0.75 and 1.5.
+            pause: seconds of silence to insert between turns.
+            tail_silence: seconds of silence to append.
+            trim_cut_end: whether audio that max_tokens cuts off loses its last frames, which are damaged by forced
+                tokens, and fades out. The codes are not changed. Default: True for planned scripts only.
+            closing_tag: whether to end the text with the next speaker's tag, which keeps Dia from cutting off the last
+                word. Default: True for planned scripts if the model's `long_form` settings say so.
+            loudness: integrated loudness of the audio in LUFS (ITU-R BS.1770), from -70 to 0; -16 is usual for
+                podcasts. If true peaks would exceed -1 dBTP, the gain is reduced and a warning logged. Needs the extra
+                `loudness`. Default: leave the loudness as generated.
+            details: return `Generation` objects instead of arrays.
+            on_progress: called in this thread with a `Progress` after each piece of a planned script.
 
-        For a list of texts, each of max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens, seed
-        and sampling_params is one value for all, or a list with one per text.
+        For a list of texts, max_tokens, cfg_scale, temperature, top_p, cfg_filter_top_k, min_tokens, seed and
+        sampling_params may each be a list with one value per text.
 
         Returns:
-            sound [samples] float32, without the prompt; or codes [T, C] int64 if the engine has no codec. A list of
-            texts gives a list. Empty if the model ends at once.
+            audio [samples] float32 at `sample_rate`, without the prompt; codes [T, C] int64 if the engine has no
+            codec; or a `Generation` with both if `details`. A list of them for a list of texts. The audio is empty if
+            the model ends immediately.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: an argument that cannot work, more texts than `max_slots` and
-                `max_waiting` together included, before any work is done.
-            EngineFull: more requests would wait than `max_waiting`.
-            RuntimeError: the engine is closed; the process was forked from one in which an engine has worked; or a
-                loudness is asked for without the extra `loudness`.
+            FileNotFoundError, TypeError, ValueError: an invalid argument, or more texts than `max_slots` +
+                `max_waiting`. Raised before any work starts.
+            EngineFull: more than `max_waiting` requests would wait.
+            RuntimeError: the engine is closed or has failed; the process was forked from one in which an engine had
+                worked; or `loudness` is given and the extra `loudness` is not installed.
         """
         requests = self._parse(
             text, sampling_params=sampling_params, seed=seed,
@@ -396,36 +404,36 @@ class Engine:
         first_chunk_frames: int | None = None,
         on_progress: Callable[[Progress], Any] | None = None,
     ) -> AudioStream[np.ndarray] | AudioStream[tuple[int, np.ndarray]]:
-        """`generate`, with the sound given out as it is made: the chunks joined are the same sound.
+        """Like `generate`, but yields the audio in chunks while it is generated. Joined, the chunks are the same audio.
 
-        The work is done by the engine's own thread, beside that of other calls, starts when the first chunk is asked
-        for and does not wait for the reader, who may play a chunk meanwhile. To give up: `close` the stream, leave a
-        `with` over it, drop it, or raise out of the loop over it; its slot is free after the launch that is in
-        progress. `AudioStream.result` tells in the end how it ended.
+        Generation starts when the first chunk is requested, and does not wait for the reader: chunks that are not read
+        yet are buffered. To stop early, call `close` on the stream, leave its `with` block, or drop the stream; its
+        slot is free after the current launch. `AudioStream.result` has the codes and the finish reason at the end.
 
         Args:
-            text, ..., closing_tag: as in `generate`, and checked in this call. The text may also be an iterator or an
-                asynchronous iterator of strings, as a language model's answer arrives: a piece is begun as soon as a
-                sentence or a turn is whole, or at `dia_engine.FLUSH`, whatever there is. A prompt in the form of sound
-                is encoded when the first chunk is asked for; codes (see `load_audio`) cost nothing.
-            chunk_frames: frames per chunk, 512 samples each for the published codec. Each is decoded together with the
-                frames around it that its sound depends on, so that small chunks cost more work. Default: 48, or
-                more where a codec depends on so many that this would cost half as much again.
-            first_chunk_frames: of the first chunk; from then on chunks double up to chunk_frames, and the last may be
-                smaller. Default: 8, or chunk_frames where that is less.
-            loudness: None, as it is measured over the whole sound; any other value is refused.
-            on_progress: as in `generate`, called in the thread that reads.
+            text, ..., closing_tag: see `generate`; checked in this call. An audio prompt given as audio is encoded when
+                the first chunk is requested; one given as codes (see `load_audio`) needs no encoding. The text may also
+                be an iterator or asynchronous iterator of strings, for example the tokens of a language model:
+                generation starts when a sentence or turn is complete, or when the iterator yields `dia_engine.FLUSH`.
+            chunk_frames: frames per chunk, 512 samples each for the published codec. Each chunk is decoded with the
+                frames that its samples depend on, so smaller chunks cost more. Default: 48, or twice the codec's
+                receptive field if that is more.
+            first_chunk_frames: frames of the first chunk; later chunks double in size up to chunk_frames. The last
+                chunk may be smaller. Default: 8, or chunk_frames if that is less.
+            loudness: must be None, as loudness can only be measured over the whole audio.
+            on_progress: see `generate`; called in the thread that reads.
 
         Returns:
-            an iterator, and asynchronous iterator, over what `generate` would give in pieces: sound [samples] float32,
-            or codes [n, C] int64 if the engine has no codec, none of it empty. For a list of texts (index, piece): the
-            pieces of a text in order, those of different texts as they come.
+            an object that is both an iterator and an asynchronous iterator. It yields non-empty chunks: audio [samples]
+            float32, or codes [n, C] int64 if the engine has no codec. For a list of texts it yields (index, chunk):
+            chunks of one text in order, those of different texts interleaved.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: an argument that cannot work, more texts than `max_slots` and
-                `max_waiting` together included, before any work is done.
-            EngineFull: at the first chunk, more requests would wait than `max_waiting`.
-            RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
+            FileNotFoundError, TypeError, ValueError: an invalid argument, or more texts than `max_slots` +
+                `max_waiting`. Raised by this call, before any work starts.
+            EngineFull: more than `max_waiting` requests would wait. Raised when the first chunk is requested.
+            RuntimeError: the engine is closed or has failed, or the process was forked from one in which an engine had
+                worked.
         """
         sizes = ChunkSizes(chunk_frames, first_chunk_frames)
         requests = self._parse(
@@ -442,7 +450,7 @@ class Engine:
             requests, sizes, verbose, batch=isinstance(text, (list, tuple)), on_progress=on_progress
         )
 
-    astream = stream  # for `async for`: a stream is both kinds of iterator
+    astream = stream  # the stream supports both `for` and `async for`
 
     def plan(
         self,
@@ -454,20 +462,20 @@ class Engine:
         pause: float = 0.0,
         closing_tag: bool | None = None,
     ) -> Plan:
-        """The pieces in which `generate` with the same arguments speaks a script, without generating.
+        """Show how `generate` would split a script into pieces, without generating.
 
         Args:
             script: any text.
             split: False gives a plan of one piece, whatever the length.
-            seed: that of the call; each piece gets a seed of its own from it.
-            audio_prompt_text: transcript of an audio prompt, if there is one; "" for one without a transcript.
-            pause, closing_tag: as in `generate`; with a pause every turn is a piece.
+            seed: seed of the call, from which the seed of each piece is derived.
+            audio_prompt_text: transcript of the audio prompt; None for no prompt, "" for one without a transcript.
+            pause, closing_tag: see `generate`. With a pause every turn is a piece.
 
         Returns:
-            the pieces in order, each with the text that the model reads and the seconds of sound that are expected.
+            the pieces in order, each with the text that the model reads and the expected seconds of audio.
 
         Raises:
-            TypeError, ValueError: it is no text, or there is nothing in it; or another argument that cannot be.
+            TypeError, ValueError: the script is not a string or has no words, or another argument is invalid.
         """
         options = SpeechOptions(split=split, pause=pause, closing_tag=closing_tag)
         return make_plan(
@@ -484,16 +492,16 @@ class Engine:
         on_progress: Callable[[Progress], Any] | None = None,
         on_chunk: Callable[[Chunk], Any] | None = None,
     ) -> list[Generation]:
-        """What `generate` does behind its checks; errors as there.
+        """`generate` for requests that are parsed already. Raises what `generate` raises.
 
         Args:
-            requests: checked and parsed, see `longform.parsing.parse_scripts`.
-            verbose, on_progress: as in `generate`.
-            warn_of_cuts: whether audio that `max_tokens` cut is a warning.
-            on_chunk: called in this thread with each part of the sound as it is made, at no loudness yet.
+            requests: from `longform.parsing.parse_scripts`.
+            verbose, on_progress: see `generate`.
+            warn_of_cuts: whether to log a warning for audio that `max_tokens` cuts off.
+            on_chunk: called in this thread with each chunk as it is generated, before loudness is adjusted.
 
         Returns:
-            a `Generation` per request, with `audio` unless the engine has no codec.
+            one `Generation` per request, in order; `audio` is None if the engine has no codec.
         """
         check_on_progress(on_progress)
         chunks: list[list[np.ndarray]] = [[] for _ in requests]
@@ -513,7 +521,7 @@ class Engine:
             raise RuntimeError("this engine is closed")
         if self.codec is None:
             return generations
-        silence = np.zeros(0, dtype=np.float32)  # of a model that ends at once
+        silence = np.zeros(0, dtype=np.float32)  # if the model ended immediately
         sounds = [np.concatenate(pieces or [silence]) for pieces in chunks]
         sounds = at_asked_loudness(sounds, requests, self.sample_rate)
         return [replace(each, audio=sound) for each, sound in zip(generations, sounds, strict=True)]
@@ -527,16 +535,16 @@ class Engine:
         batch: bool = True,
         on_progress: Callable[[Progress], Any] | None = None,
     ) -> AudioStream[Any]:
-        """What `stream` does behind its checks; errors as there.
+        """`stream` for requests that are parsed already. Raises what `stream` raises.
 
         Args:
-            requests: checked and parsed, see `longform.parsing.parse_scripts`.
-            sizes: of the chunks.
-            verbose, on_progress: as in `stream`.
-            batch: whether the stream gives pairs (index, piece), as for a list of texts.
+            requests: from `longform.parsing.parse_scripts`.
+            sizes: chunk sizes.
+            verbose, on_progress: see `stream`.
+            batch: whether to yield (index, chunk), as for a list of texts, instead of chunks.
 
         Raises:
-            ValueError: one asks for a loudness.
+            ValueError: a request asks for a loudness.
         """
         check_streamable(requests)
         check_on_progress(on_progress)
@@ -562,22 +570,18 @@ class Engine:
         check_not_forked(self.device)
         self._thread.admit(call)
         try:
-            if isinstance(call, ScriptCall):
-                self._scripts.start(requests, call, sizes)
-            else:
-                self._thread.submit([each for each in requests if isinstance(each, Request)], call, sizes)
+            self._runner.start(requests, call, sizes)
         except BaseException:
-            call.abort()  # what has begun
+            call.abort()  # stop what has begun
             raise
 
     def _with_codes(self, requests: Sequence[Request | Script]) -> list[Request | Script]:
-        """The requests with their audio prompts encoded, in the caller's thread: it takes seconds, in which others'
-        decode steps go on."""
+        """Encode the audio prompts of requests. In the caller's thread: it can take seconds, and decode steps go on."""
         with self._modes():
             return [request.encode_prompt(self.codec) for request in requests]
 
     def close(self) -> None:
-        """Fail what is running and release the thread. Every call after this raises RuntimeError."""
+        """Abort running requests and end the engine's thread. Later calls raise RuntimeError."""
         self._closed()
 
     def __enter__(self) -> "Engine":
@@ -592,37 +596,41 @@ class Engine:
 
     @property
     def active_requests(self) -> int:
-        """Requests that run or wait. One that was given up counts until the launch in progress has ended."""
+        """Number of requests that run or wait. An aborted request counts until the current launch has ended."""
         return self._thread.active
 
     @property
     def usable(self) -> bool:
-        """Whether calls can work: not closed, and its device has not failed."""
+        """Whether the engine accepts calls: it is not closed, and its device has not failed."""
         return self._thread.usable
 
     def observe_launches(self, observer: Callable[[int, int, float], None]) -> None:
-        """Have a function called in the engine's thread after each launch of decode steps, for metrics.
+        """Register a function that is called after each launch of decode steps, for metrics. Replaces an earlier one.
 
         Args:
-            observer: is given decode steps, requests that took part, and seconds since the launch before it.
+            observer: called in the engine's thread with the number of decode steps, the number of requests in the
+                batch, and the seconds since the previous launch.
         """
         self._thread.run(partial(setattr, self._thread.scheduler, "on_launch", observer))
 
     @property
     def max_slots(self) -> int:
-        """Requests that run at the same time."""
+        """Number of requests that can run concurrently."""
         return self._thread.scheduler.runner.max_slots
 
     def load_audio(self, audio_path: str | Path | tuple[np.ndarray, int]) -> torch.Tensor:
-        """Encode audio as a prompt: codes [P, C] int64 on the CPU.
+        """Encode audio for use as an audio prompt.
 
         Args:
-            audio_path: a file, or a waveform [samples] float32 in [-1, 1] and its sample rate in Hz.
+            audio_path: path of an audio file, or (waveform [samples] float32 in [-1, 1], sample rate in Hz).
+
+        Returns:
+            codes [P, C] int64 on the CPU, P frames of C channels.
 
         Raises:
-            FileNotFoundError: no file at the path.
-            TypeError: neither a path nor a waveform with its sample rate.
-            ValueError: audio that is unreadable, empty or too long for the model; or the engine has no codec.
+            FileNotFoundError: there is no such file.
+            TypeError: neither a path nor a pair.
+            ValueError: the audio is unreadable, empty or too long for the model; or the engine has no codec.
         """
         capacity, codec = self.max_rows, self._require_codec()
         audio = str(audio_path) if isinstance(audio_path, os.PathLike) else audio_path
@@ -633,23 +641,23 @@ class Engine:
             return codec.encode(prompt, codec.sample_rate).cpu()
 
     def teacher_forced_logits(self, text: str, codes: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """What the model gives for codes that are there already, for research: losses, divergences, alignments.
+        """Compute the logits of given codes, for research: losses, divergences between models, alignments.
 
-        Each frame takes one decode step, in the engine's own thread and dtype; other calls go on when it is done.
+        Runs one decode step per frame in the engine's thread. Other requests wait until it has finished.
 
         Args:
-            text: the script, with the transcript of a prompt before it; not planned into pieces.
-            codes: [T, C] integers, of a prompt and what follows it, as `Generation.codes` or from `load_audio`.
+            text: the script, after the transcript of the audio prompt if there is one. It is not split into pieces.
+            codes: [T, C] integers: the codes of the audio prompt, if any, followed by `Generation.codes`.
 
         Returns:
-            logits [2, T, C, V] float32 on the CPU; [0] without the text, [1] with it. [1, t, c] is what `codes[t, c]`
-            was to be drawn from: guidance, temperature and limits are not applied. Of published Dia one second of
-            sound takes 6.4 MB.
+            logits [2, T, C, V] float32 on the CPU; index 0 is unconditional, index 1 conditional on the text.
+            [1, t, c] are the logits for `codes[t, c]`, before guidance, temperature and filters. For the published Dia
+            one second of audio takes 6.4 MB.
 
         Raises:
-            TypeError: no text, or no integer codes.
-            ValueError: a text that is empty or too long, codes of the wrong shape or range, or too many of them.
-            RuntimeError: the engine is closed; or the process was forked from one in which an engine has worked.
+            TypeError: `text` is not a string or `codes` are not integers.
+            ValueError: the text is empty or too long, or the codes have a wrong shape, range or length.
+            RuntimeError: the engine is closed, or the process was forked from one in which an engine had worked.
         """
         ids = encode_text(text, self.config.encoder.max_position_embeddings, self.config.encoder.vocab_size)
         forced = checked_codes(codes, self.config)
@@ -660,16 +668,17 @@ class Engine:
         return self._thread.run(lambda: teacher_forced_logits(self.model, ids, forced))
 
     def save_audio(self, path: str | Path, audio: np.ndarray) -> None:
-        """Write sound to a file, whole or not at all.
+        """Write audio to a file, atomically: an error leaves no partial file, and an existing file unchanged.
 
         Args:
-            path: its extension decides the format: .wav and .flac with 16 bits, .ogg or .mp3. A file there is replaced.
-            audio: [samples] float32 at `sample_rate`; what is beyond [-1, 1] is clipped, with a warning.
+            path: the extension selects the format: .wav or .flac (16 bits), .ogg or .mp3. An existing file is replaced.
+            audio: [samples] float32 at `sample_rate`. Samples outside [-1, 1] are clipped, with a warning.
 
         Raises:
             FileNotFoundError: the folder does not exist.
-            TypeError: not an array of floating point numbers.
-            ValueError: another extension, no samples, NaN or infinity, or no codec to tell the sample rate.
+            TypeError: `audio` is not an array of floating point numbers.
+            ValueError: unknown extension; empty audio, NaN or infinity; or the engine has no codec, hence no sample
+                rate.
             OSError: the file cannot be written.
         """
         write_audio(path, audio, self.sample_rate)
@@ -680,7 +689,7 @@ class Engine:
         )
 
     def _parse(self, text: Text, sampling: Mapping[str, Any], **arguments: Any) -> list[Request | Script]:
-        """Arguments of `generate` and `stream`, checked."""
+        """Check the arguments of `generate` or `stream` and convert them to requests."""
         return parse_scripts(
             text, sampling, **arguments,
             settings=self.long_form, config=self.config, max_rows=self.max_rows, defaults=self.defaults,

@@ -1,4 +1,4 @@
-"""Speaks requests and scripts with an engine's parts."""
+"""Starts requests: single ones in the engine's thread, scripts in pieces as `ScriptTask`s."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -24,8 +24,8 @@ from .script import Script
 from .script_task import ScriptContext, ScriptTask
 
 
-class ScriptRunner:
-    """Speaks scripts with an engine's parts."""
+class RequestRunner:
+    """Starts the requests and scripts of calls."""
 
     def __init__(
         self,
@@ -45,18 +45,23 @@ class ScriptRunner:
     def start(
         self,
         items: Collection[Request | Script],
-        call: ScriptCall,
+        call: Call,
         sizes: ChunkSizes,
     ) -> None:
-        """Begin requests and scripts, all prompts of which are codes; the results go to the call.
+        """Start requests and scripts, whose prompts must be codes. The results go to the call.
+
+        Args:
+            call: from `call_for` with the same items.
 
         Raises:
-            RuntimeError: as `EngineThread.submit`; or a text comes from the event loop that would wait here.
+            RuntimeError: as `EngineThread.submit`; or a text comes from the event loop that this call would block.
         """
+        if not isinstance(call, ScriptCall):
+            self._thread.submit([item for item in items if isinstance(item, Request)], call, sizes)
+            return
         if any(isinstance(item, Script) and item.loop is not None and item.loop is running_loop() for item in items):
             raise RuntimeError(
-                "this text comes from the event loop that would stand still here, waiting for its sound: read it with "
-                "`async for` over astream"
+                "this text comes from the event loop that this call would block: use `async for` over `astream` instead"
             )
         context = self._script_context()
         for index, item in enumerate(items):
@@ -100,7 +105,7 @@ class ScriptRunner:
         )  # fmt: skip
 
     def _decode(self, codes: np.ndarray, first: int, last: int | None) -> Decoded:
-        """Decode a window where the engine's thread says: in itself between two steps, or beside them."""
+        """Decode a window: in the engine's thread between two steps, or by its workers."""
 
         def work() -> Decoded:
             with full_float32():
@@ -110,7 +115,7 @@ class ScriptRunner:
 
 
 def call_for(items: Iterable[Request | Script], **options: Any) -> Call:
-    """A call for requests and scripts; `options` are those of `Call`."""
+    """The `Call`, or `ScriptCall` if there are scripts, for these items. `options` are those of `Call`."""
     items = list(items)
     planned = any(isinstance(item, Script) for item in items)
     return (ScriptCall if planned else Call)(len(items), **options)

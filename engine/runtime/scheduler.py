@@ -1,18 +1,18 @@
-"""Continuous batching: who runs when. Plain Python over a `ModelRunner` and a decoder of windows.
+"""Continuous batching. Plain Python over a `ModelRunner` and a window decoder.
 
-Each `Scheduler.step` admits waiting requests to free slots, runs pieces of their prefill, launches decode steps of all
-running slots at once (of a small model on a CPU without those that can wait), hands windows of complete frames to the
-codec, and emits the audio that is ready. A request joins at the launch after its prefill, and its slot is free at the
-launch after its end. Its result does not depend on other requests: every sum in the model is a slot's own, prefill is
-cut at fixed rows, windows follow from its own chunk sizes.
+Each `Scheduler.step` admits waiting requests to free slots, runs part of their prefill, launches decode steps for all
+running slots (for a small model on a CPU, without streams that are ahead of their players), passes windows of complete
+frames to the codec, and emits the audio that is ready. A request joins at the first launch after its prefill, and its
+slot is free at the first launch after its end. A result does not depend on other requests: no sum in the model spans
+slots, prefill is split at fixed rows, and windows follow from the request's own chunk sizes.
 
 On a GPU the status of a launch is read while the next one runs:
 
     GPU    launch 1  launch 2  launch 3  ...
     host   | queue 1, 2 | read 1, queue 3 | read 2, queue 4 |
 
-so a slot's status can be older than the request that has the slot now: those before its first launch do not count.
-On a CPU worker threads can run prefills and decode windows, beside the steps.
+so a status can be older than the request that now occupies the slot; `Sequence.first_launch` tells. On a CPU worker
+threads can run prefills and decode windows concurrently with the steps.
 """
 
 import threading
@@ -24,18 +24,19 @@ from typing import Protocol
 
 import torch
 
-from ..codec.windowed import CodeWindows, ContextCodes, Decoded, HostCopy
+from ..codec.windowed import CodeWindows, Decoded, HostCopy
 from ..devices.workers import Urgency, Workers
 from ..results import Generation
 from .call import Call
-from .chunking import ChunkSchedule, ChunkSizes, Window, complete_frames, window_lengths
+from .chunking import ChunkSchedule, ChunkSizes, complete_frames, window_lengths
 from .request import Request
 from .runner import SlotStatus
-from .sequence import Prefill, Sequence, prefill_urgency, urgency, window_urgency
+from .sequence import Prefill, Sequence, prefill_urgency
+from .window_decoding import WindowDecoding, emit_pending
 
 POLL_SECONDS = 1e-4
-# Requests at a time from which on a small model's step uses idle cores: with 4 it takes 2/3 of the time on two of them
-# (Zen 5), while with one a busy neighbor there would cost more than there is to gain.
+# Batch size from which a small model's step also uses the workers' idle cores. With 4 requests it then takes 2/3 of the
+# time on two cores (Zen 5); with fewer, waiting for a core that another process keeps busy costs more than that gains.
 SHARED_SLOTS = 4
 
 
@@ -67,7 +68,7 @@ class Runner(Protocol):
 
 
 class Scheduler:
-    """Runs requests to their ends. Used by one thread; others may abort its calls."""
+    """Runs requests to completion. Used by one thread; other threads may abort its calls."""
 
     def __init__(
         self,
@@ -79,22 +80,22 @@ class Scheduler:
         workers: Workers | None = None,
     ):
         """`max_delay` is the model's; `workers` run prefills and decode the windows of a `decoder` on a CPU."""
-        self.runner, self.decoder, self._codes = runner, decoder, ContextCodes(decoder)
-        self.workers = workers
+        self.runner, self.decoder, self.workers = runner, decoder, workers
+        self.windows = WindowDecoding(runner, decoder, workers, frames_per_second)
         self.max_delay, self.frames_per_second = max_delay, frames_per_second
         self.waiting: deque[Sequence] = deque()
         self.prefilling: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}  # by slot
-        self.finishing: list[Sequence] = []  # without a slot, windows still on their way
+        self.finishing: list[Sequence] = []  # generated, without a slot; some windows are not emitted yet
         self.ended = 0  # requests that are finished, aborted or failed
-        # Told after each launch: decode steps, requests that took part, seconds since the launch before it.
+        # Called after each launch with: decode steps, number of requests, seconds since the previous launch.
         self.on_launch: Callable[[int, int, float], None] | None = None
-        self._last_launch = 0.0  # when it was queued; 0.0 if nothing has run since
+        self._last_launch = 0.0  # when it was queued; 0.0 after a step in which nothing ran
         self._free = list(range(runner.max_slots))  # a heap
 
     @property
     def unfinished(self) -> bool:
-        """Whether there is anything left to do."""
+        """Whether any request is waiting or in progress."""
         return bool(self.waiting or self.prefilling or self.running or self.finishing)
 
     def prepare(self, slots: int) -> None:
@@ -107,13 +108,13 @@ class Scheduler:
         """Put a request at the end of the queue."""
         if call.streaming:
             self.decoder.prepare(window_lengths(sizes, self.decoder.receptive_field))
-        decoder = self._codes if call.wants_codes else self.decoder
+        decoder = self.windows.context_codes if call.wants_codes else self.decoder
         sequence = Sequence(request, index, call, ChunkSchedule(sizes, decoder.receptive_field), decoder)
         self.waiting.append(sequence)
         return sequence
 
     def step(self) -> None:
-        """One turn: admit, prefill, decode, hand windows over, emit."""
+        """One iteration: admit, prefill, decode, pass windows to the codec, emit."""
         self._drop_aborted()
         self._admit()
         self._run_prefills()
@@ -123,23 +124,21 @@ class Scheduler:
             self._last_launch = 0.0
         while self.runner.in_flight >= self.runner.max_in_flight or (self.runner.in_flight and not self.running):
             self._read_status()
-        if self.workers is None:
-            self._decode_windows()
-        else:
-            self._hand_over_windows()
-            # Prefills and first windows that no worker has in hand are worth more than steps.
-            if self._due_jobs() > self.workers.count:
-                self.workers.help(until=Urgency(True, time.perf_counter()))
+        for sequence, error in self.windows.run(self._all()):
+            self._fail(sequence, error)
+        # Urgent jobs that no worker is free for are worth more than decode steps.
+        if self.workers is not None and self._urgent_jobs() > self.workers.count:
+            self.workers.help(until=Urgency(True, time.perf_counter()))
         self._emit()
         if self.unfinished and not self.running and all(each.prefill.is_handed_over for each in self.prefilling):
             self._wait()
 
     def help(self) -> bool:
-        """Run a piece of the workers' most urgent job; whether there was one."""
+        """Run part of the workers' most urgent job; False if there is none."""
         return self.workers is not None and self.workers.help()
 
     def _wait(self) -> None:
-        """Nothing is left to do but for the workers."""
+        """Only the workers have something to do: help them, or sleep."""
         if not self.help():
             time.sleep(POLL_SECONDS)
 
@@ -192,8 +191,8 @@ class Scheduler:
         sequence.call.fail(error)
 
     def _next_waiting(self) -> Sequence | None:
-        """The first of the queue; while others wait too, of a group that does not have its share of the slots yet: half
-        of them, rounded up, so that two groups leave none unused."""
+        """The next request to admit: the first one, or while several groups wait, the first of a group that has less
+        than its share: half of the slots, rounded up, so that two groups can use all of them."""
         groups = {sequence.call.group or sequence.call for sequence in self.waiting}
         if len(groups) < 2:
             return self.waiting[0] if self.waiting else None
@@ -205,7 +204,7 @@ class Scheduler:
         return None
 
     def _may_admit(self) -> bool:
-        # Steps can run ahead of the codec: how many requests have windows left bounds by how much.
+        # Bounds how far decode steps can run ahead of the codec.
         return bool(self._free) and len(self.finishing) < self.runner.max_slots
 
     def _admit(self) -> None:
@@ -214,7 +213,7 @@ class Scheduler:
                 if not self.runner.ensure_slot(self._free[0]):
                     return
                 self.waiting.remove(sequence)
-                sequence.slot = heappop(self._free)  # the lowest: few slots make a small launch
+                sequence.slot = heappop(self._free)  # the lowest: a launch covers all slots up to the highest in use
                 sequence.prefill = Prefill(self.runner.prefill(sequence.slot, sequence.request))
                 self.prefilling.append(sequence)
                 sequence.call.started = sequence.call.started or time.perf_counter()
@@ -222,8 +221,7 @@ class Scheduler:
                 self._fail(sequence, error)
 
     def _run_prefills(self) -> None:
-        """Prefill in the order of arrival, no more between two launches than the budget allows if any request runs, nor
-        between two looks at what has arrived if workers could begin with that."""
+        """Prefill in order of arrival. Stops at the budget if a launch or (with workers) new requests have to wait."""
         if self.workers is not None:
             self._hand_over_prefills(self.workers)
         done = 0
@@ -239,7 +237,7 @@ class Scheduler:
                 self._fail(sequence, error)
 
     def _hand_over_prefills(self, workers: Workers) -> None:
-        """Let workers prefill, but for one request where this thread has nothing else to do."""
+        """Give prefills to the workers, except one if no request is decoding and this thread would be idle."""
         mine = [sequence for sequence in self.prefilling if not sequence.prefill.is_handed_over]
         for sequence in mine if self.running else mine[1:]:
             try:
@@ -271,8 +269,8 @@ class Scheduler:
         self._report_launch(steps, len(taking_part))
 
     def _slots_to_decode(self) -> range:
-        """Those in use. The step of a small model, which one with workers is, costs by the slot: there streams that are
-        ahead of their players wait while somebody waits for a first chunk."""
+        """The slots of the next launch. With workers (a small model) a step's cost grows with the number of slots, so
+        streams that are ahead of their players are left out while another stream waits for its first chunk."""
         slots = list(self.running)
         if self.workers is None:
             return range(max(slots) + 1)
@@ -287,12 +285,12 @@ class Scheduler:
         self._last_launch = now
 
     def _steps_to_next_window(self, sequences: list[Sequence]) -> int:
-        """Steps until the next window of one of these requests becomes complete: launches end there."""
+        """Decode steps until the next window of any of these requests is complete; a launch ends there."""
         left = (self.max_delay + sequence.schedule.wanted() - sequence.steps for sequence in sequences)
         return min((steps for steps in left if steps > 0), default=1)
 
     def _fail_launch(self, sequences: list[Sequence], error: Exception) -> None:
-        """A launch has failed, that of these requests."""
+        """Fail the requests of a launch that raised."""
         self.runner.forget_launches()
         for sequence in sequences:
             self._fail(sequence, error)
@@ -307,7 +305,7 @@ class Scheduler:
                 self._update(sequence, statuses[slot])
 
     def _update(self, sequence: Sequence, status: SlotStatus) -> None:
-        """Queue the windows that are complete; a stopped slot is free from the next launch on."""
+        """Queue complete windows; free the slot if the request has ended."""
         if status.broken:
             self._fail(sequence, self.runner.non_finite_error(status.position + 1))
             return
@@ -315,7 +313,7 @@ class Scheduler:
             status.position, status.countdown, status.end_row, sequence.prompt_frames, self.max_delay
         )
         now = time.perf_counter()
-        # Rows behind the end are forced: which frames they damage is known once the reason for the end is.
+        # Codes wanted: only while the request runs. The last frames can be damaged by forced rows, see `finish_reason`.
         call = sequence.call
         while (not call.wants_codes or (call.streaming and status.running)) and (
             window := sequence.schedule.next(frames, ended)
@@ -326,7 +324,7 @@ class Scheduler:
             self._finish(sequence, frames)
 
     def _finish(self, sequence: Sequence, frames: int) -> None:
-        # What is still to be decoded is read from the slot now, before another request has it.
+        # Copy all codes now: the slot may be given to another request at the next step.
         try:
             with self.decoder.on_stream():
                 codes = self.runner.codes(sequence.slot, sequence.prompt_frames, frames)
@@ -337,98 +335,26 @@ class Scheduler:
         self._free_slot(sequence)
         self.finishing.append(sequence)
 
-    def _decode_windows(self) -> None:
-        """Hand complete windows to the codec, first those that a listener waits for. As long as a stream has not made
-        its first chunk, the windows of others that can wait give way to its decode steps. Where the codec holds up the
-        steps, only one window that could wait is decoded between two launches: a request that comes meanwhile waits for
-        no more of them."""
-        sequences = [sequence for sequence in self._all() if sequence.windows]
-        wait = any(sequence.is_awaited for sequence in self._all() if sequence.slot >= 0)
-        for sequence in sorted(sequences, key=urgency):
-            while sequence.windows:
-                can_wait = sequence.window_can_wait
-                if wait and can_wait:
-                    break
-                wait = wait or (can_wait and self.decoder.holds_up_steps)
-                window, since = sequence.windows.popleft()
-                try:
-                    self._decode_window(sequence, window, since)
-                    if self.decoder.holds_up_steps:
-                        self._emit_pending(sequence)  # its listener does not wait for the windows of others
-                except Exception as error:
-                    self._fail(sequence, error)
-                    break
-
-    def _hand_over_windows(self) -> None:
-        """Give complete windows to the workers, but for the first one of a stream that alone waits for its first chunk:
-        a worker, beside the Python code of the steps, would take longer than this thread without them."""
-        unheard = [each for each in self._all() if each.is_awaited]
-        alone = unheard[0] if len(unheard) == 1 else None
-        for sequence in self._all():
-            while sequence.windows:
-                self._try_window(sequence, None if sequence is alone and not sequence.heard else self.workers)
-
-    def _try_window(self, sequence: Sequence, workers: Workers | None) -> None:
-        """Decode the next window, by workers if there are any; a sequence whose window fails has none left."""
-        try:
-            self._decode_window(sequence, *sequence.windows.popleft(), workers)
-        except Exception as error:
-            sequence.windows.clear()
-            self._fail(sequence, error)
-
-    def _due_jobs(self) -> int:
-        """Prefills and first windows of streams that are handed over."""
-        every = [*self.running.values(), *self.finishing]
-        windows = sum(bool(each.call.streaming and each.pending and not each.first_emitted) for each in every)
+    def _urgent_jobs(self) -> int:
+        """Jobs of workers that delay the first chunk of a stream: prefills, and first windows not yet emitted."""
+        sequences = [*self.running.values(), *self.finishing]
+        windows = sum(bool(each.call.streaming and each.pending and not each.first_emitted) for each in sequences)
         return windows + sum(each.prefill.is_handed_over for each in self.prefilling)
 
     def decode_now(self, codes: torch.Tensor, first: int, last: int | None) -> Decoded:
-        """Decode a window for a listener who waits for it, behind the first chunks of streams; see
-        `CodeWindows.decode`. Called in the scheduler's thread, the result can be awaited in any other one."""
-        with self.decoder.on_stream():
-            # The first window is sooner made here, as in `_hand_over_windows`.
-            if self.workers is None or (first == 0 and not self._due_jobs()):
-                return self.decoder.decode(codes, first, last)
-            return self.workers.submit(self.decoder.pieces(codes, first, last), Urgency(True, time.perf_counter()))
-
-    def _decode_window(self, sequence: Sequence, window: Window, since: float, workers: Workers | None = None) -> None:
-        """By workers if there are any."""
-        decoder = sequence.decoder
-        start = decoder.widened(window.start, window.stop)
-        with decoder.on_stream():
-            if sequence.codes is None:
-                # Its status has been read: the rows are there, and the stream of the codec need not wait for the steps.
-                codes = self.runner.codes(sequence.slot, sequence.prompt_frames + start, window.stop - start)
-            else:
-                codes = sequence.codes[0][start : window.stop]
-            last = None if window.ends else window.last - start
-            first = window.first - start
-            if workers is None or decoder is self._codes:
-                chunk: Decoded = decoder.decode(codes, first, last)
-            else:
-                due = window_urgency(sequence, window, since, self.frames_per_second)
-                chunk = workers.submit(decoder.pieces(codes, first, last), due)
-        sequence.pending.append((chunk, (window.last - window.first) / self.frames_per_second))
+        """Decode a window for a caller that waits for it, see `CodeWindows.decode`. Must be called in the scheduler's
+        thread; the result may be awaited in any thread."""
+        return self.windows.decode_now(codes, first, last, inline=first == 0 and not self._urgent_jobs())
 
     def _emit(self) -> None:
-        """Give the callers what has arrived on the host."""
+        """Emit the chunks that have arrived on the host, and finish requests that have none left."""
         for sequence in [*self.running.values(), *self.finishing]:
             try:
-                self._emit_pending(sequence)
+                emit_pending(sequence)
                 if sequence.codes is not None and not (sequence.windows or sequence.pending):
                     self._complete(sequence, sequence.codes[1])
             except Exception as error:
                 self._fail(sequence, error)
-
-    @staticmethod
-    def _emit_pending(sequence: Sequence) -> None:
-        while sequence.pending and sequence.pending[0][0].ready():
-            chunk, seconds = sequence.pending.popleft()
-            audio = sequence.decoder.samples(chunk)
-            sequence.first_emitted = sequence.first_emitted or time.perf_counter()
-            sequence.emitted_seconds += seconds
-            if len(audio):  # the samples that a codec of odd strides drops can be a whole frame's
-                sequence.call.emit(sequence.index, audio)
 
     def _complete(self, sequence: Sequence, copy: HostCopy) -> None:
         if not copy.ready():

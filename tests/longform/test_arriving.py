@@ -42,7 +42,7 @@ def test_a_loop_that_would_wait_for_itself(talker):
             pass
 
     for mistake in (wait, read):
-        with pytest.raises(RuntimeError, match="comes from the event loop that would stand still here"):
+        with pytest.raises(RuntimeError, match="comes from the event loop that this call would block"):
             asyncio.run(mistake())
     assert talker.active_requests == 0
 
