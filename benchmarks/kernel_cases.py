@@ -70,12 +70,12 @@ def _cases(model: DiaModel, state) -> dict[str, Case]:
     def projection(run, reference, weight, **more):
         return Case(run, reference, weight, weight.nbytes, **more)
 
-    def adds(inputs, without_text=None):
+    def adds(inputs, uncond_cross_out=None):
         def run(weight):
-            residual_linear.residual_linear(inputs, weight, residual, norm, without_text)
+            residual_linear.residual_linear(inputs, weight, residual, norm, uncond_cross_out)
             return residual.x
 
-        return run, lambda weight: residual_linear.residual_linear_ref(inputs, weight, residual, without_text)
+        return run, lambda weight: residual_linear.residual_linear_ref(inputs, weight, residual, uncond_cross_out)
 
     def qkv_run(function):
         def run(weight):
@@ -122,19 +122,19 @@ def _cases(model: DiaModel, state) -> dict[str, Case]:
             result=lambda _: buffers.query.clone(),
         ),
         "self-attention": Case(
-            *attends(buffers.query, keys, values, state.position, buffers.attention, buffers.mixed), None, self_bytes
+            *attends(buffers.query, keys, values, state.position, buffers.attention, buffers.attn_out), None, self_bytes
         ),
-        "o, residual": projection(*adds(buffers.mixed), layer.self_attn.o),
-        "cross q": projection(*normed(buffers.cross_query.flatten(1), state.with_text), layer.cross_attn.q),
+        "o, residual": projection(*adds(buffers.attn_out), layer.self_attn.o),
+        "cross q": projection(*normed(buffers.cross_query.flatten(1), state.cond_residual), layer.cross_attn.q),
         "cross-attention": Case(
             *attends(
                 buffers.cross_query, cross_keys, cross_values, state.last_text, buffers.cross_attention,
-                buffers.cross_mixed,
+                buffers.cross_attn_out,
             ),
             None,
             cross_bytes,
         ),
-        "cross o, residual": projection(*adds(buffers.cross_mixed, layer.without_text), layer.cross_attn.o),
+        "cross o, residual": projection(*adds(buffers.cross_attn_out, layer.uncond_cross_out), layer.cross_attn.o),
         "gate, up": projection(
             gated, lambda weight: gated_linear.gated_linear_ref(residual, weight, eps), layer.mlp.gate_up
         ),

@@ -44,10 +44,10 @@ from .setting import (
 STAGE_NAMES = {
     "project_qkv": "qkv",
     "attend_to_rows": "attention",
-    "project_mixed": "o",
+    "project_attn_out": "o",
     "project_cross_query": "cross q",
     "attend_to_text": "cross-attention",
-    "project_cross_mixed": "cross o",
+    "project_cross_attn_out": "cross o",
     "project_hidden": "gate and up",
     "project_down": "down",
     "project_logits": "head",

@@ -11,7 +11,7 @@ from .codec.network import Network
 from .messages import shown
 from .model.config import DiaConfig
 from .model.state import DecodeState
-from .runtime.runner import DEFAULT_CPU_SLOTS, SLOT_COUNTS
+from .runtime.runner import default_slots
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,8 @@ class Footprint:
         return max(0, (free - self.weights - self.codec) // self.slot)
 
     def default_slots(self, free: int, on_gpu: bool) -> int:
-        """Slots of an engine without `max_slots`; those of a GPU take half of what is free beside model and codec."""
-        if not on_gpu:
-            return DEFAULT_CPU_SLOTS
-        return max(1, min(SLOT_COUNTS[-1], (free - self.weights - self.codec) // 2 // self.slot))
+        """Number of slots of an engine without `max_slots`, given the free bytes of its device."""
+        return default_slots(free - self.weights - self.codec if on_gpu else None, self.slot)
 
 
 def footprint(config: DiaConfig, dtype: torch.dtype, *, weights: int, codec: int, rows: int) -> Footprint:

@@ -1,11 +1,12 @@
 """One query row against a cache: softmax(q K^T) V, without the usual 1/sqrt(Dh) (Dia is trained without it).
 
-A row's cache is cut into SPLITS equal spans of whole blocks, a program each; the last program of a row and group to
-finish puts the spans together, in their order. The cut depends on the row's own length only. The query heads that share
-a key head go through one program, as the narrow operand of the tensor cores, so every key and value is read once.
+Split-KV ("flash decoding"): a row's cache is cut into SPLITS equal spans of whole blocks, one program each, and the
+last program of a row and KV head to finish combines the spans in order. The split depends on the row's own length only.
+All query heads of a KV head go through one program, as the narrow operand of the tensor cores, so that every key and
+value is read once.
 
-A dependent launch asks for its span to come to the L2 cache while its predecessor still runs. The predecessor, which
-makes the query, writes no more than the newest position of the cache; all else is older, see `dispatch.begin`.
+A dependent launch prefetches its span into the L2 cache while its predecessor still runs. The predecessor computes the
+query and writes only the newest position of the cache; everything else is older, see `dispatch.pdl_sync`.
 """
 
 from dataclasses import dataclass
@@ -13,18 +14,18 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .dispatch import architecture, begin, launch, prefetch_l2, require_contiguous, tl, triton, uses_triton
+from .dispatch import architecture, launch, pdl_sync, prefetch_l2, require_contiguous, tl, triton, uses_triton
 from .tuning import programs_per_row, warps_per_program
 
-BLOCK_T = 32  # cache positions of one turn
+BLOCK_T = 32  # cache positions per loop iteration
 
 
 @dataclass(frozen=True)
 class AttentionScratch:
-    """What the spans of a row leave for the last of them."""
+    """Partial results of the spans of a row, combined by the last program to finish."""
 
     partial: torch.Tensor  # [n] float32, unnormalised outputs
-    stats: torch.Tensor  # [m] float32, greatest score and sum of each span and head
+    stats: torch.Tensor  # [m] float32, maximum score and sum of exponentials of each span and head
     arrivals: torch.Tensor  # [R * G] int32, spans that are done; 0 between launches
     splits: int  # spans that a row is cut into; depends on neither the batch nor the cache's size
 
@@ -181,7 +182,7 @@ def _decode_attention_kernel(
     first = split * span
     # The predecessor may be writing the newest position, length - 1.
     _prefetch(keys_ptr, values_ptr, base, first, min(first + span, length - 1), HEAD_DIM, BLOCK_T, DEPENDENT)
-    begin(DEPENDENT)
+    pdl_sync(DEPENDENT)
     head = tl.arange(0, BLOCK_H)
     d = tl.arange(0, BLOCK_D)
     query_mask = (head < RATIO)[:, None] & (d < HEAD_DIM)[None, :]
@@ -193,9 +194,9 @@ def _decode_attention_kernel(
 
     t = tl.arange(0, BLOCK_T)
     cache = base + t[:, None] * HEAD_DIM + d[None, :]
-    greatest = tl.full((BLOCK_H,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_H,), tl.float32)
-    mixed = tl.zeros((BLOCK_D, BLOCK_H), tl.float32)
+    max_score = tl.full((BLOCK_H,), float("-inf"), tl.float32)
+    sum_exp = tl.zeros((BLOCK_H,), tl.float32)
+    acc = tl.zeros((BLOCK_D, BLOCK_H), tl.float32)
     for start in range(first, min(first + span, length), BLOCK_T):
         written = t < length - start
         if BLOCK_D == HEAD_DIM:
@@ -206,18 +207,18 @@ def _decode_attention_kernel(
         value = tl.load(values_ptr + cache + start * HEAD_DIM, mask=mask, other=0.0)
         score = tl.dot(key, query.T, input_precision="ieee")
         score = tl.where(written[:, None], score, float("-inf"))
-        new_greatest = tl.maximum(greatest, tl.max(score, axis=0))
-        decay = tl.exp(greatest - new_greatest)
-        weight = tl.exp(score - new_greatest[None, :])
-        total = total * decay + tl.sum(weight, axis=0)
-        mixed = tl.dot(value.T, weight.to(value.dtype), mixed * decay[None, :], input_precision="ieee")
-        greatest = new_greatest
+        new_max = tl.maximum(max_score, tl.max(score, axis=0))
+        decay = tl.exp(max_score - new_max)
+        weight = tl.exp(score - new_max[None, :])
+        sum_exp = sum_exp * decay + tl.sum(weight, axis=0)
+        acc = tl.dot(value.T, weight.to(value.dtype), acc * decay[None, :], input_precision="ieee")
+        max_score = new_max
 
     line_span = line * SPLITS + split
     place = line_span * RATIO + head
-    tl.store(partial_ptr + place[None, :] * HEAD_DIM + d[:, None], mixed, mask=query_mask.T)
-    tl.store(stats_ptr + place * 2, greatest, mask=head < RATIO)
-    tl.store(stats_ptr + place * 2 + 1, total, mask=head < RATIO)
+    tl.store(partial_ptr + place[None, :] * HEAD_DIM + d[:, None], acc, mask=query_mask.T)
+    tl.store(stats_ptr + place * 2, max_score, mask=head < RATIO)
+    tl.store(stats_ptr + place * 2 + 1, sum_exp, mask=head < RATIO)
     tl.debug_barrier()  # every thread's stores come before the one thread's release
     arrived = tl.atomic_add(arrivals_ptr + line, 1, sem="acq_rel")
     if arrived == used - 1:
@@ -238,22 +239,22 @@ def _combine(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out = sum of the spans' outputs, each weighted with exp(its greatest score - the greatest of all)."""
+    """out = sum of the spans' outputs, each weighted with exp(its maximum score - the overall maximum)."""
     split = tl.arange(0, SPLITS)
     head = tl.arange(0, BLOCK_R)
     d = tl.arange(0, BLOCK_D)
     place = (line * SPLITS + split)[:, None] * RATIO + head[None, :]
     exists = (split < used)[:, None] & (head < RATIO)[None, :]
     # Other programs wrote these: .cg passes by the L1 cache, which may hold what stood here before.
-    greatest = tl.load(stats_ptr + place * 2, mask=exists, other=0.0, cache_modifier=".cg")
-    total = tl.load(stats_ptr + place * 2 + 1, mask=exists, other=0.0, cache_modifier=".cg")
+    max_score = tl.load(stats_ptr + place * 2, mask=exists, other=0.0, cache_modifier=".cg")
+    sum_exp = tl.load(stats_ptr + place * 2 + 1, mask=exists, other=0.0, cache_modifier=".cg")
     mask = exists[:, :, None] & (d < HEAD_DIM)[None, None, :]
     partial = tl.load(
         partial_ptr + place[:, :, None] * HEAD_DIM + d[None, None, :], mask=mask, other=0.0, cache_modifier=".cg"
     )
-    greatest = tl.where((split < used)[:, None], greatest, float("-inf"))
-    weight = tl.exp(greatest - tl.max(greatest, axis=0)[None, :])
-    total = tl.sum(total * weight, axis=0)
-    mixed = tl.sum(partial * weight[:, :, None], axis=0) / total[:, None]
+    max_score = tl.where((split < used)[:, None], max_score, float("-inf"))
+    weight = tl.exp(max_score - tl.max(max_score, axis=0)[None, :])
+    sum_exp = tl.sum(sum_exp * weight, axis=0)
+    acc = tl.sum(partial * weight[:, :, None], axis=0) / sum_exp[:, None]
     out = out_ptr + (line * RATIO + head)[:, None] * HEAD_DIM + d[None, :]
-    tl.store(out, mixed.to(out_ptr.dtype.element_ty), mask=(head < RATIO)[:, None] & (d < HEAD_DIM)[None, :])
+    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=(head < RATIO)[:, None] & (d < HEAD_DIM)[None, :])

@@ -8,7 +8,7 @@ multiplied in float32, in the reference's order, and rounded once.
 import torch
 
 from . import quantized
-from .dispatch import begin, launch, require_contiguous, tl, triton, uses_triton
+from .dispatch import launch, pdl_sync, require_contiguous, tl, triton, uses_triton
 from .nf4 import nf4_levels
 from .quantized import Int8Weight, NF4Weight
 
@@ -62,7 +62,7 @@ def _dequantize_int8_kernel(
     COLUMNS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    begin(DEPENDENT)
+    pdl_sync(DEPENDENT)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
@@ -83,7 +83,7 @@ def _dequantize_nf4_kernel(
     DEPENDENT: tl.constexpr,
 ):
     """Rows are whole blocks, so that the matrix is one long row of them."""
-    begin(DEPENDENT)
+    pdl_sync(DEPENDENT)
     half: tl.constexpr = BLOCK // 2
     block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
     inside = (block < blocks)[:, None]

@@ -75,7 +75,7 @@ class Launch:
     warps: int
     stages: int
     fuses_multiply_add: bool
-    dependent: bool  # starts while its predecessor still runs, see `begin`
+    dependent: bool  # starts while its predecessor still runs, see `pdl_sync`
     early: tuple[str, ...] = ()
     registers: int | None = None
 
@@ -97,17 +97,17 @@ class _Interception(NamedTuple):
     architecture: Architecture
 
 
-_detour: ContextVar[_Interception | None] = ContextVar("detour", default=None)
+_interception: ContextVar[_Interception | None] = ContextVar("interception", default=None)
 
 
 @contextmanager
 def intercept_launches(handler: Callable[[Launch], None], architecture: Architecture) -> Iterator[None]:
     """Give every launch to `handler`, with the constants chosen for `architecture`, or INTERPRETER."""
-    token = _detour.set(_Interception(handler, architecture))
+    token = _interception.set(_Interception(handler, architecture))
     try:
         yield
     finally:
-        _detour.reset(token)
+        _interception.reset(token)
 
 
 def require_triton() -> None:
@@ -129,7 +129,7 @@ def uses_triton(tensor: torch.Tensor) -> bool:
     Raises:
         RuntimeError: it is a kernel's, see `require_triton`.
     """
-    kernel = tensor.is_cuda or _detour.get() is not None
+    kernel = tensor.is_cuda or _interception.get() is not None
     if kernel:
         require_triton()
     return kernel
@@ -148,8 +148,8 @@ def require_contiguous(**tensors: torch.Tensor) -> None:
 
 def architecture(device: torch.device) -> Architecture:
     """What kernels on a device are compiled for, or INTERPRETER."""
-    detour = _detour.get()
-    return detour.architecture if detour else _device_architecture(device)
+    interception = _interception.get()
+    return interception.architecture if interception else _device_architecture(device)
 
 
 @functools.cache
@@ -171,7 +171,7 @@ def launches_are_dependent(device: torch.device) -> bool:
     """Whether kernels on a device start while their predecessor still runs (programmatic dependent launch).
 
     From Hopper on, unless the environment variable DIA_PDL is 0. One request's step took 0.90 ms so on an H200 and 1.00
-    ms without (int8). Kernels should not do more before `begin` than compute addresses: asking there for their first
+    ms without (int8). Kernels should not do more before `pdl_sync` than compute addresses: asking there for their first
     weights to come to the L2 cache made it 0.98 ms.
 
     Raises:
@@ -213,17 +213,17 @@ def launch(
     described = Launch(
         kernel, grid, arguments, constants, warps, stages, fuses_multiply_add, dependent, early, registers
     )
-    detour = _detour.get()
-    if detour:
-        detour.handler(described)
+    interception = _interception.get()
+    if interception:
+        interception.handler(described)
     else:
         with torch.cuda.device(device):
             described.run()
 
 
 @triton.jit
-def begin(DEPENDENT: tl.constexpr):
-    """Wait until the kernel before is done, then let the one after this start.
+def pdl_sync(DEPENDENT: tl.constexpr):
+    """Programmatic dependent launch: wait for the preceding kernel, then allow the following one to start.
 
     Every program of every kernel calls this before its first read of what the kernel before wrote and before its first
     write, so being done is transitive along the chain of launches: when a kernel starts, all before its predecessor are

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from .cpu.onednn import LinearWeight, PackedInt8Weight
-from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
+from .dispatch import architecture, launch, pdl_sync, require_contiguous, tl, triton, uses_triton
 from .matmul import Tiling, multiply, operands, rows_from, takes_all_registers
 from .norm import Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
@@ -81,7 +81,7 @@ def _gated_linear_kernel(
     # Even rows of the tile are gate, odd ones up: neighbors then sit in the same thread's registers.
     place = tl.arange(0, TILE)
     weight_row = rows_from(first, place // 2, F, TILE // 2) + (place % 2) * F
-    begin(DEPENDENT)
+    pdl_sync(DEPENDENT)
     mask = row < rows
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
     is_full: tl.constexpr = takes_all_registers(FORMAT, BLOCK_M)

@@ -26,18 +26,17 @@ from dataclasses import dataclass
 
 import torch
 
-from . import quantized as formats
 from .architectures import SHARED_MEMORY_LIMIT
 from .dispatch import require_contiguous, takes_ptx, tl, triton
 from .nf4 import nf4_levels
 from .ordered_sum import ordered_sum
-from .quantized import Int8Weight, NF4Weight, Weight
+from .quantized import BLOCK, Int8Weight, NF4Weight, Weight
+from .quantized import PER_ABSMAX as _PER_ABSMAX
 
-BLOCK = formats.BLOCK
-KINDS = {Int8Weight: 1, NF4Weight: 2}  # what the kernels call FORMAT, 0 for a plain matrix
-INT8 = tl.constexpr(KINDS[Int8Weight])
-NF4 = tl.constexpr(KINDS[NF4Weight])
-PER_ABSMAX = tl.constexpr(formats.PER_ABSMAX)
+FORMAT_IDS = {Int8Weight: 1, NF4Weight: 2}  # values of the constexpr FORMAT; 0 is a dense matrix
+INT8 = tl.constexpr(FORMAT_IDS[Int8Weight])
+NF4 = tl.constexpr(FORMAT_IDS[NF4Weight])
+PER_ABSMAX = tl.constexpr(_PER_ABSMAX)
 # Rows with more columns are cut into 8 slices instead of 4: their matrices have few rows (`down`), so that a
 # multiprocessor gets one program at a time, which then should have more warps.
 LONG_ROW = 4096
@@ -117,7 +116,7 @@ class Tiling:
         half = (limit + RESERVED) // 2 - RESERVED  # two programs, or a program and its successor's, fit on one
         roomy = half > 64 * 1024
         size = weight.dtype.itemsize
-        quantized = type(weight) in KINDS
+        quantized = type(weight) in FORMAT_IDS
         # Quantized: a block of NF4 per iteration, whose scale then is one number per row, and as much of int8.
         unit = BLOCK if quantized else (128 if roomy else 64) // size
         slices = warps = 4 if _on_tensor_cores(weight, architecture) and weight.shape[1] <= LONG_ROW else 8
@@ -134,7 +133,7 @@ class Tiling:
 
     def _fitted(self, weight: Weight, half: int, limit: int) -> "Tiling | None":
         """With blocks and stages for half of a multiprocessor's shared memory, or else for all of it."""
-        quantized = type(weight) in KINDS
+        quantized = type(weight) in FORMAT_IDS
         # NF4's blocks share a scale. Of others, 16 columns are one tensor-core product, and 32 bytes one sector.
         least = BLOCK if isinstance(weight, NF4Weight) else 32 if quantized else 16
         many = weight.shape[0] // self.tile >= MANY_PROGRAMS
@@ -160,7 +159,7 @@ class Tiling:
         decoded = 0
         if size == 4:  # no tensor cores: operands that are transposed or decoded pass through shared memory
             inputs = self.block_m // 2 if isinstance(weight, NF4Weight) else self.block_m  # NF4: one half of a block
-            decoded = columns * 4 * (inputs + (self.tile if type(weight) in KINDS else 0))
+            decoded = columns * 4 * (inputs + (self.tile if type(weight) in FORMAT_IDS else 0))
         sums = self.slices * self.tile * self.block_m * 4
         return max(ahead * staged + decoded, sums)
 
@@ -170,7 +169,7 @@ class Tiling:
 
     def constants(self, weight: Weight, inputs: torch.Tensor) -> dict[str, int]:
         return {
-            "FORMAT": KINDS.get(type(weight), 0),
+            "FORMAT": FORMAT_IDS.get(type(weight), 0),
             "ASSEMBLY": takes_ptx(inputs.device),
             "STRIDE": inputs.stride(0),
             "K": weight.shape[1],
@@ -221,7 +220,7 @@ def _slices_first(K: tl.constexpr, UNIT: tl.constexpr, SLICES: tl.constexpr):
 @triton.constexpr_function
 def takes_all_registers(FORMAT: int, BLOCK_M: int) -> bool:
     """Whether a product leaves no registers to what its kernel could load before it and use behind it."""
-    return FORMAT == KINDS[NF4Weight] and BLOCK_M == 32
+    return FORMAT == FORMAT_IDS[NF4Weight] and BLOCK_M == 32
 
 
 @triton.jit

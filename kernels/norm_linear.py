@@ -3,7 +3,7 @@
 import torch
 
 from .cpu.onednn import LinearWeight, PackedInt8Weight
-from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
+from .dispatch import architecture, launch, pdl_sync, require_contiguous, tl, triton, uses_triton
 from .linear import step_linear
 from .matmul import Tiling, multiply, operands, rows_from
 from .norm import FEWEST_PARTIALS, TILE, Residual, headroom, load_squares, norm_scale
@@ -84,7 +84,7 @@ def _norm_linear_kernel(
     row = first_row + tl.arange(0, BLOCK_M)
     first = tl.program_id(1) * TILE
     column = first + tl.arange(0, TILE)
-    begin(DEPENDENT)
+    pdl_sync(DEPENDENT)
     mask = row < rows
     squares = load_squares(squares_ptr, row, mask, SQUARES_STRIDE, PARTIALS, BLOCK_P)
     y = multiply(

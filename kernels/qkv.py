@@ -7,7 +7,7 @@ W [(H + 2G) Dh, D] holds the heads of q, then of k, then of v. A program takes p
 import torch
 
 from .cpu.onednn import LinearWeight, PackedInt8Weight
-from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
+from .dispatch import architecture, launch, pdl_sync, require_contiguous, tl, triton, uses_triton
 from .matmul import Tiling, multiply, operands, takes_all_registers
 from .norm import TILE, Residual, load_squares, norm_scale
 from .norm_linear import norm_constants, norm_linear_ref
@@ -146,7 +146,7 @@ def _project_qkv_kernel(
         first_weight_row = 0
         pair = tl.minimum(first + place // 2, pairs - 1)
         weight_row = pair // half * HEAD_DIM + pair % half + (place % 2) * half
-    begin(DEPENDENT)
+    pdl_sync(DEPENDENT)
 
     mask = row < rows
     pair = first + tl.arange(0, TILE // 2)

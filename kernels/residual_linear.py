@@ -3,19 +3,19 @@
 import torch
 
 from .cpu.onednn import LinearWeight, PackedInt8Weight
-from .dispatch import architecture, begin, launch, require_contiguous, tl, triton, uses_triton
+from .dispatch import architecture, launch, pdl_sync, require_contiguous, tl, triton, uses_triton
 from .linear import step_linear
 from .matmul import Tiling, multiply, operands, rows_from, takes_all_registers
 from .norm import TILE, Residual, headroom, store_residual
 
 
 def residual_linear_ref(
-    inputs: torch.Tensor, weight: LinearWeight, residual: Residual, without_text: torch.Tensor | None
+    inputs: torch.Tensor, weight: LinearWeight, residual: Residual, uncond_cross_out: torch.Tensor | None
 ) -> torch.Tensor:
     """The new x, [R, D] float32."""
     change = step_linear(inputs, weight).float()
-    if without_text is not None:
-        change = torch.stack((without_text.expand_as(change), change), dim=1).view_as(residual.x)
+    if uncond_cross_out is not None:
+        change = torch.stack((uncond_cross_out.expand_as(change), change), dim=1).view_as(residual.x)
     return residual.x + change
 
 
@@ -24,26 +24,26 @@ def residual_linear(
     weight: LinearWeight,
     residual: Residual,
     norm_weight: torch.Tensor,
-    without_text: torch.Tensor | None = None,
+    uncond_cross_out: torch.Tensor | None = None,
 ) -> None:
     """Add a projection to the residual, in place.
 
     Args:
-        inputs: [R, K] in the weight's dtype; [R / 2, K] with `without_text`.
+        inputs: [R, K] in the weight's dtype; [R / 2, K] with `uncond_cross_out`.
         weight: [D, K].
         residual: R rows.
         norm_weight: [D] float32, of the norm that reads the residual next.
-        without_text: [D] float32 or None. If given, row i of the product belongs to residual row 2i + 1, and the rows
-            2i, those without text, get this constant instead.
+        uncond_cross_out: [D] float32 or None. If given, row i of the product is added to residual row 2i + 1
+            (conditional), and this constant to every row 2i (unconditional).
     """
     rows, width = residual.x.shape
-    wanted = (rows if without_text is None else rows // 2, weight.shape[1])
+    wanted = (rows if uncond_cross_out is None else rows // 2, weight.shape[1])
     if tuple(inputs.shape) != wanted or weight.shape[0] != width:
         raise ValueError(
             f"residual_linear: inputs {list(inputs.shape)} and weight {list(weight.shape)} do not give {rows} x {width}"
         )
     if isinstance(weight, PackedInt8Weight) or not uses_triton(inputs):
-        residual.write(residual_linear_ref(inputs, weight, residual, without_text), norm_weight)
+        residual.write(residual_linear_ref(inputs, weight, residual, uncond_cross_out), norm_weight)
         return
     require_contiguous(inputs=inputs, residual=residual.x)
     tiling = Tiling.choose(weight, TILE, inputs.shape[0], architecture(inputs.device))
@@ -57,7 +57,7 @@ def residual_linear(
             "z_ptr": residual.z,
             "squares_ptr": residual.squares,
             "norm_ptr": norm_weight,
-            "constant_ptr": without_text,
+            "constant_ptr": uncond_cross_out,
             "rows": inputs.shape[0],
         },
         {"N": width, "HEADROOM": headroom(residual.z.dtype), **tiling.constants(weight, inputs)},
@@ -99,7 +99,7 @@ def _residual_linear_kernel(
     first = tile * TILE
     column = first + tl.arange(0, TILE)
     in_width = column < N
-    begin(DEPENDENT)
+    pdl_sync(DEPENDENT)
     mask = row < rows
     inside = in_width[:, None] & mask[None, :]
     if constant_ptr is None:
@@ -107,7 +107,7 @@ def _residual_linear_kernel(
     else:
         target = 2 * row + 1
         constant = tl.load(constant_ptr + column, mask=in_width, other=0.0)
-        blank = tl.load(x_ptr + (2 * row)[None, :] * N + column[:, None], mask=inside, other=0.0)
+        uncond_x = tl.load(x_ptr + (2 * row)[None, :] * N + column[:, None], mask=inside, other=0.0)
     is_full: tl.constexpr = takes_all_registers(FORMAT, BLOCK_M)
     if not is_full:
         x = tl.load(x_ptr + target[None, :] * N + column[:, None], mask=inside, other=0.0)
@@ -134,5 +134,7 @@ def _residual_linear_kernel(
     tl.debug_barrier()
     store_residual(x, x_ptr, z_ptr, squares_ptr, norm_ptr, target, mask, tile, column, in_width, N, HEADROOM)
     if constant_ptr is not None:
-        blank += constant[:, None]
-        store_residual(blank, x_ptr, z_ptr, squares_ptr, norm_ptr, 2 * row, mask, tile, column, in_width, N, HEADROOM)
+        uncond_x += constant[:, None]
+        store_residual(
+            uncond_x, x_ptr, z_ptr, squares_ptr, norm_ptr, 2 * row, mask, tile, column, in_width, N, HEADROOM
+        )

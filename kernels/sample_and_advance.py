@@ -1,13 +1,13 @@
-"""From logits to the residual of the next step, one kernel for every slot: guide, filter and draw a token per channel
-(`sample`), close the row (`advance`), and embed it: x = sum over the channels c of table[c V + token_c].
+"""From logits to the input of the next step, in one kernel for all slots: guidance, filters and sampling per channel
+(`sample`), bookkeeping of the row (`advance`), and its embedding x = sum over the channels c of table[c V + token_c].
 
-A program draws for one slot and channel; the last program of a slot closes the row and embeds it. Nothing is sorted:
-the k-th largest guided logit and the edge of the nucleus are found bit by bit, as the greatest 32-bit key that has
-enough mass at or above it (a count, or a probability). Keys are the floats' bits, mapped so that integers order them.
+A program samples for one slot and channel; the last program of a slot to finish completes the row and embeds it.
+Nothing is sorted: the thresholds of top-k and top-p are found by radix select over the floats' bits, mapped so that
+unsigned integers compare as the floats do.
 
-Logits of NaN or +infinity mean that the model's numbers are broken. A running slot that gets one stops where it is,
-with its flag `broken` set; -infinity only forbids a token. For the kernel this is one more reduction over logits that
-it has loaded anyway, and no memory access.
+A NaN or +infinity among the logits means that the model's numbers are broken. A running slot that gets one stops where
+it is, with its flag `broken` set; -infinity only forbids a token. This costs the kernel one reduction over logits that
+are loaded anyway.
 """
 
 import math
@@ -15,7 +15,7 @@ import math
 import torch
 
 from .advance import RUNNING, advance
-from .dispatch import begin, launch, require_contiguous, tl, triton, uses_triton
+from .dispatch import launch, pdl_sync, require_contiguous, tl, triton, uses_triton
 from .norm import headroom
 from .sample import sample_tokens
 from .step_state import StepState
@@ -144,12 +144,17 @@ def _ordered_key(value):
 
 
 @triton.jit
-def _edge(key, mass, bound):
-    """The greatest uint32 such that the entries with a key at or above it hold more mass than `bound`; 0 if none is."""
+def _radix_select(key, mass, bound):
+    """Weighted radix select: the largest uint32 key such that entries with keys >= it have a total mass over
+    `bound`; 0 if there is none. Determines two bits of the key per iteration, from the highest down.
+
+    With mass 1 and bound k - 1 it is the k-th largest key; with probabilities as mass and bound top_p, the smallest key
+    in the nucleus.
+    """
     edge = tl.full((), 0, tl.uint32)
     step = tl.full((), 1 << 30, tl.uint32)
     candidate = tl.arange(0, 4).to(tl.uint32)
-    for _ in range(16):  # two bits a turn: their three candidates share one pass through shared memory
+    for _ in range(16):  # two bits at a time: their three candidates share one pass through shared memory
         above = tl.sum(tl.where(key[:, None] >= (edge + step * candidate)[None, :], mass[:, None], 0.0), axis=0)
         edge += step * tl.sum(((above > bound) & (candidate > 0)).to(tl.int32), axis=0).to(tl.uint32)
         step = step >> 2
@@ -188,7 +193,7 @@ def _draw(
     key = _ordered_key(tl.where(too_early, float("-inf"), guided))
     key = tl.where(exists, key, 0)
     count = tl.where(exists, 1.0, 0.0)
-    threshold = _edge(key, count, top_k - 1.0)
+    threshold = _radix_select(key, count, top_k - 1.0)
     room = top_k.to(tl.int32) - tl.sum((key > threshold).to(tl.int32), axis=0)
     level = (key == threshold) & exists
     kept = (key > threshold) | (level & (tl.cumsum(level.to(tl.int32), axis=0) <= room))
@@ -205,7 +210,7 @@ def _draw(
     # Positive floats are ordered like their bits.
     key = probability.to(tl.uint32, bitcast=True)
     bound = tl.where(top_p >= 1.0, float("inf"), top_p)  # the sum can pass 1 by a rounding, 1 must drop nothing
-    edge = _edge(key, probability, bound)
+    edge = _radix_select(key, probability, bound)
     before = tl.sum(tl.where(key > edge, probability, 0.0), axis=0)
     level = key == edge
     before += (tl.cumsum(level.to(tl.int32), axis=0) - 1).to(tl.float32) * edge.to(tl.float32, bitcast=True)
@@ -256,7 +261,7 @@ def _next_row_kernel(
     BLOCK_P: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    begin(DEPENDENT)
+    pdl_sync(DEPENDENT)
     channel = tl.program_id(0)
     slot = tl.program_id(1)
     position = tl.load(position_ptr + slot).to(tl.int32)

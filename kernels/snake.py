@@ -6,7 +6,7 @@ operations it reads and writes them five times. On a CPU it is compiled with the
 
 import torch
 
-from .dispatch import begin, launch, tl, triton, uses_triton
+from .dispatch import launch, pdl_sync, tl, triton, uses_triton
 
 BLOCK = 1024  # numbers of a channel per program
 
@@ -55,7 +55,7 @@ def _launched(x: torch.Tensor, alpha: torch.Tensor, inverse_alpha: torch.Tensor)
 
 @triton.jit
 def _snake_kernel(x_ptr, alpha_ptr, inverse_ptr, y_ptr, length, x_stride, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
-    begin(DEPENDENT)
+    pdl_sync(DEPENDENT)
     channel = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < length

@@ -8,7 +8,7 @@ from dia_engine.capacity import codec_bytes, footprint, free_memory, verdict
 from dia_engine.info import describe, total_bytes
 from dia_engine.model.config import DiaConfig
 from dia_engine.model.state import DecodeState
-from dia_engine.runtime.runner import ModelRunner
+from dia_engine.runtime.runner import ModelRunner, default_slots
 from dia_engine.weights.recipes import RECIPES, chosen_formats
 from dia_engine.weights.source import resolve_model
 
@@ -82,13 +82,11 @@ def test_fewer_rows_leave_room_for_more_slots():
     assert planned(rows=1200).most_slots(16 * 10**9) > 1.5 * planned().most_slots(16 * 10**9)
 
 
-def test_the_engine_of_a_gpu_takes_as_many_slots_by_default(monkeypatch):
+def test_the_engine_of_a_gpu_takes_as_many_slots_by_default():
     engine, free = Engine.load("synthetic:tiny", device="cpu", load_dac=False), 10**8
-    monkeypatch.setattr(ModelRunner, "_free_bytes", lambda self: free)
-    runner = ModelRunner(engine.model)
-    runner.on_gpu = True
+    slot_bytes = ModelRunner(engine.model).slot_bytes()
     plan = footprint(engine.config, engine.dtype, weights=10**9, codec=0, rows=3072)
-    assert runner._default_slots() == plan.default_slots(free + 10**9, True) > 1
+    assert default_slots(free, slot_bytes) == plan.default_slots(free + 10**9, True) > 1
 
 
 def test_free_memory(monkeypatch):

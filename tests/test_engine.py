@@ -227,7 +227,7 @@ def test_mistakes_are_named(engine, arguments, error, message):
         ({"dtype": torch.int8}, "dtype must be one of"),
         ({"device": "gpu"}, "device 'gpu' cannot be used here"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
-        ({"device": "meta"}, "holds no numbers"),
+        ({"device": "meta"}, "tensors have no data"),
         ({"model": "synthetic:huge"}, "no synthetic model 'huge'; there are synthetic:tiny"),
     ],
 )

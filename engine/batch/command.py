@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..audio.loudness import logger as loudness_logger
 from ..engine import Engine
@@ -55,44 +55,61 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any], speech: 
     affecting = {**{name: getattr(options, name) for name in SAME_AUDIO}, **sampling, **_changed(speech)}
     affecting["format"] = suffix
     folder, scripts = _check_folder(options.output), _script_path(options.scripts)
+    load = partial(
+        _load, _as_seen_by_engines(options), folder, suffix, scripts.parent.absolute(), sampling, speech, affecting
+    )
     with open(scripts, "rb") as file:
-        asked, total = {}, 0
-        for line in check_script_file(file, str(scripts)):
-            total += 1
-            if line.id is not None:
-                asked[line.id] = line.digest(affecting)
-        absent = [each for each in (folder, *folder.parents) if not each.exists()]
+        asked, total = _digests(file, str(scripts), affecting)
+        created = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with open_manifest(folder, asked) as manifest:
             done = len(manifest.done)
             if done == total:
                 return [f"{options.output}: all of the {total} scripts were there already"], 0
             file.seek(0)
-            outcome = Outcome()
-            load = partial(
-                _load,
-                _as_seen_by_engines(options),
-                folder,
-                suffix,
-                scripts.parent.absolute(),
-                sampling,
-                speech,
-                affecting,
-            )
             lines = (line for line in unchanged(read_lines(file), asked, affecting) if line.id not in manifest.done)
-            with _telling_what_is_done(manifest, total, options.output):
-                try:
-                    renderer = load() if options.ray is None else None
-                except BaseException:
-                    remove_empty(absent)
-                    raise
-                started = time.perf_counter()
-                with _progress(total, done, outcome, options.quiet) as on_record, _each_warning_once():
-                    if renderer is not None:
-                        run_job(renderer, manifest, lines, on_record, left=total - done)
-                    else:
-                        _run_on_ray(options, load, manifest, lines, on_record)
-    return _summary(outcome, done, time.perf_counter() - started, options.output), outcome.failed
+            outcome, seconds = _run(options, load, manifest, lines, total, created)
+    return _summary(outcome, done, seconds, options.output), outcome.failed
+
+
+def _digests(file: BinaryIO, name: str, affecting: Mapping[str, Any]) -> tuple[dict[str, str], int]:
+    """Check all lines of a script file; returns the digest of each line by its id, and the number of lines."""
+    asked, total = {}, 0
+    for line in check_script_file(file, name):
+        total += 1
+        if line.id is not None:
+            asked[line.id] = line.digest(affecting)
+    return asked, total
+
+
+def _run(
+    options: argparse.Namespace,
+    load: Callable[[], LineRenderer],
+    manifest: Manifest,
+    lines: Iterator[Line],
+    total: int,
+    created: list[Path],
+) -> tuple[Outcome, float]:
+    """Load a model and render the lines that the manifest lacks; returns the outcome and the seconds it took.
+
+    Args:
+        total: number of lines in the file.
+        created: folders that are removed again if the model cannot be loaded.
+    """
+    outcome, done = Outcome(), len(manifest.done)
+    with _telling_what_is_done(manifest, total, options.output):
+        try:
+            renderer = load() if options.ray is None else None
+        except BaseException:
+            remove_empty(created)
+            raise
+        started = time.perf_counter()
+        with _progress(total, done, outcome, options.quiet) as on_record, _each_warning_once():
+            if renderer is not None:
+                run_job(renderer, manifest, lines, on_record, left=total - done)
+            else:
+                _run_on_ray(options, load, manifest, lines, on_record)
+    return outcome, time.perf_counter() - started
 
 
 @contextmanager

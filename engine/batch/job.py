@@ -93,7 +93,7 @@ class LineRenderer:
             seed = request.seed
             (generation,) = self.engine.run_requests([request])
             if generation.audio is None or not len(generation.audio):
-                raise ValueError(f"the model ended at once and said nothing (seed {seed}); try another seed")
+                raise ValueError(f"the model generated no audio (seed {seed}); try another seed")
         except LINE_ERRORS as error:
             if not self.engine.usable or isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
                 raise

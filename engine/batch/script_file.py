@@ -122,7 +122,7 @@ def check_script_file(file: BinaryIO, name: str) -> Iterator[Line]:
 def _check_id(line: Line, name: str, seen: dict[str, int]) -> None:
     where, id = f"{name}, line {line.number}", line.values.get("id")
     if "id" not in line.values:
-        raise ValueError(f"{where}: no id; it names the file that the line makes")
+        raise ValueError(f"{where}: id is missing; it names the output file")
     if not isinstance(id, str) or not SAFE_ID.fullmatch(id) or len(id) > MAX_ID:
         raise ValueError(
             f"{where}: id must be a string of 1 to {MAX_ID} letters, digits, '_', '-' and '.' (ASCII, not beginning "
@@ -148,7 +148,7 @@ def script_arguments(line: Line, folder: Path, defaults: Mapping[str, Any], spee
         raise ValueError(line.error)
     unknown = sorted(set(line.values) - set(FIELDS))
     if unknown:
-        raise ValueError(f"unknown field {listed(unknown)}; there are {', '.join(FIELDS)}")
+        raise ValueError(f"unknown field {listed(unknown)}; known fields are {', '.join(FIELDS)}")
     if "text" not in line.values:
         raise ValueError("no text")
     for name in ("text", "audio_prompt", "audio_prompt_text"):

@@ -315,7 +315,7 @@ def _draw(path: str | None, pieces: list, sample_rate: int) -> None:
 
 def _check_said(amount: float, seed: int) -> None:
     if not amount:
-        raise ValueError(f"the model ended at once and said nothing (seed {seed}); try another seed or a longer text")
+        raise ValueError(f"the model generated no audio (seed {seed}); try another seed or a longer text")
 
 
 def _speed(seconds: float, spent: float) -> str:

@@ -59,13 +59,13 @@ def _layer_range(layer: nn.Module, first: int, last: int) -> tuple[int, int]:
         return min(first, inner_first), max(last, inner_last)
     if isinstance(layer, (Snake, nn.Tanh)):
         return first, last
-    raise TypeError(f"cannot tell how far a {type(layer).__name__} reaches")
+    raise TypeError(f"the receptive field of a {type(layer).__name__} layer is not known")
 
 
 def _padding(layer: nn.Conv1d | nn.ConvTranspose1d) -> int:
     padding = layer.padding[0]
     if not isinstance(padding, int):
-        raise TypeError(f"cannot tell how far padding {layer.padding!r} reaches")
+        raise TypeError(f"the receptive field of a layer with padding {layer.padding!r} is not known")
     return padding
 
 

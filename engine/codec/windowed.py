@@ -1,8 +1,8 @@
-"""Decoding in windows: frames with the context that makes their sound the same as in the whole.
+"""Decodes codes to audio in windows: a chunk's frames, and the context on both sides that its samples depend on.
 
-On a GPU a window is decoded on a stream of its own, beside the decoder's steps, and windows of the lengths that were
-announced are captured in CUDA graphs: the codec has 150 small kernels, whose launches would hold up those of the steps.
-On a CPU a window is computed in tiles, without the samples that nobody wants.
+On a GPU a window is decoded on its own CUDA stream, concurrently with decode steps, and windows of prepared lengths are
+captured in CUDA graphs: launching the codec's 150 small kernels one by one would delay the steps. On a CPU a window is
+computed in tiles, which skip the samples that are not emitted.
 """
 
 import logging
@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 # A caller may ask for any chunk sizes. Windows of other lengths are decoded without a graph.
 MOST_GRAPHS = 64
 LONGEST_GRAPH = 256  # frames
-PRIORITY = -1  # before the steps in the queue for the GPU: a window is short, and someone waits for its sound
+PRIORITY = -1  # CUDA stream priority above that of the steps: windows are short, and latency matters
 
 
 class HostCopy:
-    """A tensor on its way to the host's memory, behind the work on the current stream."""
+    """An asynchronous copy of a tensor to the host, enqueued on the current stream."""
 
     def __init__(self, tensor: torch.Tensor):
         self._tensor, self._done = tensor, None
@@ -49,14 +49,14 @@ class HostCopy:
         return self._tensor
 
     def cancel(self) -> None:
-        """Nobody waits for it any more."""
+        """Does nothing; as `Job.cancel`."""
 
 
-Decoded = HostCopy | Job[torch.Tensor]  # a window's samples, in the making
+Decoded = HostCopy | Job[torch.Tensor]  # a future: the samples of a window that is being decoded
 
 
 class CodeWindows:
-    """Windows of codes as they are, for an engine without a codec: a frame depends on no other."""
+    """The window decoder of an engine without a codec, which returns the codes; base class of the others."""
 
     receptive_field = ReceptiveField(0, 0)
 
@@ -65,61 +65,62 @@ class CodeWindows:
 
     @property
     def holds_up_steps(self) -> bool:
-        """Whether `decode` returns only when the sound is made."""
+        """Whether `decode` blocks the calling thread until the audio is computed."""
         return self._stream is None
 
     def prepare(self, lengths: Iterable[int]) -> None:
-        """Be ready for windows of these lengths in frames."""
+        """Prepare for windows of these lengths in frames."""
 
     def on_stream(self) -> AbstractContextManager[object]:
-        """A context in which codes are gathered and `decode` is called; it does not wait for other streams."""
+        """Context for reading codes and calling `decode`: on a GPU makes the decoder's CUDA stream current."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def widened(self, start: int, stop: int) -> int:
-        """Where a window of the frames from `start` to `stop` had better start: there or before."""
+        """The frame at which to start a window for the frames [start, stop): `start`, or earlier if that is faster."""
         return start
 
     def decode(self, codes: torch.Tensor, first: int, last: int | None) -> HostCopy:
-        """Make the sound of a window, for the frames [first, last) of it, or to its end if last is None.
+        """Decode a window.
 
         Args:
-            codes: [W, C] int64 in range, on the device.
+            codes: [W, C] int64 in [0, codebook size), on the device.
+            first, last: frames [first, last) of the window whose audio is returned; last None is the end of the audio.
 
         Returns:
-            what `generate` gives for these frames: samples [n] float32, or without a codec codes [n, C] int64.
+            a future of samples [n] float32, or of codes [n, C] int64 without a codec.
         """
         return HostCopy(codes[first:last])
 
     def pieces(self, codes: torch.Tensor, first: int, last: int | None) -> Pieces:
-        """`decode` on a CPU, a piece of the work between two yields, in any threads one after the other. The result is
-        the same, and is returned."""
+        """`decode` on a CPU as an interruptible computation: does part of the work between two yields and returns the
+        samples. It may be resumed in different threads, one at a time."""
         yield
         return codes[first:last]
 
     def to_host(self, codes: torch.Tensor) -> HostCopy:
-        """Codes as they are, on their way to the host."""
+        """Copy codes to the host asynchronously."""
         return HostCopy(codes)
 
     def samples(self, decoded: Decoded) -> np.ndarray:
-        """Wait for what `decode` gave, or a job of `pieces`: checked, in memory of its own.
+        """Wait for a window's samples, check and copy them.
 
         Raises:
-            Exception: what the decoding or `check` raised.
+            Exception: what decoding or `check` raised.
         """
-        made = decoded.wait().numpy().copy()  # what it is a part of is larger, or pinned
+        made = decoded.wait().numpy().copy()  # a copy: this may be a view of a larger or pinned buffer
         self.check(made)
         return made
 
     def check(self, piece: np.ndarray) -> None:
-        """Check what `decode` gave, on the host.
+        """Check decoded samples on the host.
 
         Raises:
-            RuntimeError: samples that are no numbers.
+            RuntimeError: they are NaN or infinite.
         """
 
 
 class ContextCodes(CodeWindows):
-    """Windows of codes for whoever decodes them: each holds what the window of another decoder would."""
+    """Returns the codes of a window with their context, for a caller that decodes them itself (see `ScriptTask`)."""
 
     def __init__(self, of: CodeWindows):
         self.receptive_field, self._of = of.receptive_field, of
@@ -128,12 +129,12 @@ class ContextCodes(CodeWindows):
         return self._of.on_stream()
 
     def decode(self, codes: torch.Tensor, first: int, last: int | None) -> HostCopy:
-        """The codes from frame `first` on, those behind `last` included."""
+        """The codes from frame `first` to the end of the window; `last` is ignored, so that the context is included."""
         return HostCopy(codes[first:])
 
 
 class SoundWindows(CodeWindows):
-    """Windows of a codec's sound."""
+    """Decodes windows with a codec."""
 
     def __init__(self, codec: Codec):
         super().__init__(codec.device)

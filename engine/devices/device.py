@@ -31,7 +31,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         reason = first_line(error).split(". ")[0]
         raise ValueError(f"device {shown(str(device))} cannot be used here: {reason}") from None
     if resolved.type == "meta":
-        raise ValueError("device 'meta' holds no numbers")
+        raise ValueError("device 'meta' cannot be used: its tensors have no data")
     return resolved
 
 

@@ -1,9 +1,9 @@
-"""Threads of a CPU that compute beside the decode steps.
+"""A priority thread pool for prefills and codec windows, on a CPU, concurrently with decode steps.
 
-A small model's step keeps one core busy, and the prefill of a request or a window of the codec takes as long as dozens
-of steps. Workers do these on the other cores meanwhile. Such a job is done in pieces of a few milliseconds; before each
-piece a worker takes the most urgent job there is, so that the first chunk of a new stream does not wait for long
-windows of others. Which thread runs a piece, and when, changes nothing about its numbers.
+A small model's step uses one core, and a prefill or a codec window takes as long as dozens of steps; workers run them
+on the other cores. A job runs in pieces of a few milliseconds, and before each piece a worker picks the most urgent one:
+the first chunk of a new stream does not wait for long windows of other requests. Results do not depend on which thread
+runs a piece, or when.
 """
 
 import threading
@@ -16,16 +16,16 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from .precision import full_float32
 
 Result = TypeVar("Result")
-# A result in the making: computes a piece of it between two yields, and returns it.
+# A computation that can be interrupted: runs for a few milliseconds between two yields, and returns its result.
 Pieces = Generator[object, None, Result]
 
 
 class Urgency(NamedTuple):
-    """Orders jobs, the smallest first.
+    """Sort key of jobs; the smallest is the most urgent.
 
     Attributes:
-        is_later: False for those of new streams, whose listeners have heard nothing yet; they go first.
-        seconds: a deadline or the arrival of the request, of `time.perf_counter`.
+        is_later: False for jobs of streams that have not emitted anything yet; they come first.
+        seconds: deadline of the job or arrival of the request, by `time.perf_counter`.
     """
 
     is_later: bool
@@ -33,7 +33,7 @@ class Urgency(NamedTuple):
 
 
 class Job(Generic[Result]):
-    """Pieces on their way through the workers; what they return is awaited as that of a `HostCopy`."""
+    """A computation that was submitted to the workers, and a future of its result. Same interface as `HostCopy`."""
 
     def __init__(self, pieces: Pieces[Result], urgency: Urgency, number: int):
         self._pieces: Pieces[Result] | None = pieces
@@ -49,7 +49,7 @@ class Job(Generic[Result]):
         return self._done.is_set()
 
     def wait(self) -> Result:
-        """What the pieces return; raises what they raise."""
+        """Wait for the result; raises the error of a failed job."""
         self._done.wait()
         if self._error is not None:
             raise self._error
@@ -57,16 +57,16 @@ class Job(Generic[Result]):
         return result
 
     def cancel(self) -> None:
-        """Nobody waits for it any more: the piece in progress is the last."""
+        """Run no further piece. `wait` raises then."""
         self.fail(RuntimeError("this job was cancelled"))
 
     def join(self) -> None:
-        """Wait for the piece in progress."""
+        """Wait until no thread runs a piece of it."""
         with self._running:
             pass
 
     def fail(self, error: BaseException) -> None:
-        """End it with an error, unless it has ended."""
+        """End the job with an error, unless it has ended already."""
         self._finish(None, error)
 
     def _finish(self, result: Result | None, error: BaseException | None = None) -> None:
@@ -76,7 +76,7 @@ class Job(Generic[Result]):
             self._done.set()
 
     def run_piece(self) -> None:
-        """Run the next piece, the last of which sets the result."""
+        """Run the next piece; the last one sets the result."""
         with self._running:
             pieces = self._pieces
             if pieces is None:
@@ -101,7 +101,7 @@ class Workers:
         """
         self.count, self._modes = threads, modes
         self._jobs: list[Job] = []  # a heap
-        self._in_hand = 0  # jobs of which a thread runs a piece
+        self._in_hand = 0  # jobs of which a worker runs a piece at this moment
         self._numbers = count()
         self._changed = threading.Condition()
         self._closed = False
@@ -109,11 +109,11 @@ class Workers:
 
     @property
     def idle(self) -> int:
-        """Threads that have nothing to do."""
+        """Number of workers without a job."""
         return max(0, self.count - self._in_hand - len(self._jobs))
 
     def submit(self, pieces: Pieces[Result], urgency: Urgency) -> Job[Result]:
-        """Have a job done.
+        """Queue a job.
 
         Raises:
             RuntimeError: the workers are closed.
@@ -133,7 +133,7 @@ class Workers:
         self.threads[-1].start()
 
     def help(self, until: Urgency | None = None) -> bool:
-        """Run a piece of the most urgent job that no worker has in hand, if it is at least as urgent as `until`;
+        """Run a piece of the most urgent queued job in this thread, if it is at least as urgent as `until`. Returns
         whether there was one."""
         with self._changed:
             if not self._jobs or (until is not None and self._jobs[0].urgency > until):
@@ -143,7 +143,7 @@ class Workers:
         return True
 
     def close(self) -> None:
-        """End the threads, each behind the piece in progress. Jobs that are not done fail."""
+        """End the threads after their current pieces. Unfinished jobs fail."""
         with self._changed:
             self._closed = True
             left, self._jobs = self._jobs, []

@@ -11,12 +11,12 @@ from ..runtime.call import Call, Chunk
 
 
 class ScriptCall(Call):
-    """A call of which some requests are scripts that are spoken in pieces."""
+    """A call with scripts that are generated in pieces."""
 
     def __init__(self, requests: int, *, streaming: bool, **options: Any):
         super().__init__(requests, streaming=streaming, **options)
         self.on_abort: list[Callable[[], Any]] = []
-        self.unread = 0  # chunks
+        self.unread = 0  # chunks that the reader has not taken
 
     def emit(self, index: int, audio: np.ndarray) -> None:
         self.unread += 1
@@ -27,14 +27,14 @@ class ScriptCall(Call):
         for wake in self.on_abort:
             wake()
 
-    def _opened(self, item: Any) -> Any:
+    def _unpack(self, item: Any) -> Any:
         if isinstance(item, Chunk):
             self.unread -= 1
-        return super()._opened(item)
+        return super()._unpack(item)
 
 
 class PieceCall(Call):
-    """A try of a piece; what comes of it is put where its script's thread looks."""
+    """One attempt at a piece. Puts (self, message) into the inbox of its `ScriptTask`."""
 
     def __init__(
         self, piece: int, inbox: "queue.SimpleQueue[tuple[PieceCall, Any] | None]", script: Call, **options: Any
@@ -52,13 +52,13 @@ class PieceCall(Call):
     def started(self, when: float) -> None:
         self._script.started = self._script.started or when
 
-    def take_in(self, message: Any) -> Any:
-        """What a message is for the reader, who is the script's thread: a chunk or nothing.
+    def receive(self, message: Any) -> Any:
+        """Process a message in the script's thread. Returns a chunk, or None for other messages.
 
         Raises:
-            Exception: the request has failed.
+            Exception: the error of a request that has failed.
         """
-        return self._opened(message)
+        return self._unpack(message)
 
     def _note_result(self, index: int, generation: Generation) -> bool:
         self.results[index] = generation  # without a warning: the whole call gives one

@@ -165,7 +165,7 @@ class ScriptTask:
             return
         call: PieceCall
         call, message = item
-        opened = call.take_in(message)
+        opened = call.receive(message)
         if isinstance(opened, Chunk):
             self._add_streamed(opened.audio)
         elif call.results[0] is not None and self._calls.get(call.piece) is call:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from .dia import DiaModel
     from .layers import DecoderLayer
 
-# Of a layer, in the order of native/step.c.
+# Stages of a layer, in the order of native/step.c.
 STAGES = (
-    "project_qkv", "attend_to_rows", "project_mixed", "project_cross_query", "attend_to_text", "project_cross_mixed",
-    "project_hidden", "project_down",
+    "project_qkv", "attend_to_rows", "project_attn_out", "project_cross_query", "attend_to_text",
+    "project_cross_attn_out", "project_hidden", "project_down",
 )  # fmt: skip
 TIMES = (*STAGES, "project_logits", "next_row")  # what `timed_step` tells apart, in its order
 
@@ -116,7 +116,7 @@ def _matrices(layer: "DecoderLayer") -> list:
 
 
 def _layer(layer: "DecoderLayer") -> structures.Layer:
-    norms = [layer.cross_norm.weight, layer.mlp_norm.weight, layer.next_norm.weight, layer.without_text]
+    norms = [layer.cross_norm.weight, layer.mlp_norm.weight, layer.next_norm.weight, layer.uncond_cross_out]
     return structures.Layer(*map(matrix_of, _matrices(layer)), *map(_address, norms))
 
 
@@ -162,9 +162,9 @@ def _state(state: DecodeState, scratch: torch.Tensor) -> structures.State:
         z=_address(residual.z),
         squares=_address(residual.squares),
         query=_address(buffers.query),
-        mixed=_address(buffers.mixed),
+        attn_out=_address(buffers.attn_out),
         cross_query=_address(buffers.cross_query),
-        cross_mixed=_address(buffers.cross_mixed),
+        cross_attn_out=_address(buffers.cross_attn_out),
         hidden=_address(buffers.hidden),
         logits=_address(buffers.logits),
         keys=_address(own.keys[0]),

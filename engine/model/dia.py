@@ -72,7 +72,7 @@ class DiaModel:
         no_text = self.encoder(torch.zeros(1, dtype=torch.int64, device=self.device))
         next_norms = [layer.self_norm for layer in self.layers[1:]] + [self.norm]
         for layer, next_norm in zip(self.layers, next_norms, strict=True):
-            layer.without_text = layer.cross_attn.without_text(no_text)
+            layer.uncond_cross_out = layer.cross_attn.unconditional_output(no_text)
             layer.next_norm = next_norm
         self.compiled_step = CompiledStep.of(self)
 

@@ -106,7 +106,7 @@ class CrossAttention:
         """x [N, width] -> [N, H, Dh]."""
         return sequence_linear(x, self.q).view(-1, self.heads, self.head_dim)
 
-    def without_text(self, encoded: torch.Tensor) -> torch.Tensor:
+    def unconditional_output(self, encoded: torch.Tensor) -> torch.Tensor:
         """What the layer adds to every unconditional row, [width] float32.
 
         The unconditional text is all zeros, so its encoding is one vector at every position [1, E], and attention over
@@ -140,7 +140,7 @@ class DecoderLayer:
         self.mlp_norm = Norm(weights, f"{name}.mlp_norm", sizes.norm_eps, dtype)
         self.mlp = Mlp(weights, f"{name}.mlp")
         # Set by the model, which knows the encoder and the layer after this one.
-        self.without_text: torch.Tensor  # [D] float32
+        self.uncond_cross_out: torch.Tensor  # [D] float32
         self.next_norm: Norm
 
     def prefill(
@@ -169,7 +169,7 @@ class DecoderLayer:
         key, value = (cache[:, :stop].transpose(0, 1) for cache in self_cache)
         x = x + self.self_attn.over_sequence(query, key, value, causal=True)
         if cross_cache is None:
-            x = x + self.without_text
+            x = x + self.uncond_cross_out
         else:
             query = self.cross_attn.query(self.cross_norm(x))
             key, value = (cache.transpose(0, 1) for cache in cross_cache)
@@ -183,14 +183,14 @@ class DecoderLayer:
         keys, values = state.self_cache.layer(index)
         eps = self.self_norm.eps
         project_qkv(residual, self.self_attn.qkv, eps, rope, state.position, buffers.query, keys, values)
-        decode_attention(buffers.query, keys, values, state.position, buffers.attention, out=buffers.mixed)
-        residual_linear(buffers.mixed, self.self_attn.o, residual, self.cross_norm.weight)
+        decode_attention(buffers.query, keys, values, state.position, buffers.attention, out=buffers.attn_out)
+        residual_linear(buffers.attn_out, self.self_attn.o, residual, self.cross_norm.weight)
 
         keys, values = state.cross_cache.layer(index)
-        norm_linear(state.with_text, self.cross_attn.q, eps, out=buffers.cross_query.flatten(1))
-        attended = buffers.cross_mixed
+        norm_linear(state.cond_residual, self.cross_attn.q, eps, out=buffers.cross_query.flatten(1))
+        attended = buffers.cross_attn_out
         decode_attention(buffers.cross_query, keys, values, state.last_text, buffers.cross_attention, out=attended)
-        residual_linear(attended, self.cross_attn.o, residual, self.mlp_norm.weight, self.without_text)
+        residual_linear(attended, self.cross_attn.o, residual, self.mlp_norm.weight, self.uncond_cross_out)
 
         gated_linear(residual, self.mlp.gate_up, eps, out=buffers.hidden)
         residual_linear(buffers.hidden, self.mlp.down, residual, self.next_norm.weight)

@@ -23,9 +23,9 @@ class StepBuffers:
     """What the kernels of one step leave for each other."""
 
     query: torch.Tensor  # [2B, H, Dh]
-    mixed: torch.Tensor  # [2B, H * Dh]
+    attn_out: torch.Tensor  # [2B, H * Dh]
     cross_query: torch.Tensor  # [B, H, Dh] of cross-attention, rows with text only
-    cross_mixed: torch.Tensor  # [B, H * Dh]
+    cross_attn_out: torch.Tensor  # [B, H * Dh]
     hidden: torch.Tensor  # [2B, F]
     logits: torch.Tensor  # [2B, C, V] float32
     tokens: torch.Tensor  # [B, C] int32, as drawn
@@ -46,9 +46,9 @@ class StepBuffers:
 
         return cls(
             query=empty(rows, heads, head_dim),
-            mixed=empty(rows, heads * head_dim),
+            attn_out=empty(rows, heads * head_dim),
             cross_query=empty(slots, cross_heads, cross_head_dim),
-            cross_mixed=empty(slots, cross_heads * cross_head_dim),
+            cross_attn_out=empty(slots, cross_heads * cross_head_dim),
             hidden=empty(rows, sizes.intermediate_size),
             logits=empty(rows, sizes.num_channels, sizes.vocab_size, kind=torch.float32),
             tokens=empty(slots, sizes.num_channels, kind=torch.int32),
@@ -64,9 +64,9 @@ class StepBuffers:
         return replace(
             self,
             query=self.query[rows],
-            mixed=self.mixed[rows],
+            attn_out=self.attn_out[rows],
             cross_query=self.cross_query[slots],
-            cross_mixed=self.cross_mixed[slots],
+            cross_attn_out=self.cross_attn_out[slots],
             hidden=self.hidden[rows],
             logits=self.logits[rows],
             tokens=self.tokens[slots],
@@ -101,7 +101,7 @@ class DecodeState:
     cross_cache: KVCache  # [L, B, G, S, Dh], rows with text only
     last_text: torch.Tensor  # [B] int64, last text position of cross_cache
     residual: Residual  # [2B, D], of the row that the next step feeds
-    with_text: Residual  # its odd rows
+    cond_residual: Residual  # its odd rows
     buffers: StepBuffers
 
     @classmethod
@@ -140,7 +140,7 @@ class DecodeState:
             ),
             last_text=per_slot(0, torch.int64),
             residual=residual,
-            with_text=residual.rows(slice(1, None, 2)),
+            cond_residual=residual.rows(slice(1, None, 2)),
             buffers=StepBuffers.allocate(decoder, slots, dtype, device),
         )
 
@@ -220,7 +220,7 @@ class DecodeState:
             self_cache=self.self_cache.part(rows),
             cross_cache=self.cross_cache.part(some),
             residual=residual,
-            with_text=residual.rows(slice(1, None, 2)),
+            cond_residual=residual.rows(slice(1, None, 2)),
             buffers=self.buffers.part(some, rows),
         )
 

@@ -1,4 +1,4 @@
-"""One call of `Engine.generate` or `Engine.stream`: its results on their way from the engine's thread to the caller."""
+"""One call of `Engine.generate` or `Engine.stream`: passes results from the engine's thread to the caller."""
 
 import asyncio
 import logging
@@ -44,18 +44,18 @@ _END = object()
 
 
 class Call:
-    """The chunks of a call's requests, for `for` and `async for`, from any threads; chunks that are not read are kept.
+    """The chunks of a call's requests, for `for` and `async for`. Thread-safe; unread chunks are buffered.
 
-    An error of one request ends the call: it is raised to the reader, and the other requests are aborted.
+    If one request fails, its error is raised to the reader and the other requests are aborted.
 
     Attributes:
-        streaming: whether somebody listens to the chunks as they come.
-        wants_codes: its chunks are codes that somebody else decodes, see `ContextCodes`; there are none without
-            `streaming`, nor after the end of a request: what is left is in its `Generation`.
-        group: calls of one group share what one may have of the slots while others wait; None is a group of its own.
-        aborted: nobody wants the rest.
-        started: when its first request got a slot, in seconds of `time.perf_counter`; 0.0 while all of them wait.
-        results: by request, as they finish.
+        streaming: whether chunks are played as they come, so that latency matters.
+        wants_codes: whether the chunks are codes, which the reader decodes (see `ContextCodes`). Such chunks come only
+            with `streaming` and while the request runs; its `Generation` has all codes.
+        group: calls of one group share one group's share of the slots while others wait; None is a group of its own.
+        aborted: whether the reader has stopped.
+        started: when the first request got a slot, by `time.perf_counter`; 0.0 before.
+        results: a `Generation` for each finished request, by index; None for the others.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Call:
 
     def __next__(self) -> Chunk:
         while True:
-            item = self._opened(self._items.get())
+            item = self._unpack(self._items.get())
             if item is _END:
                 raise StopIteration
             if item is not None:
@@ -135,14 +135,14 @@ class Call:
 
     async def __anext__(self) -> Chunk:
         while True:
-            item = self._opened(await self._next())
+            item = self._unpack(await self._next())
             if item is _END:
                 raise StopAsyncIteration
             if item is not None:
                 return item
 
-    def _opened(self, item: Any) -> Any:
-        """A chunk, or _END, which stays in the queue for further readers; None for what is not for the reader."""
+    def _unpack(self, item: Any) -> Any:
+        """Process a queued item. Returns a chunk or _END for the reader, and None if the item is not for the reader."""
         if self.aborted:
             item = _END
         if item is _END:
@@ -166,7 +166,7 @@ class Call:
         return item
 
     def _note_result(self, index: int, generation: Generation) -> bool:
-        """Whether it was the last."""
+        """Store a result; returns whether it was the last one."""
         with self._noting:
             self.results[index] = generation
             self._left -= 1

@@ -78,7 +78,7 @@ class ModelRunner:
         self.on_gpu = model.device.type == "cuda"
         self.captures = graph and self.on_gpu
         self.max_rows = max_rows or model.config.decoder.max_position_embeddings
-        self.max_slots = max_slots or self._default_slots()
+        self.max_slots = max_slots or default_slots(self._free_bytes() if self.on_gpu else None, self.slot_bytes())
         self.launches = 0
         self._slow_steps = SlowSteps()
         self._state: DecodeState | None = None
@@ -263,12 +263,6 @@ class ModelRunner:
     def _slots(self) -> int:
         return 0 if self._state is None else self._state.slots
 
-    def _default_slots(self) -> int:
-        if not self.on_gpu:
-            return DEFAULT_CPU_SLOTS
-        fitting = self._free_bytes() // 2 // self.slot_bytes()
-        return max(1, min(SLOT_COUNTS[-1], fitting))
-
     def _rounded_slots(self, slots: int) -> int:
         """`slots` rounded up to a number of slots that is allocated and captured."""
         if not self.on_gpu:
@@ -368,6 +362,16 @@ class ModelRunner:
                 self._graphs[slots, steps] = self._pool.capture(partial(self._steps, part, steps))
         finally:
             self.state.countdown.copy_(countdown)
+
+
+def default_slots(free: int | None, slot_bytes: int) -> int:
+    """Number of slots of an engine without `max_slots`.
+
+    Args:
+        free: bytes of GPU memory beside model and codec, of which slots may use half; None on a CPU.
+        slot_bytes: memory per slot.
+    """
+    return DEFAULT_CPU_SLOTS if free is None else max(1, min(SLOT_COUNTS[-1], free // 2 // slot_bytes))
 
 
 class Snapshot:

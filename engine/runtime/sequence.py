@@ -1,4 +1,4 @@
-"""A request on its way through the scheduler, and how urgent its work is."""
+"""The state of a request in the scheduler, and the urgency of its prefill and windows."""
 
 import time
 from collections import deque
@@ -13,41 +13,44 @@ from .call import Call
 from .chunking import ChunkSchedule, Window
 from .request import Request
 
-# Audio that a stream has emitted beyond what its player has taken, from which on it can wait.
+# A stream that has emitted this much more audio than its player has played can wait.
 AHEAD_SECONDS = 0.5
-MAX_HELD_SECONDS = 2.0  # the longest that a window waits for windows that are more urgent
+MAX_HELD_SECONDS = 2.0  # a complete window is decoded after this time, even if others are more urgent
 
 
 class Prefill:
-    """Pieces of work that fill a slot's caches: run between decode steps, or by a worker beside them."""
+    """The prefill of a slot, in pieces of work that run between decode steps or concurrently in a worker."""
 
     def __init__(self, pieces: Generator[int, None, None]):
-        """`pieces` yields the multiplications of each piece before it is run."""
+        """`pieces` runs the prefill and yields, before each piece, how many multiplications that piece takes."""
         self._pieces = pieces
         self._job: Job[None] | None = None
         self._has_begun = self._ended = False
 
     @property
     def is_handed_over(self) -> bool:
-        """Whether a worker runs it."""
+        """Whether it was submitted to the workers."""
         return self._job is not None
 
     def hand_over(self, workers: Workers, urgency: Urgency) -> None:
-        """Have a worker run what is left of it."""
+        """Submit the remaining pieces to the workers."""
         if not self._has_begun:
             self.run_piece()  # what comes before the first piece
         self._job = workers.submit(self._pieces, urgency)
 
     def has_ended(self) -> bool:
-        """Whether no piece is left; raises what a piece has raised in a worker."""
+        """Whether all pieces have run. Raises the error of a piece that failed in a worker."""
         if self._job is not None and self._job.ready():
             self._job.wait()
             self._ended = True
         return self._ended
 
     def run_piece(self) -> int:
-        """Run the next piece here -> the multiplications of the one that follows, 0 if that was the last. The first
-        call runs what comes before the first piece."""
+        """Run the next piece in this thread. The first call only does the setup before the first piece.
+
+        Returns:
+            multiplications of the piece after it, 0 if there is none.
+        """
         self._has_begun = True
         try:
             return next(self._pieces)
@@ -56,7 +59,7 @@ class Prefill:
             return 0
 
     def stop(self) -> None:
-        """Give it up; when this returns, nobody writes to the slot's caches any more."""
+        """Cancel it. When this returns, no thread writes to the slot's caches any more."""
         if self._job is not None:
             self._job.cancel()
             self._job.join()
@@ -64,22 +67,25 @@ class Prefill:
 
 @dataclass(eq=False)
 class Sequence:
-    """A request on its way through the scheduler.
+    """The state of a request in the scheduler. Times are those of `time.perf_counter`.
 
     Attributes:
-        request: what is to be generated.
-        index: of the request in its call.
-        call: where its results go, and whether anybody still wants them.
-        schedule: the request's windows.
-        decoder: what makes chunks of them.
-        arrived: when it was added, in seconds of `time.perf_counter`.
-        slot: -1 while it waits.
-        prefill: what fills the slot's caches.
-        first_launch: the first launch that it takes part in; 0 before its prefill is done.
-        steps: decode steps that have been launched for it.
-        windows: not yet decoded, in order, each with the time at which it became complete.
-        pending: decoded windows on their way to the host.
-        first_emitted: when the first chunk was emitted, in seconds of `time.perf_counter`.
+        request: what to generate.
+        index: index of the request in its call.
+        call: receives the results; tells whether the caller has aborted.
+        schedule: yields the request's windows.
+        decoder: decodes windows to chunks.
+        arrived: when the request was added.
+        slot: -1 while the request waits, and after its slot was freed.
+        prefill: the prefill of the slot.
+        first_launch: number of the first launch that includes the request; 0 until its prefill is done.
+        steps: decode steps launched for it.
+        end_row: grid row of EOS; 0 until the request has ended.
+        windows: complete but not yet decoded windows in order, each with the time at which it became complete.
+        pending: chunks that are being decoded or copied to the host, in order, each with its length in seconds.
+        codes: all codes [T, C] on the device and their copy to the host; None until the request has ended.
+        emitted_seconds: seconds of audio emitted.
+        first_emitted: when the first chunk was emitted; 0.0 before.
     """
 
     request: Request
@@ -110,12 +116,12 @@ class Sequence:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a listener waits for the first chunk."""
+        """Whether a stream waits for its first chunk."""
         return self.call.streaming and not self.heard
 
     @property
     def is_ahead(self) -> bool:
-        """Whether a stream has emitted so much more than its player has taken that it can wait."""
+        """Whether a stream is more than AHEAD_SECONDS ahead of a player that started with its first chunk."""
         if not self.call.streaming or not self.first_emitted:
             return False
         return self.emitted_seconds - (time.perf_counter() - self.first_emitted) > AHEAD_SECONDS
@@ -129,27 +135,27 @@ class Sequence:
         return not self.call.streaming or self.is_ahead
 
     def cancel_jobs(self) -> None:
-        """Nobody waits for what is being computed; when this returns, nothing of it writes to the slot any more."""
+        """Cancel the prefill and pending chunks. When this returns, no thread writes to the slot any more."""
         for chunk, _ in self.pending:
             chunk.cancel()
         self.prefill.stop()
 
 
 def urgency(sequence: Sequence) -> tuple[bool, bool, float]:
-    """Sorts sequences with windows: new streams, then streams by when their players run dry, then other requests."""
+    """Sort key: new streams first, then streams by the time at which their players run out, then other requests."""
     _, since = sequence.windows[0]
     dry = sequence.first_emitted + sequence.emitted_seconds
     return not sequence.call.streaming, sequence.heard, dry if sequence.call.streaming else since
 
 
 def prefill_urgency(sequence: Sequence) -> Urgency:
-    """Prefills go before all windows that are not overdue: steps wait for them."""
+    """Urgency of a prefill: before all windows that are not overdue, as it delays the first chunk most."""
     return Urgency(is_later=not sequence.call.streaming, seconds=sequence.arrived)
 
 
 def window_urgency(sequence: Sequence, window: Window, since: float, frames_per_second: float) -> Urgency:
-    """How urgent a window is that is complete since then: a stream's first goes before all others, a later one should
-    be decoded before its player runs dry, and no window waits for more urgent ones for longer than MAX_HELD_SECONDS."""
+    """Urgency of a window that became complete at `since`: a stream's first window comes before all others; later ones
+    are due when the player runs out of audio; every window is due after MAX_HELD_SECONDS."""
     latest = since + MAX_HELD_SECONDS
     if not sequence.call.streaming:
         return Urgency(True, latest)

@@ -29,72 +29,82 @@ CLOSING_SECONDS = 2  # for what is left once the drain is over
 EXIT_SIGNAL = 128  # and a signal's number: the status of a process that it has ended
 
 
-def http_protocol(header_timeout: float) -> type[HttpToolsProtocol]:
-    """A protocol that drops connections whose headers are too slow or too long: each would hold a descriptor. It tells
-    the request that is answered when its client has left; uvicorn tells the last one, which may wait behind it."""
+class TimedHttpProtocol(HttpToolsProtocol):
+    """Drops connections whose headers are too slow or too long, as each would hold a file descriptor.
 
-    class TimedHttpProtocol(HttpToolsProtocol):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._header_bytes = 0
-            self._answered: Any = None  # the request, as uvicorn's cycle
-            self._await_headers()
+    It also notifies the request that is being answered when its client disconnects: uvicorn notifies the last request
+    of a connection, which may be pipelined behind it.
 
-        def _await_headers(self) -> None:
-            self._deadline: asyncio.TimerHandle | None = self.loop.call_later(header_timeout, self.transport.close)
+    Attributes:
+        header_timeout: seconds within which the headers of a request must be complete.
+    """
 
-        def data_received(self, data: bytes) -> None:
-            for start in range(0, len(data), PARSED_AT_ONCE):
-                if not self.transport.is_closing():
-                    self._take(data[start : start + PARSED_AT_ONCE])
+    header_timeout: float
 
-        def _take(self, data: bytes) -> None:
-            if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
-                self._await_headers()  # the next request of this connection
-            if self._deadline is not None:
-                self._header_bytes += len(data)
-            super().data_received(data)
-            # A body may follow in the same packets, and ends the count.
-            if self._deadline is not None and self._header_bytes > MAX_HEADER_BYTES:
-                self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n")
-                self.transport.close()
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._header_bytes = 0
+        self._answered: Any = None  # the request, as uvicorn's cycle
+        self._await_headers()
 
-        def on_message_begin(self) -> None:
-            self._field_bytes = 0
-            super().on_message_begin()
+    def _await_headers(self) -> None:
+        self._deadline: asyncio.TimerHandle | None = self.loop.call_later(self.header_timeout, self.transport.close)
 
-        def on_header(self, name: bytes, value: bytes) -> None:
-            self._field_bytes += len(name) + len(value)
-            super().on_header(name, value)
-            if self._field_bytes > MAX_HEADER_BYTES and self._deadline is None:  # those behind a body
-                self.transport.close()
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), PARSED_AT_ONCE):
+            if not self.transport.is_closing():
+                self._take(data[start : start + PARSED_AT_ONCE])
 
-        def on_headers_complete(self) -> None:
-            self._headers_done()
-            super().on_headers_complete()
-            if not self.pipeline:
-                self._answered = self.cycle
-            elif len(self.pipeline) <= MAX_PIPELINED:
-                self.flow.resume_reading()  # uvicorn stops, and would not see that the client leaves
+    def _take(self, data: bytes) -> None:
+        if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
+            self._await_headers()  # the next request of this connection
+        if self._deadline is not None:
+            self._header_bytes += len(data)
+        super().data_received(data)
+        # A body may follow in the same packets, and ends the count.
+        if self._deadline is not None and self._header_bytes > MAX_HEADER_BYTES:
+            self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n")
+            self.transport.close()
 
-        def on_response_complete(self) -> None:
-            self._answered = self.pipeline[-1][0] if self.pipeline else None
-            super().on_response_complete()
+    def on_message_begin(self) -> None:
+        self._field_bytes = 0
+        super().on_message_begin()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._headers_done()
-            super().connection_lost(exc)
-            if self._answered is not None and not self._answered.response_complete:
-                self._answered.disconnected = True
-                self._answered.message_event.set()
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._field_bytes += len(name) + len(value)
+        super().on_header(name, value)
+        if self._field_bytes > MAX_HEADER_BYTES and self._deadline is None:  # those behind a body
+            self.transport.close()
 
-        def _headers_done(self) -> None:
-            self._header_bytes = 0
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
+    def on_headers_complete(self) -> None:
+        self._headers_done()
+        super().on_headers_complete()
+        if not self.pipeline:
+            self._answered = self.cycle
+        elif len(self.pipeline) <= MAX_PIPELINED:
+            self.flow.resume_reading()  # uvicorn stops, and would not see that the client leaves
 
-    return TimedHttpProtocol
+    def on_response_complete(self) -> None:
+        self._answered = self.pipeline[-1][0] if self.pipeline else None
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._headers_done()
+        super().connection_lost(exc)
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
+
+    def _headers_done(self) -> None:
+        self._header_bytes = 0
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def http_protocol(header_timeout: float) -> type[TimedHttpProtocol]:
+    """`TimedHttpProtocol` with a header timeout in seconds. uvicorn creates the instances itself."""
+    return type("TimedHttpProtocol", (TimedHttpProtocol,), {"header_timeout": header_timeout})
 
 
 def websocket_protocol() -> Any:

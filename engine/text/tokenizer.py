@@ -67,7 +67,7 @@ def known_bytes(text: str, vocab_size: int = 256, name: str = "text") -> bytes:
 def check_visible(text: str, name: str = "text") -> None:
     """Raises ValueError: a text in which nothing can be seen. `name` is what the error calls it."""
     if not has_visible_text(text):
-        raise ValueError(f"{name} must not be empty, got {text[:20]!r}, in which nothing can be seen")
+        raise ValueError(f"{name} must not be empty, got {text[:20]!r}, which has no visible characters")
 
 
 def has_visible_text(text: str) -> bool:

@@ -1,8 +1,8 @@
-"""Rows of floats as integers, so that int8 weights are multiplied by integers, exact to the last bit.
+"""Rows of floats as integers in base 256, so that products with int8 weights are exact integer arithmetic.
 
-A row is rounded to multiples of max|x| / (127 * 256^d), and these are written with d + 1 digits of base 256 in
-[-128, 127]. All digits of all rows are lines of one product, so the weights are read once. Sums of integers know no
-order: a row comes out alike in any batch, whoever adds.
+A row is rounded to multiples of max|x| / (127 * 256^d), written with d + 1 digits in [-128, 127]. The digits of all
+rows are lines of one product, so the weights are read once. Integer addition is associative: results are
+bit-identical for any batch size and number of threads.
 
 Two digits err by at most max|x| / 65024 for each input, a bfloat16 input by up to |x| / 512. Three digits, for float32,
 err by max|x| / 1.6e7.

@@ -25,7 +25,7 @@ class Matrix(ctypes.Structure):
 
 class Layer(ctypes.Structure):
     _fields_ = [(name, Matrix) for name in ("qkv", "o", "cross_q", "cross_o", "gate_up", "down")] + [
-        (name, pointer) for name in ("cross_norm", "mlp_norm", "next_norm", "without_text")
+        (name, pointer) for name in ("cross_norm", "mlp_norm", "next_norm", "uncond_cross_out")
     ]
 
 
@@ -45,7 +45,7 @@ class Model(ctypes.Structure):
 class State(ctypes.Structure):
     _fields_ = [
         *((name, pointer) for name in (
-            "x", "z", "squares", "query", "mixed", "cross_query", "cross_mixed", "hidden", "logits",
+            "x", "z", "squares", "query", "attn_out", "cross_query", "cross_attn_out", "hidden", "logits",
             "keys", "values", "cross_keys", "cross_values",
         )),
         *((name, c_long) for name in (

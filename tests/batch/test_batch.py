@@ -183,7 +183,7 @@ def test_a_bad_line_fails_alone(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([{"text": TEXT}], "line 1: no id"),
+        ([{"text": TEXT}], "line 1: id is missing"),
         ([{"id": "a", "text": TEXT}, {"id": "a", "text": TEXT}], "line 2: id 'a' is that of line 1"),
         ([{"id": "a", "text": TEXT}, b"{", {"id": "A", "text": TEXT}], "line 3: id 'A' is that of line 1"),
         *(

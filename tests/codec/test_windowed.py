@@ -121,7 +121,7 @@ def test_reach_is_what_the_sound_depends_on_and_no_more(seed, monkeypatch):
 
 
 def test_an_unknown_layer_is_refused():
-    with pytest.raises(TypeError, match="how far a LSTM reaches"):
+    with pytest.raises(TypeError, match="receptive field of a LSTM layer is not known"):
         receptive_field([nn.Conv1d(3, 3, 3), nn.LSTM(3, 3)])
 
 

@@ -58,8 +58,8 @@ def clone(value):
     if dataclasses.is_dataclass(value) and not isinstance(value, DiaConfig):
         fields = dataclasses.fields(value)
         copies = {field.name: clone(getattr(value, field.name)) for field in fields}
-        if "with_text" in copies:
-            copies["with_text"] = copies["residual"].rows(slice(1, None, 2))
+        if "cond_residual" in copies:
+            copies["cond_residual"] = copies["residual"].rows(slice(1, None, 2))
         if "status" in copies:
             copies |= dict(zip(STATUS, copies["status"][:, : value.slots], strict=True))
         return type(value)(**copies)

@@ -98,12 +98,12 @@ def test_residual_linear(rows, width, inner, text, dtype):
     residual = random_residual(rows, width, dtype)
     weight, norm_weight = matrix(width, inner, dtype), 1 + randn(width, scale=0.1)
     inputs = randn(rows // 2 if text else rows, inner, dtype=dtype)
-    without_text = randn(width) if text else None
+    uncond_cross_out = randn(width) if text else None
     result = clone(residual)
     with kernels():
-        residual_linear.residual_linear(inputs, weight, result, norm_weight, without_text)
-    reference = residual_linear.residual_linear_ref(inputs, weight, residual, without_text)
-    truth = residual_linear.residual_linear_ref(inputs.float(), weight.float(), residual, without_text)
+        residual_linear.residual_linear(inputs, weight, result, norm_weight, uncond_cross_out)
+    reference = residual_linear.residual_linear_ref(inputs, weight, residual, uncond_cross_out)
+    truth = residual_linear.residual_linear_ref(inputs.float(), weight.float(), residual, uncond_cross_out)
     check(result.x, reference, truth)
     expected, exact = clone(residual), Residual.allocate(rows, width, torch.float32, DEVICE)
     expected.write(reference, norm_weight)

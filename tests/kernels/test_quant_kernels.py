@@ -88,12 +88,12 @@ def test_residual_linear(kind, rows, width, inner, text, dtype):
     residual, norm_weight = random_residual(rows, width, dtype), 1 + randn(width, scale=0.1)
     weight = quantized(kind, width, inner, dtype)
     inputs = randn(rows // 2 if text else rows, inner, dtype=dtype)
-    without_text = randn(width) if text else None
+    uncond_cross_out = randn(width) if text else None
     result = clone(residual)
     with kernels():
-        residual_linear.residual_linear(inputs, weight, result, norm_weight, without_text)
-    reference = residual_linear.residual_linear_ref(inputs, weight, residual, without_text)
-    truth = residual_linear.residual_linear_ref(inputs.float(), exact(weight), residual, without_text)
+        residual_linear.residual_linear(inputs, weight, result, norm_weight, uncond_cross_out)
+    reference = residual_linear.residual_linear_ref(inputs, weight, residual, uncond_cross_out)
+    truth = residual_linear.residual_linear_ref(inputs.float(), exact(weight), residual, uncond_cross_out)
     check(result.x, reference, truth)
 
 

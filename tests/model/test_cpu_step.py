@@ -74,11 +74,11 @@ def test_queries_keys_and_values(model, state):
 def test_attention(model, state, stage):
     buffers = state.buffers
     if stage == "attend_to_rows":
-        query, out, cache, last = buffers.query, buffers.mixed, state.self_cache, state.position
+        query, out, cache, last = buffers.query, buffers.attn_out, state.self_cache, state.position
         for tensor in (cache.keys, cache.values):
             tensor[1].normal_()
     else:
-        query, out, cache, last = buffers.cross_query, buffers.cross_mixed, state.cross_cache, state.last_text
+        query, out, cache, last = buffers.cross_query, buffers.cross_attn_out, state.cross_cache, state.last_text
     query.normal_()
     expected = decode_attention_ref(query, *cache.layer(1), last)
     model.compiled_step.run_stage(state, 1, stage)
@@ -88,13 +88,13 @@ def test_attention(model, state, stage):
 def test_the_residual_and_what_the_next_norm_needs(model, state):
     layer, buffers = model.layers[1], state.buffers
     stages = (
-        ("project_mixed", buffers.mixed, layer.self_attn.o, layer.cross_norm, None),
-        ("project_cross_mixed", buffers.cross_mixed, layer.cross_attn.o, layer.mlp_norm, layer.without_text),
+        ("project_attn_out", buffers.attn_out, layer.self_attn.o, layer.cross_norm, None),
+        ("project_cross_attn_out", buffers.cross_attn_out, layer.cross_attn.o, layer.mlp_norm, layer.uncond_cross_out),
         ("project_down", buffers.hidden, layer.mlp.down, layer.next_norm, None),
     )
-    for stage, inputs, weight, norm, without_text in stages:
+    for stage, inputs, weight, norm, uncond_cross_out in stages:
         inputs.normal_()
-        expected = residual_linear_ref(inputs, weight, state.residual, without_text)
+        expected = residual_linear_ref(inputs, weight, state.residual, uncond_cross_out)
         model.compiled_step.run_stage(state, 1, stage)
         torch.testing.assert_close(state.residual.x, expected, rtol=1e-2, atol=TOLERANCE[model.dtype])
         assert_near(state.residual.z, (state.residual.x * norm.weight * headroom(model.dtype)).to(model.dtype))
@@ -104,7 +104,7 @@ def test_the_residual_and_what_the_next_norm_needs(model, state):
 
 def test_what_the_normed_residual_is_projected_to(model, state):
     layer, eps, buffers = model.layers[1], model.layers[1].self_norm.eps, state.buffers
-    expected = norm_linear_ref(state.with_text, layer.cross_attn.q, eps).to(model.dtype)
+    expected = norm_linear_ref(state.cond_residual, layer.cross_attn.q, eps).to(model.dtype)
     model.compiled_step.run_stage(state, 1, "project_cross_query")
     assert_near(buffers.cross_query.flatten(1), expected)
     expected = gated_linear_ref(state.residual, layer.mlp.gate_up, eps).to(model.dtype)

@@ -266,7 +266,7 @@ def test_the_first_slots_of_a_state_are_a_state(model):
         and (whole.self_cache.keys[0, 3] == 3.0).all()
         and (whole.residual.x[3] == 5.0).all()
     )
-    assert (part.with_text.x[1] == 5.0).all(), "the second slot's row with text"
+    assert (part.cond_residual.x[1] == 5.0).all(), "the second slot's row with text"
     whole.release(1)
     assert not part.countdown.any()
 

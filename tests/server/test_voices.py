@@ -213,7 +213,7 @@ def test_a_disk_that_is_full_is_told(talker, tmp_path, recording, monkeypatch):
     store = VoiceStore(tmp_path, "talker")
     store.attach(talker)
     monkeypatch.setattr(store, "_create", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
-    with pytest.raises(ApiError, match="cannot keep a voice") as failed:
+    with pytest.raises(ApiError, match="cannot save the voice") as failed:
         asyncio.run(store.create("a", recording, SAID))
     assert failed.value.status == 503
 

@@ -107,7 +107,7 @@ def check_input(script: str) -> None:
     """
     is_visible = has_visible_text(script)
     if not is_visible or len(script) > MAX_CHARACTERS:
-        got = f"{len(script)}" if is_visible else "none that can be seen"
+        got = f"{len(script)}" if is_visible else "no visible ones"
         raise ApiError(400, f"input must have 1 to {MAX_CHARACTERS} characters, got {got}", param="input")
 
 

@@ -156,7 +156,7 @@ class Session:
                     break
                 self.speech = self.speech.with_another_seed()
             if not output.seconds:
-                message = f"the model says nothing for this input, seed {self.speech.seed}"
+                message = f"the model generated no audio for this input (seed {self.speech.seed})"
                 raise ApiError(400, message, param="input", code="no_audio")
             self._put(await service.in_thread(output.finish), 0.0)
             self._samples, self._complete = output.samples, True

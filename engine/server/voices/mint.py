@@ -27,7 +27,7 @@ def mint(engine: Engine, model: str, seed: int) -> Prompt:
             break
     codes = made.codes  # type: ignore[union-attr]
     if not len(codes):
-        raise RuntimeError(f"seed {seed} says nothing")
+        raise RuntimeError(f"the model generated no audio for premade voice seed {seed}")
     return Prompt(torch.from_numpy(codes), line)
 
 

@@ -122,14 +122,14 @@ class VoiceStore:
             if not value.strip() or len(value) > longest:
                 raise ApiError(400, f"{field} must have 1 to {longest} characters", param=field)
             if not _is_unicode(value):
-                raise ApiError(400, f"{field} holds half of a surrogate pair, which is no character", param=field)
+                raise ApiError(400, f"{field} contains an unpaired surrogate", param=field)
         try:
             return await self._to_the_end(self._create, name.strip(), audio, transcript.strip())
         except (TypeError, ValueError) as error:
             raise bad_request(error) from None
         except OSError as error:
             logger.error("a voice could not be kept: %s", error)
-            raise ApiError(503, "the server cannot keep a voice: it cannot write its folder of voices") from None
+            raise ApiError(503, "the server cannot save the voice: its voices folder is not writable") from None
 
     def delete(self, identity: str) -> None:
         """Forget an uploaded voice.
@@ -205,7 +205,7 @@ class VoiceStore:
             codes = self.engine.load_audio(decode_audio(audio, f"voice {identity}"))
         except (OSError, TypeError, ValueError) as error:
             logger.error("neither codes nor audio of voice %s can be read: %s", identity, error)
-            message = f"voice {identity!r} is damaged in the server's folder of voices; delete it and upload it again"
+            message = f"voice {identity!r} is damaged on the server; delete it and upload it again"
             raise ApiError(500, message, param="voice", code="voice_damaged") from None
         try:
             self._write_codes(self._folder / identity, codes)
@@ -229,7 +229,7 @@ class VoiceStore:
         codes = self.engine.load_audio(decode_audio(audio, "audio_sample"))
         self._check_room(codes, transcript)
         if self._folder.is_dir() and sum(1 for _ in self._folder.iterdir()) >= MAX_VOICES:
-            raise ApiError(400, f"{MAX_VOICES} voices are kept, the most that may be", param="name")
+            raise ApiError(400, f"there are {MAX_VOICES} voices already, the maximum; delete one first", param="name")
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "voice"
         voice = Voice(f"{slug}-{secrets.token_hex(4)}", name, UPLOADED, int(time.time()), transcript)
         with new_folder(self._folder / voice.id) as folder:

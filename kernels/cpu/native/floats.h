@@ -8,7 +8,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-typedef enum { FLOAT32, BFLOAT16, FLOAT16 } Kind; /* `KINDS` in library.py */
+typedef enum { FLOAT32, BFLOAT16, FLOAT16 } Kind; /* `KINDS` in structures.py */
 
 INLINE long bytes_of(Kind kind) { return kind == FLOAT32 ? 4 : 2; }
 

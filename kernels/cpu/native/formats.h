@@ -2,7 +2,7 @@
  * how it adds their products. A step takes FORMAT_COLUMNS columns, which are FORMAT_BYTES of W. */
 #pragma once
 
-typedef enum { W_FLOAT32, W_BFLOAT16, W_FLOAT16, W_INT8, W_NF4_BFLOAT16, W_NF4_FLOAT32 } Format; /* library.py */
+typedef enum { W_FLOAT32, W_BFLOAT16, W_FLOAT16, W_INT8, W_NF4_BFLOAT16, W_NF4_FLOAT32 } Format; /* structures.py */
 
 /* NF4's values (kernels/quantized.py); their upper halves, rounded, are the bfloat16 ones. */
 static const float LEVELS[16] = {

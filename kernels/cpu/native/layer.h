@@ -63,7 +63,7 @@ static void project_qkv(const Stage *g) {
 static void attend_to_rows(const Stage *g) {
     const Model *m = g->model;
     const State *s = g->state;
-    Attention a = {s->query, g->keys, g->values, s->position, s->mixed, (float *)s->scratch, 2 * s->slots, 2,
+    Attention a = {s->query, g->keys, g->values, s->position, s->attn_out, (float *)s->scratch, 2 * s->slots, 2,
                    m->groups, m->heads / m->groups, m->head_dim, s->capacity, 0, m->kind};
     attend(&a, g->threads);
 }
@@ -76,10 +76,10 @@ static void add_row(const void *job, long row) {
     write_residual(g, row, g->layer->cross_norm);
 }
 
-static void project_mixed(const Stage *g) {
+static void project_attn_out(const Stage *g) {
     const Model *m = g->model;
     const long rows = 2 * g->state->slots;
-    Rows x = {g->state->mixed, rows, m->heads * m->head_dim, m->kind};
+    Rows x = {g->state->attn_out, rows, m->heads * m->head_dim, m->kind};
     multiply(&g->layer->o, x, g->y, g->scratch, g->threads);
     for_rows(add_row, g, rows, m->width);
 }
@@ -105,26 +105,26 @@ static void project_cross_query(const Stage *g) {
 static void attend_to_text(const Stage *g) {
     const Model *m = g->model;
     const State *s = g->state;
-    Attention a = {s->cross_query, g->cross_keys, g->cross_values, s->last_text, s->cross_mixed, (float *)s->scratch,
+    Attention a = {s->cross_query, g->cross_keys, g->cross_values, s->last_text, s->cross_attn_out, (float *)s->scratch,
                    s->slots, 1, m->cross_groups, m->cross_heads / m->cross_groups, m->cross_head_dim,
                    s->text_capacity, 0, m->kind};
     attend(&a, g->threads);
 }
 
-/* The row with text gets what it has attended to, the other one what it always gets. */
+/* Conditional rows get the attention output, unconditional ones a constant. */
 static void add_cross_row(const void *job, long row) {
     const Stage *g = job;
     const long width = g->model->width;
-    const float *change = row % 2 ? g->y + row / 2 * width : g->layer->without_text;
+    const float *change = row % 2 ? g->y + row / 2 * width : g->layer->uncond_cross_out;
     float *x = g->state->x + row * width;
     for (long k = 0; k < width; k++) x[k] += change[k];
     write_residual(g, row, g->layer->mlp_norm);
 }
 
-static void project_cross_mixed(const Stage *g) {
+static void project_cross_attn_out(const Stage *g) {
     const Model *m = g->model;
     const long slots = g->state->slots;
-    Rows x = {g->state->cross_mixed, slots, m->cross_heads * m->cross_head_dim, m->kind};
+    Rows x = {g->state->cross_attn_out, slots, m->cross_heads * m->cross_head_dim, m->kind};
     multiply(&g->layer->cross_o, x, g->y, g->scratch, g->threads);
     for_rows(add_cross_row, g, 2 * slots, m->width);
 }

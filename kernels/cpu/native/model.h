@@ -1,11 +1,12 @@
-/* What a step reads of a model and of a decode state. step.py fills these structures; its fields have the same order. */
+/* What a step reads of a model and of a decode state. kernels/cpu/structures.py has the same fields in the same order;
+ * engine/model/cpu_step.py fills them. */
 #pragma once
 #include "attention.h"
 
 typedef struct {
     Matrix qkv, o, cross_q, cross_o, gate_up, down;
     const float *cross_norm, *mlp_norm, *next_norm; /* [D], next: of the layer after this one, or of the head */
-    const float *without_text;                      /* [D] */
+    const float *uncond_cross_out;                  /* [D], added to every unconditional row */
 } Layer;
 
 typedef struct {
@@ -28,8 +29,8 @@ typedef struct {
     float *x;                    /* [R, D] */
     void *z;                     /* [R, D] */
     float *squares;              /* [R, partials] */
-    void *query, *mixed;         /* [R, H Dh] */
-    void *cross_query, *cross_mixed; /* [B, cross H Dh] */
+    void *query, *attn_out;      /* [R, H Dh] */
+    void *cross_query, *cross_attn_out; /* [B, cross H Dh] */
     void *hidden;                /* [R, F] */
     float *logits;               /* [R, C, V] */
     void *keys, *values;         /* of the first layer, [R, G, T, Dh] */

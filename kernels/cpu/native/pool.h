@@ -1,11 +1,11 @@
-/* Threads that share the chunks of one job at a time.
+/* A thread pool that runs the chunks of one job at a time.
  *
- * Chunks are taken from a counter. The caller takes chunks too, and waits only for chunks that somebody has begun, never
- * for a thread that has not come: beside busy processes a job does not wait for the system to give each thread its turn.
- * Who waits spins for SPIN_NS, which bridges the gaps between the jobs of a step, and then sleeps in a futex; a worker that
- * the caller has no thread for sleeps at once and is not woken.
+ * Threads take chunks from an atomic counter. The caller takes chunks too, and at the end waits only for chunks that a
+ * worker has started, never for a worker to wake up: if other processes keep the cores busy, a job does not wait until each
+ * worker is scheduled. A waiting thread spins for SPIN_NS, which bridges the gaps between the jobs of a step, and then sleeps
+ * on a futex. Workers beyond the number of threads that the caller asks for sleep at once and are not woken.
  *
- * One job at a time: a second caller runs its chunks by itself. After a fork the child has no workers and starts its own.
+ * If a job is running already, a second caller runs its chunks alone. A forked child has no workers and starts its own.
  */
 #pragma once
 #include <pthread.h>
@@ -20,14 +20,14 @@
 
 typedef void (*Task)(const void *job, long chunk);
 
-enum { SPIN_NS = 30000, MOST_WORKERS = 255, BEDS = 32 };
+enum { SPIN_NS = 30000, MOST_WORKERS = 255, WAKE_BITS = 32 };
 
 static struct {
     _Alignas(64) atomic_ullong ticket; /* number of the job << 32 | chunks that nobody has taken */
     _Alignas(64) atomic_int done;      /* chunks of the job that are finished; the caller's futex */
     atomic_int caller_sleeps;
-    _Alignas(64) atomic_uint rung; /* the workers' futex */
-    atomic_int sleeping[BEDS];     /* workers in it, see `bed_of` */
+    _Alignas(64) atomic_uint wake_count;      /* incremented by every job; the workers' futex */
+    atomic_int sleeping[WAKE_BITS]; /* workers that sleep on it, by `wake_bit_of` */
     _Alignas(64) _Atomic(Task) task;
     _Atomic(const void *) job;
     atomic_int chunks;
@@ -56,26 +56,26 @@ static inline long now_ns(void) {
 }
 
 #ifdef __linux__
-static inline void sleep_on(void *word, int value, unsigned bed) {
-    syscall(SYS_futex, word, FUTEX_WAIT_BITSET_PRIVATE, value, NULL, NULL, 1u << bed);
+static inline void sleep_on(void *word, int value, unsigned bit) {
+    syscall(SYS_futex, word, FUTEX_WAIT_BITSET_PRIVATE, value, NULL, NULL, 1u << bit);
 }
 
-static inline void wake(void *word, unsigned beds) {
-    syscall(SYS_futex, word, FUTEX_WAKE_BITSET_PRIVATE, MOST_WORKERS, NULL, NULL, beds);
+static inline void wake(void *word, unsigned bits) {
+    syscall(SYS_futex, word, FUTEX_WAKE_BITSET_PRIVATE, MOST_WORKERS, NULL, NULL, bits);
 }
 
-/* Workers are woken by number: the first BEDS - 1 one by one, the others together. */
-static inline unsigned bed_of(int number) { return number < BEDS - 1 ? number : BEDS - 1; }
+/* Bit of the futex bitset that wakes a worker: the first WAKE_BITS - 1 workers have their own, the others share the last. */
+static inline unsigned wake_bit_of(int number) { return number < WAKE_BITS - 1 ? number : WAKE_BITS - 1; }
 
-/* Wake the first workers, where they sleep. */
+/* Wake those of the first `count` workers that sleep. */
 static inline void wake_workers(int count) {
     unsigned asleep = 0;
-    for (unsigned bed = 0; bed <= bed_of(count - 1); bed++)
-        if (atomic_load(&pool.sleeping[bed])) asleep |= 1u << bed;
-    if (asleep) wake(&pool.rung, asleep);
+    for (unsigned bit = 0; bit <= wake_bit_of(count - 1); bit++)
+        if (atomic_load(&pool.sleeping[bit])) asleep |= 1u << bit;
+    if (asleep) wake(&pool.wake_count, asleep);
 }
 
-/* Whether the time to spin is over; `end` is 0 at the start. */
+/* Whether SPIN_NS have passed since the first call; *end is 0 at that call. */
 static inline int spun_out(unsigned *turns, long *end) {
     relax();
     if (++*turns & 31) return 0;
@@ -105,16 +105,16 @@ static void *work(void *argument) {
     pool_is_mine = 1;
     flush_subnormals();
     for (;;) {
-        unsigned rung = atomic_load(&pool.rung);
+        unsigned wake_count = atomic_load(&pool.wake_count);
         take_chunks(number);
         long end = 0;
         unsigned turns = 0;
         unsigned long long seen = atomic_load(&pool.ticket);
         while (atomic_load_explicit(&pool.ticket, memory_order_acquire) == seen || !(uint32_t)atomic_load(&pool.ticket)) {
             if (number < atomic_load_explicit(&pool.awake, memory_order_relaxed) && !spun_out(&turns, &end)) continue;
-            atomic_fetch_add(&pool.sleeping[bed_of(number)], 1);
-            sleep_on(&pool.rung, (int)rung, bed_of(number));
-            atomic_fetch_sub(&pool.sleeping[bed_of(number)], 1);
+            atomic_fetch_add(&pool.sleeping[wake_bit_of(number)], 1);
+            sleep_on(&pool.wake_count, (int)wake_count, wake_bit_of(number));
+            atomic_fetch_sub(&pool.sleeping[wake_bit_of(number)], 1);
             break;
         }
     }
@@ -124,14 +124,14 @@ static void *work(void *argument) {
 static void forget_workers(void) {
     pool.workers = 0;
     atomic_store(&pool.ticket, 0);
-    for (int bed = 0; bed < BEDS; bed++) atomic_store(&pool.sleeping[bed], 0);
+    for (int bit = 0; bit < WAKE_BITS; bit++) atomic_store(&pool.sleeping[bit], 0);
     atomic_store(&pool.caller_sleeps, 0);
     atomic_flag_clear(&pool.busy);
 }
 
 static void register_fork(void) { pthread_atfork(NULL, NULL, forget_workers); }
 
-/* Have at least so many workers, or as many as the system gives. Called by the one caller that runs a job. */
+/* Start workers until there are `count`, or as many as the system allows. Called with `busy` held. */
 static void start_workers(int count) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, register_fork);
@@ -154,7 +154,7 @@ static void share(Task task, const void *job, int chunks, int workers, int awake
     atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
     unsigned long long last = atomic_load_explicit(&pool.ticket, memory_order_relaxed);
     atomic_store(&pool.ticket, ((last >> 32) + 1) << 32 | (unsigned)chunks);
-    atomic_fetch_add(&pool.rung, 1);
+    atomic_fetch_add(&pool.wake_count, 1);
     wake_workers(workers);
     pool_is_mine = 1;
     take_chunks(-1);

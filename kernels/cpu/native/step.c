@@ -1,4 +1,5 @@
-/* A decode step of a CPU in one call, and what else of the engine is compiled: what build.py loads, compiled once for each variant of a CPU's instructions. */
+/* The compiled code of a CPU: the decode step, the codec's decoder and the kernels of a prefill. One translation unit, compiled
+ * once per instruction-set variant and loaded by build.py. The functions that are not static are those Python calls. */
 #define _GNU_SOURCE
 #if defined(__AVX512F__)
 #include "avx512.h"
@@ -40,11 +41,13 @@ static unsigned long flush_subnormals(void) {
     return mode;
 }
 
-static void (*const STAGES[])(const Stage *) = {project_qkv,    attend_to_rows,      project_mixed,  project_cross_query,
-                                                attend_to_text, project_cross_mixed, project_hidden, project_down};
+static void (*const STAGES[])(const Stage *) = {
+    project_qkv,    attend_to_rows,         project_attn_out, project_cross_query,
+    attend_to_text, project_cross_attn_out, project_hidden,   project_down,
+};
 enum { STAGES_OF_LAYER = sizeof STAGES / sizeof *STAGES };
 
-/* Of `State.scratch`. */
+/* Size of `State.scratch`. */
 long scratch_bytes(const Model *m, long slots, long capacity, long text_capacity) {
     long rows = 2 * slots, products = y_bytes(m, rows) + most_product_bytes(m, rows);
     long self = partial_floats(rows, m->groups, m->heads / m->groups, m->head_dim, capacity);
@@ -63,7 +66,7 @@ void run_stage(const Model *m, const State *s, long layer, int stage, int thread
 
 enum { HEAD_TIME = STAGES_OF_LAYER, NEXT_ROW_TIME, TIMES };
 
-/* Run a stage; its nanoseconds are added to `spent`, unless that is NULL, as it is known to be where nobody asks. */
+/* Run a stage and add its nanoseconds to `spent`. Inlined with a constant NULL, it has no clock in it. */
 INLINE void run_timed(void (*run)(const Stage *), const Stage *g, int64_t *spent) {
     const long start = spent ? now_ns() : 0;
     run(g);

@@ -112,7 +112,7 @@ static void *run(void *argument) {
             .cross_norm = floats(r, width, FLOAT32, 1),
             .mlp_norm = floats(r, width, FLOAT32, 1),
             .next_norm = floats(r, width, FLOAT32, 1),
-            .without_text = floats(r, width, FLOAT32, 1),
+            .uncond_cross_out = floats(r, width, FLOAT32, 1),
         };
     Model model = {
         .layers = layers,
@@ -132,8 +132,8 @@ static void *run(void *argument) {
         .x = floats(r, rows * width, FLOAT32, 1),
         .z = floats(r, rows * width, r->kind, 1),
         .squares = floats(r, rows * 3, FLOAT32, 0),
-        .query = malloc(rows * HEADS * head * size), .mixed = malloc(rows * HEADS * head * size),
-        .cross_query = malloc(slots * HEADS * cross_head * size), .cross_mixed = malloc(slots * HEADS * cross_head * size),
+        .query = malloc(rows * HEADS * head * size), .attn_out = malloc(rows * HEADS * head * size),
+        .cross_query = malloc(slots * HEADS * cross_head * size), .cross_attn_out = malloc(slots * HEADS * cross_head * size),
         .hidden = malloc(rows * inner * size), .logits = malloc(rows * CHANNELS * VOCAB * sizeof(float)),
         .keys = floats(r, LAYERS * own, r->kind, 1), .values = floats(r, LAYERS * own, r->kind, 1),
         .cross_keys = floats(r, LAYERS * cross, r->kind, 1), .cross_values = floats(r, LAYERS * cross, r->kind, 1),
