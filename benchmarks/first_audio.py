@@ -48,7 +48,7 @@ def main() -> None:
     cuda = engine.device.type == "cuda"
     frames = round(options.seconds * engine.sample_rate / engine.codec.hop_length)
     options.peer_steps = options.peer_steps or (_steps(engine, frames) if cuda else 30)
-    check_steps("--peer-steps", options.peer_steps, engine.device, untimed=1)
+    check_steps("--peer-steps", options.peer_steps, engine, untimed=1)
     options.stream_frames = options.stream_frames or (frames if cuda else 80)
     trace = Trace(engine)
     sizes = ChunkSizes().with_defaults(trace.windows.receptive_field)

@@ -4,7 +4,7 @@ set of weights in memory."""
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -21,6 +21,12 @@ from .roofline import synchronize
 PARAMS = ResolvedSamplingParams()
 
 
+def without_end(config: DiaConfig) -> ResolvedSamplingParams:
+    """Those of a request that takes all of its rows: steps of a slot that has stopped are not what is timed."""
+    rows = PARAMS.rows(config.decoder.max_position_embeddings, 0, config.max_delay)
+    return replace(PARAMS, min_tokens=rows - 1 - config.max_delay)
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds from the script to the end of the first steps, and of each step after them."""
@@ -31,7 +37,7 @@ class Timing:
 
 
 class Ours:
-    """This engine. Where steps are captured in a graph, a time stamp follows each launch of several steps."""
+    """This engine. Where steps are captured in a graph, a time stamp is the end of a launch of several steps."""
 
     def __init__(self, model: DiaModel, quant: str = ""):
         self.model, self.device = model, model.device
@@ -50,28 +56,28 @@ class Ours:
             self._runner = None  # before the new memory is asked for
             self._runner = ModelRunner(self.model, max_slots=batch)
             self._runner.prepare(batch)
-        runner = self._runner
-        no_prompt = torch.zeros((0, self.model.config.decoder.num_channels), dtype=torch.int64)
+        runner, config = self._runner, self.model.config
+        no_prompt = torch.zeros((0, config.decoder.num_channels), dtype=torch.int64)
+        params = without_end(config)
         stamps, made = [time.perf_counter()], []
         for slot in range(batch):
-            request = Request(text, no_prompt, PARAMS, seed=slot)
+            request = Request(text, no_prompt, params, seed=slot)
             for _ in runner.prefill(slot, request):
                 pass
             runner.activate(slot, request)
-        while sum(made) <= steps:
-            made.append(runner.decode(range(batch), STEPS_PER_LAUNCH[0]))
-            if len(made) == 1:
-                synchronize(self.device)  # later launches are waited for one behind, which leaves their spans right
-            elif runner.in_flight > runner.max_in_flight:
-                runner.read_status()
+        ended = 0  # steps of the launches that have a stamp
+        while ended <= steps:
+            while runner.in_flight < runner.max_in_flight:  # so that the device never waits for the next launch
+                made.append(runner.decode(range(batch), STEPS_PER_LAUNCH[0]))
+            runner.read_status()  # comes with the end of the oldest of them
+            ended += made[len(stamps) - 1]
             stamps.append(time.perf_counter())
         synchronize(self.device)
         runner.forget_launches()
         for slot in range(batch):
             runner.release(slot)
         spans = timing_of(stamps)
-        later = [span / count for span, count in zip(spans.steps, made[1:], strict=True)]
-        return Timing(spans.first, later[:steps], first_steps=made[0])
+        return Timing(spans.first, [span / count for span, count in zip(spans.steps, made[1:], strict=False)], made[0])
 
     @contextmanager
     def timed_stages(self) -> Iterator[dict[str, float]]:

@@ -11,7 +11,7 @@ from dia_engine.devices.environment import cores, processor
 from dia_engine.runtime.runner import STEPS_PER_LAUNCH
 
 from .nari import Nari, load_nari
-from .peers import Transformers, transformers_model
+from .peers import Transformers, transformers_model, without_end
 
 SCRIPT = (
     "[S1] Dia is an open weights text to dialogue model. [S2] You get full control over scripts and voices. "
@@ -56,17 +56,22 @@ def peers(options: argparse.Namespace, engine: Engine) -> list[Transformers | Na
     return runtimes
 
 
-def check_steps(option: str, steps: int, device: torch.device, untimed: int = 0) -> None:
+def check_steps(option: str, steps: int, engine: Engine, untimed: int = 0) -> None:
     """
     Args:
         untimed: how many of the steps are not timed whatever the device.
 
     Raises:
         ValueError: none would be timed: with graphs a time is that of a launch of several steps, from the second on.
+            Or the model has no rows for so many.
     """
-    least = untimed + (STEPS_PER_LAUNCH[0] if device.type == "cuda" else 1)
+    launch = STEPS_PER_LAUNCH[0] if engine.device.type == "cuda" else 1
+    rows = without_end(engine.config).rows(engine.config.decoder.max_position_embeddings, 0, engine.config.max_delay)
+    least, most = untimed + launch, untimed + rows - 1 - launch  # the first row is given, the first launch not timed
     if steps < least:
         raise ValueError(f"{option} must be at least {least} on this device, got {steps}")
+    if steps > most:
+        raise ValueError(f"{option} must be at most {most} with a model of {rows} rows, got {steps}")
 
 
 def machine(engine: Engine) -> dict:

@@ -59,7 +59,7 @@ def main() -> None:
     options = _arguments()
     plain = Engine.load(options.model, dtype=options.dtype, device=options.device, load_dac=False)
     options.steps = (400 if plain.device.type == "cuda" else 60) if options.steps is None else options.steps
-    check_steps("--steps", options.steps, plain.device)
+    check_steps("--steps", options.steps, plain)
     text = encode_text(SCRIPT, plain.config.encoder.max_position_embeddings)
     copied = copy_bandwidth(plain.device)
     print(bandwidth_in_words(copied, plain.device), file=sys.stderr)

@@ -17,6 +17,7 @@ from benchmarks import gpu, gpu_plan, gpu_report, tokens_per_sec
 from benchmarks.gpu_plan import PARTS, Measurement, plan
 from benchmarks.journal import Journal
 from benchmarks.setting import check_steps
+from dia_engine.model.config import DecoderConfig, DiaConfig
 
 BATCHES = ["batch 1", "batch 4", "batch 16", "batch 64"]
 
@@ -86,15 +87,22 @@ def test_kernels_are_tested_in_float32_as_well(tmp_path):
     assert commands["test_runner"][-3:-1] == ["-m", "gpu"]
 
 
-def test_so_few_steps_that_none_is_timed_are_refused():
-    """Eight of them are one launch, and the first launch is not timed."""
-    gpu_device, cpu = torch.device("cuda", 0), torch.device("cpu")
-    check_steps("--steps", 8, gpu_device)
-    check_steps("--peer-steps", 2, cpu, untimed=1)
-    with pytest.raises(ValueError, match="--steps must be at least 8 on this device, got 7"):
-        check_steps("--steps", 7, gpu_device)
-    with pytest.raises(ValueError, match="--peer-steps must be at least 9 on this device, got 8"):
-        check_steps("--peer-steps", 8, gpu_device, untimed=1)
+def test_steps_that_cannot_be_timed_are_refused():
+    """Eight of them are one launch on a GPU, and the first launch is not timed; the first row is given."""
+    config = DiaConfig(decoder=DecoderConfig(max_position_embeddings=512))
+    on_gpu, on_cpu = (SimpleNamespace(config=config, device=torch.device(name)) for name in ("cuda", "cpu"))
+    for steps in (8, 503):
+        check_steps("--steps", steps, on_gpu)
+    for steps in (2, 511):
+        check_steps("--peer-steps", steps, on_cpu, untimed=1)
+    for option, steps, engine, untimed, message in (
+        ("--steps", 7, on_gpu, 0, "--steps must be at least 8 on this device, got 7"),
+        ("--peer-steps", 8, on_gpu, 1, "--peer-steps must be at least 9 on this device, got 8"),
+        ("--steps", 504, on_gpu, 0, "--steps must be at most 503 with a model of 512 rows, got 504"),
+        ("--steps", 511, on_cpu, 0, "--steps must be at most 510 with a model of 512 rows, got 511"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_steps(option, steps, engine, untimed)
 
 
 @pytest.mark.parametrize("part", ["speed", "tuning", "audio", "load"])
