@@ -89,6 +89,12 @@ def open_loop(target: Target, scripts: Sequence[Script], arrivals: Sequence[floa
     return [result for result in results if result is not None]
 
 
+def wait_until_idle(engine) -> None:
+    """Streams that were given up end with the launch in progress, beside which nothing else is to be measured."""
+    while engine.active_requests:
+        time.sleep(0.01)
+
+
 def quiet_logs() -> None:
     """No warning for each request that `max_tokens` cuts: it is there to do that."""
     logging.getLogger("dia_engine").setLevel(logging.ERROR)

@@ -25,7 +25,7 @@ import numpy as np
 
 from dia_engine import Engine
 
-from .clients import quiet_logs
+from .clients import quiet_logs, wait_until_idle
 from .command import run
 from .load import with_slots
 from .memory import resident
@@ -110,8 +110,7 @@ def first_chunks(engine: Engine, script: str, runs: int) -> dict:
         with engine.stream(text, seed=seed) as stream:
             next(stream)
             took = time.perf_counter() - started
-        while engine.active_requests:  # pieces that were given up end with the launch in progress
-            time.sleep(0.01)
+        wait_until_idle(engine)
         return took
 
     def arriving(heard: threading.Event) -> Iterator[str]:

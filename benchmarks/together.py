@@ -20,7 +20,7 @@ import numpy as np
 from dia_engine import Engine
 from dia_engine.runtime.stream import AudioStream
 
-from .clients import quiet_logs
+from .clients import quiet_logs, wait_until_idle
 from .command import run
 from .load import with_slots
 from .player import percentiles
@@ -116,8 +116,7 @@ def one_more(engine: Engine, options: argparse.Namespace) -> dict:
     alone, company = [], []
     for _ in range(JOINS * options.runs):
         joined = in_company(moments.uniform(0, seconds * 2 / 3))
-        while engine.active_requests:  # streams that were given up end with the launch in progress
-            time.sleep(0.01)
+        wait_until_idle(engine)
         if joined is not None:
             alone.append(first_chunk())
             company.append(joined)

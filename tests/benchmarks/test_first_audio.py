@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -13,6 +14,31 @@ def test_a_player_in_real_time():
     played = first_audio._played(chunks, sample_rate=100)
     assert played == [[1.0, 2.0], [2.0, 4.0], [4.5, 5.5], [5.5, 6.5]]
     assert first_audio._underruns(played) == {"chunks": 4, "underruns": 1, "silence_seconds": 0.5}
+
+
+class Ending:
+    """An engine whose thread still works for a while on a stream that was given up."""
+
+    def __init__(self):
+        self.looks, self.begun_busy = 0, False
+
+    @contextmanager
+    def stream(self, script, seed):
+        self.begun_busy |= self.looks > 0
+        yield iter([None])
+        self.looks = 3
+
+    @property
+    def active_requests(self):
+        self.looks -= 1
+        return int(self.looks > 0)
+
+
+def test_the_engine_has_nothing_to_do_behind_a_measured_stream():
+    """What follows runs the same model in another thread, which frees what the engine's thread computes with."""
+    engine = Ending()
+    first_audio._first_audio(engine, runs=2)
+    assert engine.looks == 0 and not engine.begun_busy
 
 
 def test_a_run(tmp_path, monkeypatch, capsys):
