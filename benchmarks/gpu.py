@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,9 +111,10 @@ def run_parts(
                 left.append(measurement)
                 continue
             print(f"\n== {part}: {measurement.name} ({budget.left():.0f} s left)", flush=True)
+            if measurement.json:
+                measurement.json.unlink(missing_ok=True)  # of a run that was cut
             started = time.monotonic()
             status, output = run(measurement, budget.left())
-            figures = _figures(measurement) if status == "passed" else {"output": output}
             journal.append(
                 part,
                 measurement.name,
@@ -120,14 +122,15 @@ def run_parts(
                 seconds=round(time.monotonic() - started, 1),
                 command=_shown(measurement),
                 clocks=current_clocks(),
-                **figures,
+                **({} if status == "passed" else {"output": output}),
+                **_figures(measurement),
             )
     return left
 
 
 def _figures(measurement: Measurement) -> dict:
-    """What the command wrote, out of a file that then goes."""
-    if measurement.json is None:
+    """What the command wrote, out of a file that then goes: also the part of it that was measured before a failure."""
+    if measurement.json is None or not measurement.json.exists():
         return {}
     report = json.loads(measurement.json.read_text(encoding="utf-8"))
     measurement.json.unlink()
@@ -182,10 +185,10 @@ def _show(lines: Iterable[str], tail: deque[str]) -> None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Its workers too: a compiler that is left behind would be measured with the next command."""
-    if process.poll() is None:
+    """Its workers too, also behind its own end: a compiler that is left would be measured with the next command."""
+    with suppress(ProcessLookupError):  # all of them have ended
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 if __name__ == "__main__":

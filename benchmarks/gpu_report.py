@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .gpu_plan import ROOT
-from .journal import Journal
+from .journal import DONE, Journal
 
 PACKAGES = ("torch", "triton", "transformers", "numpy")
 SOURCES = ("kernels", "engine", "benchmarks")
@@ -110,37 +110,52 @@ def table(journal: Journal) -> str:
 
 
 def _lines(entry: dict) -> Iterator[str]:
-    name, report = entry["name"], entry.get("report", {})
+    """The figures of a measurement, and its status where that says more."""
+    name, figures = entry["name"], list(_figures(entry))
     if entry["status"] == "out of memory":
         yield f"{name:58} out of memory"
-    elif "first_audio_seconds" in report:
-        seconds = report["first_audio_seconds"]
-        yield (
-            f"{name:58} first sound p50 {1e3 * seconds['p50']:7.1f} ms, p95 {1e3 * seconds['p95']:7.1f} ms, "
-            f"{report['stream']['underruns']} underruns"
-        )
-        for row in report["whole"]:
-            ratio = row["first_audio_seconds"] / seconds["p50"]
-            yield f"{'  ' + row['name']:58} {row['first_audio_seconds']:.2f} s, {ratio:.1f}x later"
-    elif "loads" in report:
-        for row in report["loads"]:
-            first, slots = row["first_audio_seconds"], f", {row['slots']} slots" if row["slots"] else ""
-            yield (
-                f"{name + ': ' + row['system'] + slots:58} {row['rate']:7.2f} requests/s, {row['kept']} of "
-                f"{row['requests']} kept, first sound p50 {1e3 * first['p50']:.0f} ms, "
-                f"p95 {1e3 * first['p95']:.0f} ms, {row['times_real_time']:.1f}x real time"
-            )
-    elif "results" in report:
-        for row in report["results"]:
-            yield (
-                f"{name:58} {row['step_milliseconds']:8.3f} ms/step {row['steps_per_second']:8.1f} steps/s "
-                f"{row['times_real_time']:7.2f}x real time {_shares(row)}"
-            )
-    elif "us_per_call" in entry:
-        yield f"{name:58} {entry['us_per_call']:8.2f} us {entry['gigabytes_per_second']:8.0f} GB/s {_shares(entry)}"
-    else:
+    elif not figures or entry["status"] not in DONE:
         clock = entry.get("clocks", {}).get("sm")
         yield f"{name:58} {entry['status']} in {entry['seconds']:.0f} s" + (f", then at {clock}" if clock else "")
+    yield from figures
+
+
+def _figures(entry: dict) -> Iterator[str]:
+    """Of a measurement that was cut there are not all."""
+    name, report = entry["name"], entry.get("report", {})
+    if "first_audio_seconds" in report:
+        seconds, stream = report["first_audio_seconds"], report.get("stream")
+        underruns = f", {stream['underruns']} underruns" if stream else ""
+        yield (
+            f"{name:58} first sound p50 {1e3 * seconds['p50']:7.1f} ms, p95 {1e3 * seconds['p95']:7.1f} ms{underruns}"
+        )
+    for row in report.get("whole", []):
+        ratio = row["first_audio_seconds"] / report["first_audio_seconds"]["p50"]
+        yield f"{'  ' + row['name']:58} {row['first_audio_seconds']:.2f} s, {ratio:.1f}x later"
+    for row in report.get("loads", []):
+        first, slots = row["first_audio_seconds"], f", {row['slots']} slots" if row["slots"] else ""
+        yield (
+            f"{name + ': ' + row['system'] + slots:58} {row['rate']:7.2f} requests/s, {row['kept']} of "
+            f"{row['requests']} kept, first sound p50 {1e3 * first['p50']:.0f} ms, "
+            f"p95 {1e3 * first['p95']:.0f} ms, {row['times_real_time']:.1f}x real time"
+        )
+    for row in report.get("results", []):
+        yield _tiling(name, row) if "projection" in row else _speed(name, row)
+    if "us_per_call" in entry:
+        yield f"{name:58} {entry['us_per_call']:8.2f} us {entry['gigabytes_per_second']:8.0f} GB/s {_shares(entry)}"
+
+
+def _speed(name: str, row: dict) -> str:
+    return (
+        f"{name:58} {row['step_milliseconds']:8.3f} ms/step {row['steps_per_second']:8.1f} steps/s "
+        f"{row['times_real_time']:7.2f}x real time {_shares(row)}"
+    )
+
+
+def _tiling(name: str, row: dict) -> str:
+    fastest = f", fastest {row['candidates'][0][0]:8.2f} us" if row["candidates"] else ""
+    title = f"{name}: {row['projection']}, {row['quant']}, {row['slots']} slots"
+    return f"{title:58} {row['chosen']:8.2f} us{fastest}"
 
 
 def _shares(figures: dict) -> str:

@@ -13,6 +13,7 @@ import json
 import timeit
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from operator import itemgetter
 from pathlib import Path
 from unittest import mock
 
@@ -103,7 +104,7 @@ def _candidates(name: str, case: Case, slots: int) -> Iterator[dict[str, int]]:
 def timed(name: str, case: Case, slots: int) -> dict:
     """Microseconds per launch as chosen, and of each candidate that fits, the fastest first."""
     fitting = [change for change in _candidates(name, case, slots) if _runs(case, change)]
-    times = sorted((_microseconds(case, change), change) for change in fitting)
+    times = sorted(((_microseconds(case, change), change) for change in fitting), key=itemgetter(0))
     return {"chosen": _microseconds(case, {}), "candidates": times}
 
 

@@ -1,6 +1,7 @@
 """`benchmarks.gpu` without a GPU: what it plans, how it divides its time, and that a cut run goes on where it was."""
 
 import json
+import select
 import signal
 import subprocess
 import sys
@@ -146,6 +147,22 @@ def test_a_run_that_is_cut_keeps_what_it_has_and_the_next_goes_on(tmp_path):
     assert not list(tmp_path.glob(".*")), "the benchmark's own file is gone"
 
 
+def test_a_command_that_ran_out_of_time_keeps_what_it_had_measured(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    measured, cut = plan("load", journal.path)
+    measured.json.write_text("{}")  # left by a run that was cut
+
+    def run(measurement, seconds):
+        if measurement == cut:
+            measurement.json.write_text(json.dumps({"loads": [], "capacity": [{"slots": 1}]}))
+        return gpu.Outcome("timed out", "its last lines")
+
+    assert gpu.run_parts(["load"], journal, run=run) == []
+    first, second = journal.entries("load")
+    assert "report" not in first and first["output"] == second["output"] == "its last lines"
+    assert second["report"] == {"loads": [], "capacity": [{"slots": 1}]} and not list(tmp_path.glob(".*"))
+
+
 def test_what_failed_is_tried_again_and_what_does_not_fit_is_not(tmp_path):
     journal = Journal(tmp_path / "j.jsonl")
     for name, status in (("batch 1", "failed"), ("batch 4", "timed out"), ("batch 16", "out of memory")):
@@ -168,13 +185,19 @@ def test_a_line_is_on_the_disk_when_append_returns(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc to see processes")
-def test_a_command_ends_with_its_children():
-    code = "import subprocess; child = subprocess.Popen(['sleep', '600']); print(child.pid, flush=True); child.wait()"
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_command_ends_with_its_children(waits):
+    """Also those that it has left behind."""
+    code = "import subprocess; child = subprocess.Popen(['sleep', '600']); print(child.pid, flush=True)"
+    code += "; child.wait()" if waits else "; raise SystemExit(1)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
     child = Path("/proc") / process.stdout.readline().strip() / "stat"
     assert child.exists()
+    if not waits:
+        process.wait()
     gpu._end(process)
-    process.stdout.read()  # ends when the child is gone too, which holds the pipe
+    assert select.select([process.stdout], [], [], 30)[0], "the child lives, which holds the pipe"
+    process.stdout.read()
     while child.exists():  # it has closed the pipe and is about to end
         with suppress(FileNotFoundError, ProcessLookupError):
             if child.read_text().split()[2] == "Z":
@@ -318,8 +341,18 @@ def test_the_table_shows_every_kind_of_line(tmp_path):
         "first_audio_seconds": {"p50": 0.061, "p95": 0.09, "p99": 0.1},
     }  # fmt: skip
     journal.append("load", "int8", "passed", seconds=30.0, report={"loads": [row]})
+    tilings = [
+        {"slots": 1, "quant": "none", "projection": "head", "chosen": 12.5, "candidates": [[11.25, {"tile": 16}]]}
+    ]
+    journal.append("tuning", "tilings", "passed", seconds=9.0, report={"results": tilings})
+    del audio["stream"], audio["whole"]  # as far as a run came that was cut
+    journal.append("audio", "int8", "timed out", seconds=480.0, report=audio)
+    journal.append("audio", "nf4", "failed", seconds=3.0, report={"benchmark": "first_audio"})
     shown = gpu_report.table(journal)
     for text in (
+        "tilings: head, none, 1 slots                                  12.50 us, fastest    11.25 us",
+        "timed out in 480 s\n  int8                                                       first sound p50    45.0 ms",
+        "failed in 3 s",
         "gpu H100, driver 570.1, sm_clock_max 1980 MHz, torch 2.13", "failed in 61 s, then at 1755 MHz",
         "1.250 ms/step    800.0 steps/s", "75 % of peak,   84 % of a copy", "out of memory", "11.50 us     3300 GB/s",
         "p50    45.0 ms", "20.70 s, 460.0x later",

@@ -40,6 +40,16 @@ def test_a_change_is_forced_and_forgotten():
     assert Tiling.choose(weight(None), 32, 2, 90) == before
 
 
+def test_equal_times_keep_their_order(monkeypatch):
+    changes = [{"tile": 32}, {"tile": 16}, {"tile": 64}]
+    seconds = {32: 5.0, 16: 5.0, 64: 4.0, None: 4.5}
+    monkeypatch.setattr(tilings, "_candidates", lambda *case: changes)
+    monkeypatch.setattr(tilings, "_runs", lambda *case: True)
+    monkeypatch.setattr(tilings, "_microseconds", lambda case, change: seconds[change.get("tile")])
+    times = tilings.timed("head", None, 1)
+    assert times == {"chosen": 4.5, "candidates": [(4.0, changes[2]), (5.0, changes[0]), (5.0, changes[1])]}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so():
     result = run_python("-m", "benchmarks.tilings")
