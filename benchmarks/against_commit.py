@@ -5,7 +5,7 @@
     python -m benchmarks.against_commit /tmp/before --model synthetic:full --quant int8 --what first_audio
 
 `first_audio` is from the call of `Engine.stream` to the first chunk. `step` is `Engine.generate` without a codec, its
-prefill included, per decode step. Each version runs in a process of its own; which of the two goes first alternates.
+prefill included, per decode step, of a script that no version plans into pieces. Each version runs in a process of its own; which of the two goes first alternates.
 """
 
 import argparse
@@ -13,7 +13,10 @@ import json
 import math
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from dia_engine.weights.source import resolve_model
 
 from .clients import Script
 from .command import run
@@ -22,6 +25,7 @@ from .versions import ROOT, Version, check_checkout
 
 WHAT = ("first_audio", "step")
 WARM_UP_PAIRS = 2
+ONE_PIECE = "[S1] Dia is an open weights text to dialogue model. [S2] You get full control over scripts and voices."
 # Of Student's t distribution, both sides, by degrees of freedom; between them the smaller number's.
 T95 = {
     1: 12.71,
@@ -78,8 +82,20 @@ def _measures(what: str, before: Version, now: Version, options: argparse.Namesp
     """What times each version, before and now."""
     if what == "first_audio":
         return [lambda version=version: version.first_audio(Script(SCRIPT, seed=1)) for version in (before, now)]
-    script = Script(SCRIPT, seed=1, max_tokens=options.steps + 1)  # the first row is given
-    return [lambda version=version: version.generate(script) / options.steps for version in (before, now)]
+    frames = options.steps - resolve_model(options.model).config.max_delay
+    return [partial(_seconds_per_step, version, options.steps, frames) for version in (before, now)]
+
+
+def _seconds_per_step(version: Version, steps: int, frames: int) -> float:
+    """Of a generation that must come to so many frames.
+
+    Raises:
+        ValueError: it made other steps: the script ended before them, or was planned into pieces.
+    """
+    seconds, made = version.generate(Script(ONE_PIECE, seed=1, max_tokens=steps + 1))  # the first row is given
+    if made != frames:
+        raise ValueError(f"--steps {steps}: {version.folder} makes {made} frames of the script instead of {frames}")
+    return seconds / steps
 
 
 def compare(before: Callable[[], float], now: Callable[[], float], pairs: int) -> dict:

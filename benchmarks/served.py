@@ -7,6 +7,7 @@ own can do besides (seeds, limits, its slots) is asked of it as extra fields, wh
 import http.client
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from .versions import ROOT
 RATE = 24_000
 READY_SECONDS, LONGEST = 600.0, 600.0  # to load a model; for an answer
 READ_BYTES = 65_536
+LISTENING = re.compile(r"listening on (http://[^\s,]+),")
 
 
 class Served:
@@ -123,9 +125,9 @@ def _ready(process: subprocess.Popen, log: Any) -> str:
     end = time.monotonic() + READY_SECONDS
     while time.monotonic() < end and process.poll() is None:
         log.seek(0)
-        found = [word.rstrip(",") for word in log.readline().replace('"', " ").split() if word.startswith("http://")]
-        if found and _is_healthy(found[0]):
-            return found[0]
+        found = LISTENING.search(log.read())  # warnings of libraries may be before it
+        if found and _is_healthy(found[1]):
+            return found[1]
         time.sleep(0.05)
     log.seek(0)
     lines = log.read().splitlines()

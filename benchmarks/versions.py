@@ -61,9 +61,10 @@ class Version:
         """Seconds from the call to the first chunk."""
         return self._ask("first_audio", **asdict(script))
 
-    def generate(self, script: Script) -> float:
-        """Seconds that it takes to generate a script."""
-        return self._ask("generate", **asdict(script))
+    def generate(self, script: Script) -> tuple[float, int]:
+        """Seconds that it takes to generate a script, and how much that is: samples, without a codec frames."""
+        seconds, length = self._ask("generate", **asdict(script))
+        return seconds, length
 
     def _ask(self, question: str, **arguments: Any) -> Any:
         with suppress(BrokenPipeError):  # the status of the process says more
@@ -103,10 +104,10 @@ class _Answers:
             next(stream)
             return time.perf_counter() - started
 
-    def generate(self, **script: Any) -> float:
+    def generate(self, **script: Any) -> tuple[float, int]:
         started = time.perf_counter()
-        self.engine.generate(**script)
-        return time.perf_counter() - started
+        made = self.engine.generate(**script)
+        return time.perf_counter() - started, len(made)
 
 
 def answer_questions() -> None:

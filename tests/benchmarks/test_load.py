@@ -2,16 +2,18 @@
 how long anything takes."""
 
 import http.server
+import io
 import json
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from benchmarks import against_commit, codec_batch, http_clients, load, player, streams, together
+from benchmarks import against_commit, codec_batch, http_clients, load, player, served, streams, together
 from benchmarks.clients import InProcess, OneAtATime, Script, listen, open_loop, poisson_arrivals
 from benchmarks.player import Heard, heard, percentiles, summary
 from benchmarks.served import Served
@@ -199,6 +201,16 @@ def test_a_load_of_a_server(engine, monkeypatch, tmp_path, capsys, started):
     assert "first bytes alone" in capsys.readouterr().out
 
 
+def test_a_server_is_ready_whatever_was_said_before(monkeypatch):
+    """Python, OpenMP and the hub's progress bars write to the same stream; some of it names addresses."""
+    asked = []
+    monkeypatch.setattr(served, "_is_healthy", lambda url: asked.append(url) is None)
+    line = '{"message": "listening on http://127.0.0.1:4567, loading talker"}'
+    log = io.StringIO(f"Invalid -W option ignored\nsee http://pypi.org/, or not\n{line}\nmore\n")
+    assert served._ready(SimpleNamespace(poll=lambda: None), log) == "http://127.0.0.1:4567"
+    assert asked == ["http://127.0.0.1:4567"]
+
+
 class Refusing(http.server.BaseHTTPRequestHandler):
     """A server of another make: odd parts of samples, then refusals."""
 
@@ -237,7 +249,8 @@ def test_a_version_runs_its_own_engine_and_tells_its_errors(tmp_path):
         with pytest.raises(ValueError, match="max_tokens must be at least 17"):
             version.generate(Script("[S1] Hello.", 0, max_tokens=3))
         script = Script("[S1] Hello.", 0, max_tokens=20)
-        assert version.generate(script) > 0 and version.first_audio(script) > 0
+        seconds, frames = version.generate(script)
+        assert seconds > 0 and frames == 20 - 1 - 15 and version.first_audio(script) > 0
     with pytest.raises(ValueError, match="no synthetic model"):
         Version(ROOT, model="synthetic:none")
 
@@ -302,6 +315,22 @@ def test_against_another_commit(monkeypatch, tmp_path, capsys):
     for row in report["comparisons"]:
         assert len(row["milliseconds_of_pairs"]) == 2 and row["ratio_interval"][0] < row["ratio"]
     assert "now/before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("made", [30, 180])
+def test_the_steps_that_are_timed_are_those_that_were_made(made):
+    """Not of a script that ended early, or that was planned into pieces, each with steps of its own."""
+    version = SimpleNamespace(folder="/v", generate=lambda script: (3.0, made))
+    with pytest.raises(ValueError, match=f"--steps 60: /v makes {made} frames of the script instead of 45"):
+        against_commit._seconds_per_step(version, 60, 45)
+    assert against_commit._seconds_per_step(version, 60, made) == 3.0 / 60
+
+
+def test_the_script_of_a_step_is_one_piece():
+    with Engine.load("talker", device="cpu", load_dac=False) as engine:
+        assert len(engine.plan(against_commit.ONE_PIECE).pieces) == 1
+        frames = 60 - engine.config.max_delay
+        assert len(engine.generate(against_commit.ONE_PIECE, seed=1, max_tokens=61)) == frames
 
 
 def test_the_interval_of_pairs():
