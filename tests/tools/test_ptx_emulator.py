@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from tools.ptx_emulator.arithmetic import rule
 from tools.ptx_emulator.errors import EmulationError
 from tools.ptx_emulator.execution import Kernel
 from tools.ptx_emulator.memory import GlobalMemory
@@ -49,6 +50,11 @@ STORE = "st.global.b32 [%rd3], %r5;\n"
         ("xor.b32 %r5, %r3, %r4;", lambda a, b: a ^ b),
         ("shr.s32 %r5, %r3, 7;", lambda a, b: (a.view(np.int32) >> 7).view(np.uint32)),
         ("bfe.u32 %r5, %r3, 5, 9;", lambda a, b: a >> np.uint32(5) & np.uint32(511)),
+        ("bfe.s32 %r5, %r3, 5, 9;", lambda a, b: (a << np.uint32(18)).view(np.int32) >> 23),
+        ("bfe.s32 %r5, %r3, 28, 8;", lambda a, b: a.view(np.int32) >> 28),
+        ("bfe.s32 %r5, %r3, 200, 9;", lambda a, b: a.view(np.int32) >> 31),
+        ("bfe.s32 %r5, %r3, 5, 0;", lambda a, b: 0 * a),
+        ("bfe.s32 %r5, %r3, 0, 40;", lambda a, b: a),
         ("prmt.b32 %r5, %r3, %r4, 0x5140;", lambda a, b: _bytes(a, b, (0, 4, 1, 5))),
         ("shfl.sync.bfly.b32 %r5, %r3, 4, 31, -1;", lambda a, b: a[np.arange(32) ^ 4]),
     ],
@@ -57,7 +63,26 @@ def test_integer_instructions(line, expected):
     data = words()
     first, second = data[0::4].copy(), data[1::4].copy()
     execute("ld.global.v2.b32 {%r3, %r4}, [%rd3];\n" + line + "\n" + STORE, data)
-    assert np.array_equal(data[0::4], expected(first, second))
+    assert np.array_equal(data[0::4].view(np.int32), expected(first, second).view(np.int32))
+
+
+@pytest.mark.parametrize("how, function", [("rmi", np.floor), ("rpi", np.ceil), ("rzi", np.trunc), ("rni", np.rint)])
+def test_floats_are_rounded_to_whole_numbers(how, function):
+    numbers = np.random.default_rng(0).uniform(-9, 9, 128).astype(np.float32)
+    expected = function(numbers[0::4])
+    line = f"cvt.{how}.ftz.f32.f32 %r5, %r3;\n"
+    data = execute("ld.global.b32 %r3, [%rd3];\n" + line + STORE, numbers.view(np.uint32))
+    assert np.array_equal(data[0::4].view(np.float32), expected)
+
+
+@pytest.mark.parametrize("opcode", [
+    "add.rz.f32", "fma.rn.relu.f16", "fma.rn.sat.f32", "max.xorsign.abs.f32", "setp.lt.and.f32", "add.cc.u32",
+    "cvt.rz.bf16.f32", "cvt.rn.relu.bf16.f32", "cvt.rn.satfinite.f16.f32", "cvt.rna.tf32.f32", "cvt.rz.f32.s32",
+    "cvt.s32.f32", "cvt.sat.s8.s32", "cvt.rmi.f16.f32",
+])  # fmt: skip
+def test_a_modifier_that_is_not_known_is_refused(opcode):
+    with pytest.raises(EmulationError, match=f"{opcode} is not known"):
+        rule(tuple(opcode.split(".")))
 
 
 def _bytes(a, b, chosen):

@@ -4,7 +4,7 @@ Where hardware and this differ: `fma` rounds to float64 before it rounds to floa
 approximate instructions (`ex2`, `lg2`, `rsqrt`, `div.full`) are exact to the last bit or so; `.ftz` does not flush.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import numpy as np
 
@@ -38,13 +38,22 @@ def rule(opcode: tuple[str, ...]) -> Rule:
     """
     if opcode[0] == "cvt":
         return _convert(opcode)
-    if "sat" in opcode or "cc" in opcode:
-        raise EmulationError(f"{'.'.join(opcode)} is not known")
-    for family in (_bits, _selection, _integer, _floating):
+    for family, modifiers in FAMILIES:
         found = family(opcode[0], opcode, opcode[-1])
         if found:
+            _require_known(opcode, modifiers)
             return found
-    raise EmulationError(f"{'.'.join(opcode)} is not known")
+    raise _unknown(opcode)
+
+
+def _require_known(opcode: tuple[str, ...], modifiers: Container[str]) -> None:
+    """A modifier that is passed over would be another instruction."""
+    if not all(part in WIDTH or part == "pred" or part in modifiers for part in opcode[1:]):
+        raise _unknown(opcode)
+
+
+def _unknown(opcode: tuple[str, ...]) -> EmulationError:
+    return EmulationError(f"{'.'.join(opcode)} is not known")
 
 
 # Bits
@@ -104,9 +113,12 @@ def _extract(value, position, length):
 
 
 def _extract_signed(value, position, length):
-    ones = (U64(1) << (length & U32(255)).astype(U64)) - U64(1)
-    field = _extract(value, position, length).astype(U64)
-    return np.where(field & (ones ^ (ones >> U64(1))), field | ~ones, field).astype(value.dtype)
+    """Above the field are copies of its highest bit; a field that goes beyond the value has the value's sign there."""
+    signed, bits = value.view(SIGNED[value.dtype.itemsize]), 8 * value.dtype.itemsize
+    length = length & U32(255)
+    field = signed >> np.minimum(position & U32(255), bits - 1).astype(signed.dtype)
+    unused = (bits - np.clip(length, 1, bits)).astype(signed.dtype)
+    return np.where(length == 0, value.dtype.type(0), (field << unused >> unused).view(value.dtype))
 
 
 def _three_input_logic(first, second, third, table):
@@ -143,7 +155,7 @@ def _comparison(opcode: tuple[str, ...], kind: str) -> Compute:
     """setp with one result. Of floats, `ltu` and the like are true where an operand is NaN, `lt` is not."""
     how = opcode[1]
     if len([part for part in opcode if part != "ftz"]) != 3:
-        raise EmulationError(f"{'.'.join(opcode)} is not known")
+        raise _unknown(opcode)
     if not is_float(kind):
         return lambda first, second: COMPARISONS[how](numbers(first, kind), numbers(second, kind))
 
@@ -185,7 +197,7 @@ def _product(name: str, opcode: tuple[str, ...], kind: str) -> Rule:
         multiply = _wide_product(kind) if "wide" in opcode else _high_product(kind)
         result = f"{kind[0]}{16 * width}" if "wide" in opcode else kind
     else:
-        raise EmulationError(f"{'.'.join(opcode)} is not known")
+        raise _unknown(opcode)
     if name == "mul":
         return multiply, (kind, kind)
     return (lambda first, second, third: multiply(first, second) + third), (kind, kind, result)
@@ -257,21 +269,36 @@ def _packed(function: Callable, kind: str) -> Compute:
     return compute
 
 
+# Instructions by family, each with the modifiers that it heeds or need not heed.
+FAMILIES = (
+    (_bits, ()),
+    (_selection, {*COMPARISONS, *(f"{how}u" for how in COMPARISONS), "nan", "num", "ftz"}),
+    (_integer, ("lo", "hi", "wide")),
+    (_floating, ("rn", "ftz", "approx", "full", "NaN")),
+)
+
+
 # Conversions
 
 ROUNDINGS = {"rzi": np.trunc, "rni": np.rint, "rmi": np.floor, "rpi": np.ceil}
 
 
 def _convert(opcode: tuple[str, ...]) -> Rule:
-    result, kind = [part for part in opcode if part in WIDTH][:2]
-    if "sat" in opcode or result == "f32x2":
-        raise EmulationError(f"{'.'.join(opcode)} is not known")
+    types = [part for part in opcode if part in WIDTH]
+    if len(types) != 2 or "f32x2" in types:
+        raise _unknown(opcode)
+    result, kind = types
+    to_whole = is_float(kind) and (result == kind or not is_float(result))  # numbers without a fraction
+    rounding = next((ROUNDINGS[part] for part in opcode if part in ROUNDINGS and to_whole), None)
+    if is_float(kind) and not is_float(result) and rounding is None:
+        raise _unknown(opcode)
+    _require_known(opcode, ("ftz", *(ROUNDINGS if to_whole else ("rn",) if is_float(result) else ())))
     if result in PACKED:
         return (lambda high, low: pack_halves(numbers(low, kind), numbers(high, kind), result)), (kind, kind)
     if is_float(result):
-        return (lambda value: to_bits(numbers(value, kind), result)), (kind,)
+        whole = rounding or (lambda value: value)
+        return (lambda value: to_bits(whole(numbers(value, kind)), result)), (kind,)
     if is_float(kind):
-        rounding = ROUNDINGS[next(part for part in opcode if part in ROUNDINGS)]
         return (lambda value: _to_integer(rounding(numbers(value, kind).astype(F64)), result)), (kind,)
     dtype = (SIGNED if is_signed(result) else UNSIGNED)[WIDTH[result]]
     return (lambda value: numbers(value, kind).astype(dtype)), (kind,)
