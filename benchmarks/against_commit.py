@@ -5,21 +5,20 @@
     python -m benchmarks.against_commit /tmp/before --model synthetic:full --quant int8 --what first_audio
 
 `first_audio` is from the call of `Engine.stream` to the first chunk. `step` is `Engine.generate` without a codec, its
-prefill included, per decode step, of a script that no version plans into pieces. Each version runs in a process of its own; which of the two goes first alternates.
+prefill included, per decode step, of a script that no version plans into pieces. Each version runs in a process of its
+own; which of the two goes first alternates.
 """
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from dia_engine.weights.source import resolve_model
 
 from .clients import Script
-from .command import run
+from .command import add_json_argument, at_least, run, write_report
 from .setting import SCRIPT, cpu_setting
 from .versions import ROOT, Version, check_checkout
 
@@ -57,8 +56,7 @@ def main() -> None:
                 {"what": what, **compare(*_measures(what, before, now, options), options.pairs)}
             )
         print(line(report["comparisons"][-1]), flush=True)
-        if options.json:
-            Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+        write_report(options.json, report)
 
 
 def _arguments() -> argparse.Namespace:
@@ -68,12 +66,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", help="default: what suits the device")
     parser.add_argument("--quant", help="int8 or nf4")
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT), help="(%(default)s)")
-    parser.add_argument("--pairs", type=int, default=20, help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=60, help="of each generation without a codec (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--pairs", type=at_least(2), default=20, help="(%(default)s)")
+    parser.add_argument(
+        "--steps", type=at_least(1), default=60, help="of each generation without a codec (%(default)s)"
+    )
+    add_json_argument(parser)
     options = parser.parse_args()
-    if options.pairs < 2:
-        parser.error(f"--pairs must be at least 2, got {options.pairs}")
     check_checkout(options.checkout)
     return options
 

@@ -9,7 +9,6 @@ meets them alike.
 """
 
 import argparse
-import json
 import re
 import statistics
 import subprocess
@@ -18,14 +17,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 from dia_engine import Engine
 from dia_engine.devices.device import computing
 from dia_engine.devices.threads import is_small
 from dia_engine.text.tokenizer import encode_text
 
-from .command import run
+from .command import add_json_argument, at_least, run, write_report
 from .peers import Ours
 from .setting import cpu_setting
 
@@ -64,10 +62,10 @@ def main() -> None:
         setting, timed = {"model": options.step, "dtype": options.dtype, "quant": options.quant}, step_timer(options)
     else:
         setting, timed = {}, say
-    results = summary(measure(timed, options.runs))
-    report = {**cpu_setting(), **setting, "runs": options.runs, "script": SCRIPT, "results": results}
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+    report = {**cpu_setting(), **setting, "runs": options.runs, "script": SCRIPT, "results": []}
+    for times in measure(timed, options.runs):
+        report["results"] = summary(times)
+        write_report(options.json, report)
     print(table(report))
 
 
@@ -76,32 +74,32 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--step", metavar="MODEL", help="time its decode step: hub id, folder, talker or synthetic:...")
     parser.add_argument("--dtype", help="of that model")
     parser.add_argument("--quant", help="of that model: int8 or nf4")
-    parser.add_argument("--runs", type=int, default=5, help="of each, beside each set of neighbors (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument(
+        "--runs", type=at_least(1), default=5, help="of each, beside each set of neighbors (%(default)s)"
+    )
+    add_json_argument(parser)
     options = parser.parse_args()
-    if options.runs < 1:
-        parser.error(f"--runs must be at least 1, got {options.runs}")
     if not options.step and (options.dtype or options.quant):
         parser.error("--dtype and --quant are those of the model that --step names")
     return options
 
 
-def measure(timed: Callable[[], dict[str, float]], runs: int) -> dict[str, list[dict[str, float]]]:
-    """What it times, in seconds by what they are of, by neighbors, run by run."""
+def measure(timed: Callable[[], dict[str, float]], runs: int) -> Iterator[dict[str, list[dict[str, float]]]]:
+    """What it times, in seconds by what they are of, by neighbors, run by run; so far, behind each run."""
     times: dict[str, list[dict[str, float]]] = {name: [] for name in NEIGHBORS}
     for number in range(runs):
         for name, programs in NEIGHBORS.items():
             print(f"run {number + 1} of {runs}: {name} ...", file=sys.stderr)
             with running(programs):
                 times[name].append(timed())
-    return times
+        yield times
 
 
 def summary(times: dict[str, list[dict[str, float]]]) -> list[dict]:
     """Medians in seconds and their ratio to the first entry's.
 
     Args:
-        times: see `measure`.
+        times: of `measure`.
     """
     first = next(iter(times.values()))
     quiet = {of: statistics.median(run[of] for run in first) for of in first[0]}

@@ -7,10 +7,8 @@ timed in turn; a ratio over 1 says how many times as fast one call is. Threads a
 """
 
 import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
@@ -22,7 +20,7 @@ from dia_engine.devices.threads import is_small, one_thread
 from dia_engine.runtime.chunking import ChunkSizes
 from dia_engine.weights.source import resolve_model
 
-from .command import run
+from .command import add_json_argument, at_least, positive, run, write_report
 from .roofline import synchronize
 from .setting import cpu_setting, machine
 
@@ -46,18 +44,19 @@ def main() -> None:
                     result = measure(codec, frames, requests, options.seconds)
                     report["results"].append({"model": model, "threads": torch.get_num_threads(), **result})
                     print(line(report["results"][-1]), flush=True)
-                    if options.json:
-                        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+                    write_report(options.json, report)
     print(verdict(report["results"]))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.codec_batch", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", default=["talker", "synthetic:full"], help="whose codecs (%(default)s)")
-    parser.add_argument("--requests", nargs="+", type=int, default=REQUESTS, help="windows per call (%(default)s)")
+    parser.add_argument(
+        "--requests", nargs="+", type=at_least(1), default=REQUESTS, help="windows per call (%(default)s)"
+    )
     parser.add_argument("--device", help="default: cuda if there is one")
-    parser.add_argument("--seconds", type=float, default=8.0, help="for each comparison (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--seconds", type=positive, default=8.0, help="for each comparison (%(default)s)")
+    add_json_argument(parser)
     return parser.parse_args()
 
 

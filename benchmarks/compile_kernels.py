@@ -18,7 +18,7 @@ import torch
 from dia_engine.runtime.runner import SLOT_COUNTS
 from dia_engine.weights.recipes import RECIPES
 
-from .command import run
+from .command import at_least, run
 from .kernel_cases import step_cases
 
 QUANTS = ("none", "int8", "nf4")
@@ -54,12 +54,11 @@ def _compile_step(step: tuple[int, str]) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slots", type=int, nargs="+", default=SLOT_COUNTS, help="requests in the batch (%(default)s)")
+    parser.add_argument(
+        "--slots", type=at_least(1), nargs="+", default=SLOT_COUNTS, help="requests in the batch (%(default)s)"
+    )
     parser.add_argument("--quant", nargs="+", choices=("none", *RECIPES), default=QUANTS, help="(%(default)s)")
-    options = parser.parse_args()
-    if min(options.slots) < 1:
-        parser.error(f"--slots must be at least 1, got {min(options.slots)}")
-    return options
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

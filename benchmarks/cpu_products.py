@@ -9,13 +9,11 @@ torch, are timed in turn, over copies of the weight that no cache holds. One pro
 so a rule is judged by the rows of one request."""
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle
-from pathlib import Path
 
 import torch
 
@@ -36,7 +34,7 @@ from dia_engine.model.config import DiaConfig
 from dia_engine.model.shapes import parameter_shapes
 from dia_engine.weights.source import resolve_model
 
-from .command import run
+from .command import add_json_argument, at_least, run, write_report
 from .roofline import is_read_in_step
 from .setting import cpu_setting
 
@@ -62,9 +60,8 @@ def main() -> None:
         for shape, names in shapes.items():
             for result in measure(kind, shape, options.rows, options.rounds):
                 report["results"].append({**result, "matrices": names})
+                write_report(options.json, report)
                 print(line(report["results"][-1]), flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
     print(verdict(report["results"]))
 
 
@@ -76,9 +73,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--kinds", nargs="+", default=["bfloat16", *FORMATS], choices=kinds, metavar="KIND", help=help_of_kinds
     )
-    parser.add_argument("--rows", nargs="+", type=int, default=[2, 8, 32], help="of x (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=15, help="calls of each product, of which the median counts")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--rows", nargs="+", type=at_least(1), default=[2, 8, 32], help="of x (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=15, help="calls of each product, of which the median counts"
+    )
+    add_json_argument(parser)
     return parser.parse_args()
 
 

@@ -15,12 +15,10 @@ Queries and keys make attention logits of deviation 2, so that errors in them mo
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -37,7 +35,7 @@ from dia_engine.weights.recipes import RECIPES, Recipe, chosen_formats
 from dia_engine.weights.source import resolve_model
 
 from .batch import start_batch
-from .command import run
+from .command import add_json_argument, at_least, output_file, run, write_report
 from .plot import draw_divergence, require_matplotlib
 from .setting import SCRIPT
 
@@ -127,13 +125,14 @@ def _probabilities(logits: torch.Tensor, params: ResolvedSamplingParams, config:
 
 
 @torch.no_grad()
-def measure(config: DiaConfig, weights: dict[str, torch.Tensor], variants: dict[str, tuple], rows: int) -> list[dict]:
+def measure(
+    config: DiaConfig, weights: dict[str, torch.Tensor], variants: dict[str, tuple], rows: int
+) -> Iterator[dict]:
     """Figures of each variant (dtype, recipe) by name, in order."""
     params, text = ResolvedSamplingParams(), encode_text(SCRIPT, config.encoder.max_position_embeddings)
     exact = Variant(config, weights, torch.float32, {})
     truths = list(exact.logits(text, None, rows, seed=1))
     drawn = exact.state.grid[0].cpu()
-    results = []
     for name, (dtype, recipe) in variants.items():
         print(f"measuring {name} ...", file=sys.stderr)
         variant = Variant(config, weights, dtype, recipe)
@@ -141,8 +140,7 @@ def measure(config: DiaConfig, weights: dict[str, torch.Tensor], variants: dict[
         found = [compare(truth, logits, params, config) for truth, logits in pairs]
         channels = {key: torch.stack([row[key] for row in found]).mean(dim=0).tolist() for key in MEASURES}
         means = {key: statistics.fmean(values) for key, values in channels.items()}
-        results.append({"name": name, "megabytes": variant.bytes / 1e6, **means, "channels": channels})
-    return results
+        yield {"name": name, "megabytes": variant.bytes / 1e6, **means, "channels": channels}
 
 
 def recipes() -> dict[str, tuple]:
@@ -172,13 +170,11 @@ def table(results: list[dict]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=HEAVY, help="hub id, folder, talker or synthetic:heavy (%(default)s)")
-    parser.add_argument("--rows", type=int, default=40, help="rows that are compared (%(default)s)")
+    parser.add_argument("--rows", type=at_least(1), default=40, help="rows that are compared (%(default)s)")
     parser.add_argument("--modules", action="store_true", help="add one variant per kind of matrix and format")
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--png", type=Path, help="draw KL by channel there")
+    add_json_argument(parser)
+    parser.add_argument("--png", metavar="FILE", type=output_file, help="draw KL by channel there")
     options = parser.parse_args(arguments)
-    if options.rows < 1:
-        parser.error(f"--rows must be at least 1, got {options.rows}")
     if options.png:
         require_matplotlib(parser)
     if options.model == HEAVY:
@@ -187,15 +183,18 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         source = resolve_model(options.model)
         config, weights = source.config, dict(source.stream_weights(dtype=torch.float32, device="cpu"))
-    results = measure(config, weights, recipes(), options.rows)
+    report = {"model": options.model, "rows": options.rows, "torch": torch.__version__, "recipes": []}
+    for row in measure(config, weights, recipes(), options.rows):
+        report["recipes"].append(row)
+        write_report(options.json, report)
     print(f"{options.model}, {options.rows} rows x {config.decoder.num_channels} channels against float32\n")
-    print(table(results))
-    report = {"model": options.model, "rows": options.rows, "torch": torch.__version__, "recipes": results}
+    print(table(report["recipes"]))
     if options.modules:
-        report["modules"] = sorted(measure(config, weights, modules(), options.rows), key=lambda row: -row["kl"])
+        report["modules"] = []
+        for row in measure(config, weights, modules(), options.rows):
+            report["modules"] = sorted([*report["modules"], row], key=lambda row: -row["kl"])
+            write_report(options.json, report)
         print("\n" + table(report["modules"]))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if options.png:
         draw_divergence(report, options.png)
     return 0

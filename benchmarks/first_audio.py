@@ -9,13 +9,11 @@ a long stream is played in simulation: the player starts with the first chunk an
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from itertools import islice, pairwise
-from pathlib import Path
 
 import torch
 
@@ -30,7 +28,7 @@ from dia_engine.text.tokenizer import encode_text
 from dia_engine.weights.source import resolve_model
 
 from .clients import wait_until_idle
-from .command import run
+from .command import add_json_argument, at_least, output_file, positive, run, write_report
 from .memory import WorkingMemory
 from .nari import Nari
 from .peers import Ours, Transformers
@@ -55,18 +53,19 @@ def main() -> None:
     sizes = ChunkSizes().with_defaults(trace.windows.receptive_field)
     print("measuring dia-engine ...", file=sys.stderr)
     report = {**machine(engine), **_setting(options, engine, sizes, frames), **_first_audio(engine, options.runs)}
+    write_report(options.json, report)
     report["split"] = _split(trace, sizes, max(3, options.runs // 4))
     report["stream"], report["timeline"] = _long_stream(trace, sizes, options.stream_frames)
+    write_report(options.json, report)
     report["codec_work"] = _codec_work(engine, sizes, frames)
     report["codec_errors"] = _codec_errors(options.model, engine)
     ours = Ours(engine.model, f"{options.quant or ''} whole".lstrip())
     codec_seconds = frames * report["codec_work"]["whole_seconds_a_frame"]
-    report["whole"] = [
-        _whole(runtime, options, engine, frames, codec_seconds) for runtime in (ours, *_peers(options, engine))
-    ]
+    report["whole"] = []
+    for runtime in (ours, *_peers(options, engine)):
+        report["whole"].append(_whole(runtime, options, engine, frames, codec_seconds))
+        write_report(options.json, report)
     print(_table(report))
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
     if options.png:
         draw_timeline(report, options.png)
 
@@ -78,19 +77,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quant", help="int8 or nf4; the other runtimes read the weights without")
     parser.add_argument("--codec-dtype", help="default: float32")
     parser.add_argument("--device", help="default: cuda if there is one")
-    parser.add_argument("--runs", type=int, default=20, help="streams up to their first chunk (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="sound of a whole generation (%(default)s)")
-    parser.add_argument("--stream-frames", type=int, help="of the long stream (cpu 80, cuda as --seconds)")
-    parser.add_argument("--peer-steps", type=int, help="rows that whole generations make (cpu 30, cuda all)")
+    parser.add_argument("--runs", type=at_least(1), default=20, help="streams up to their first chunk (%(default)s)")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="sound of a whole generation (%(default)s)")
+    parser.add_argument("--stream-frames", type=at_least(1), help="of the long stream (cpu 80, cuda as --seconds)")
+    parser.add_argument("--peer-steps", type=at_least(2), help="rows that whole generations make (cpu 30, cuda all)")
     add_peer_arguments(parser)
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
-    parser.add_argument("--png", metavar="FILE", help="draw the long stream there: steps, codec calls, sound played")
+    add_json_argument(parser)
+    parser.add_argument(
+        "--png", metavar="FILE", type=output_file, help="draw the long stream there: steps, codec calls, sound played"
+    )
     options = parser.parse_args()
     check_peer_arguments(parser, options)
-    for name, least in (("runs", 1), ("stream_frames", 1), ("peer_steps", 2)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if options.png:
         require_matplotlib(parser)
     return options

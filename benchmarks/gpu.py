@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 
+from .command import run
 from .gpu_plan import PARTS, ROOT, Measurement, plan
 from .gpu_report import current_clocks, journal_path, setting, table
 from .journal import Journal
@@ -192,4 +193,4 @@ def _end(process: subprocess.Popen) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -8,15 +8,13 @@ arrives as `player.py` says; its times count from before it connects.
 """
 
 import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 
 from .clients import Script, listen, open_loop
-from .command import run
+from .command import MeasurementError, add_json_argument, at_least, run, write_report
 from .player import Heard, percentiles
 from .served import Served, started_server
 from .setting import cpu_setting
@@ -40,26 +38,22 @@ def main() -> None:
         for crowd in rounds:
             alone += [listen(target, script, time.perf_counter()) for script in crowd]
             together += open_loop(target, crowd, sorted(moments.uniform(0, options.over, options.clients).tolist()))
-    report |= figures(alone, together)
+            report |= figures(alone, together)
+            write_report(options.json, report)
     print(line(report))
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.http_clients", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="talker", help="hub id, folder, talker or synthetic:... (%(default)s)")
-    parser.add_argument("--clients", type=int, default=8, help="at the same moment (%(default)s)")
+    parser.add_argument("--clients", type=at_least(1), default=8, help="at the same moment (%(default)s)")
     parser.add_argument("--over", type=float, default=0.0, help="seconds within which they come (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of each kind (%(default)s)")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="of each kind (%(default)s)")
     parser.add_argument("--text", default=TEXT, help="what each client asks for (%(default)s)")
     parser.add_argument("--voice", default="alloy", help="whose prompt is read before it (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    add_json_argument(parser)
     parser.add_argument("options", nargs="*", help="further options of dia-engine serve, behind --")
     options = parser.parse_args()
-    for name in ("clients", "rounds"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     if not 0 <= options.over <= 60:
         parser.error(f"--over must be in [0, 60] seconds, got {options.over}")
     return options
@@ -69,7 +63,7 @@ def figures(alone: list[Heard], together: list[Heard]) -> dict:
     """Percentiles of the first audio in seconds; the ratio is p95 together to the median alone."""
     first = [[each.first_audio for each in streams if each.first_audio is not None] for streams in (alone, together)]
     if not all(first):
-        raise RuntimeError(f"no sound: {next(each.error for each in [*alone, *together] if each.error)}")
+        raise MeasurementError(f"no sound: {next(each.error for each in [*alone, *together] if each.error)}")
     return {
         "alone_seconds": percentiles(first[0]),
         "together_seconds": percentiles(first[1]),

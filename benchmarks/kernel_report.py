@@ -13,7 +13,6 @@ aside, and what the launch names as `early`).
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator
 
 import torch
@@ -21,6 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from dia_engine.devices.device import DTYPES
 from dia_engine.kernels.architectures import SHARED_MEMORY_LIMIT
 from dia_engine.kernels.dispatch import Architecture, Launch, intercept_launches
 from dia_engine.kernels.quantized import FORMATS
@@ -30,6 +30,7 @@ from dia_engine.model.shapes import parameter_shapes
 from dia_engine.model.state import DecodeState
 from dia_engine.weights.recipes import RECIPES, chosen_formats
 
+from .command import at_least, run
 from .machine_code import Build, read_build
 
 ARCHITECTURES = (80, 86, 89, 90, 120)
@@ -142,8 +143,8 @@ def _architecture(text: str) -> Architecture:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=_architecture, nargs="+", default=ARCHITECTURES, help="compute capabilities")
-    parser.add_argument("--slots", type=int, nargs="+", default=(1, 16), help="requests in the batch")
-    parser.add_argument("--dtype", nargs="+", default=("bfloat16",), help="of the weights")
+    parser.add_argument("--slots", type=at_least(1), nargs="+", default=(1, 16), help="requests in the batch")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=("bfloat16",), help="of the weights")
     parser.add_argument("--quant", nargs="+", choices=("none", *RECIPES), default=("none",), help="of the weights")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -159,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
                     launch
                     for quant in options.quant
                     for launch in step_launches(
-                        DiaConfig(), slots, getattr(torch, dtype), architecture, None if quant == "none" else quant
+                        DiaConfig(), slots, DTYPES[dtype], architecture, None if quant == "none" else quant
                     )
                 ]
                 for launch in distinct(launches):
@@ -194,4 +195,4 @@ def _root_cause(error: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

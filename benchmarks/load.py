@@ -15,18 +15,16 @@ are threads of this process, so on the server's machine they take some of its ti
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 from dia_engine import Engine
 from dia_engine.runtime.limits import Limits
 
 from .clients import InProcess, OneAtATime, Script, Target, open_loop, poisson_arrivals, quiet_logs
-from .command import run
+from .command import MeasurementError, add_json_argument, at_least, output_file, positive, run, write_report
 from .player import Heard, percentiles, summary
 from .plot import draw_load, require_matplotlib
 from .served import Served, started_server
@@ -61,21 +59,22 @@ def main() -> None:
         report["capacity"].append({"slots": slots, **capacity(target, slots, options)})
         for share in options.load:
             plan = _plan(options, share, report["capacity"][-1]["requests_per_second"])
-            _measure(report, "dia-engine", slots, plan, lambda *load, target=target: open_loop(target, *load))
+            _measure(options, report, "dia-engine", slots, plan, lambda *load, target=target: open_loop(target, *load))
         if slots == report["capacity"][0]["slots"]:  # what does one at a time has the same rates for all
             plans = [_plan(options, share, report["capacity"][0]["requests_per_second"]) for share in options.load]
             if not options.no_lock:
                 locked = OneAtATime(target)
                 for plan in plans:
-                    _measure(report, "one at a time", 1, plan, lambda *load, locked=locked: open_loop(locked, *load))
+                    _measure(
+                        options, report, "one at a time", 1, plan, lambda *load, locked=locked: open_loop(locked, *load)
+                    )
             if options.baseline:
                 loading = {name: getattr(options, name) for name in ("model", "dtype", "quant", "device")}
                 with Version(options.baseline, **loading) as other:
                     other.first_audio(scripts(1, None)[0])  # first calls allocate and compile
                     for plan in plans:
-                        _measure(report, options.baseline_name, None, plan, other.open_loop)
+                        _measure(options, report, options.baseline_name, None, plan, other.open_loop)
         engine.close()
-        _write(report, options)  # of each number of slots at once: a limit of time may cut the rest off
     if options.png:
         draw_load(report, options.png)
 
@@ -93,8 +92,7 @@ def _measure_server(url: str, options: argparse.Namespace) -> None:
         systems.append(("whole, one at a time", 1, OneAtATime(Served(url, api_key=options.api_key, whole=True))))
     for name, at_once, system in systems:
         for plan in plans:
-            _measure(report, name, at_once, plan, lambda *load, system=system: open_loop(system, *load))
-            _write(report, options)
+            _measure(options, report, name, at_once, plan, lambda *load, system=system: open_loop(system, *load))
     if options.png:
         draw_load(report, options.png)
 
@@ -110,21 +108,24 @@ def _server(options: argparse.Namespace) -> Iterator[str]:
         yield url
 
 
-def _write(report: dict, options: argparse.Namespace) -> None:
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.split("\n")[0])
     add_model_arguments(parser)
-    parser.add_argument("--slots", nargs="+", type=int, help="requests that run at a time (the engine's default)")
     parser.add_argument(
-        "--load", nargs="+", type=float, default=[0.2, 0.5, 0.8], help="rates, as shares of the capacity (%(default)s)"
+        "--slots", nargs="+", type=at_least(1), help="requests that run at a time (the engine's default)"
     )
-    parser.add_argument("--requests", type=int, default=40, help="at each rate (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, help="of each request; synthetic models do not end (200 for them)")
-    parser.add_argument("--seed", type=int, default=0, help="of the arrivals (%(default)s)")
+    parser.add_argument(
+        "--load",
+        nargs="+",
+        type=positive,
+        default=[0.2, 0.5, 0.8],
+        help="rates, as shares of the capacity (%(default)s)",
+    )
+    parser.add_argument("--requests", type=at_least(1), default=40, help="at each rate (%(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=at_least(1), help="of each request; synthetic models do not end (200 for them)"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the arrivals (%(default)s)")
     parser.add_argument("--no-lock", action="store_true", help="leave out one stream at a time")
     parser.add_argument(
         "--server", metavar="URL", nargs="?", const="", help="measure a server over HTTP; without URL, one of --model"
@@ -132,14 +133,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--api-key", default="", help="of the server")
     parser.add_argument("--baseline", metavar="PATH", help="checkout of another version, for the same load")
     parser.add_argument("--baseline-name", default="baseline", help="its name in the results (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
-    parser.add_argument("--png", metavar="FILE", help="draw them there")
+    add_json_argument(parser)
+    parser.add_argument("--png", metavar="FILE", type=output_file, help="draw them there")
     options = parser.parse_args()
-    for name in ("requests", "slots", "load", "max_tokens"):
-        values = getattr(options, name)
-        for value in values if isinstance(values, list) else [values]:
-            if value is not None and value <= 0:
-                parser.error(f"--{name.replace('_', '-')} must be more than 0, got {value}")
     if options.server is not None:
         if options.baseline or len(options.slots or ()) > 1:
             parser.error("--server takes one number of --slots and no --baseline")
@@ -209,14 +205,14 @@ def capacity(target: Target, slots: int, options: argparse.Namespace) -> dict:
     """Requests per second with all slots in use: of three times as many requests that are all there at once.
 
     Raises:
-        RuntimeError: a request failed.
+        MeasurementError: a request failed.
     """
     open_loop(target, scripts(slots, 40), [0.0] * slots)
     count = 3 * slots
     streams = open_loop(target, scripts(count, options.max_tokens), [0.0] * count)
     figures = summary(streams, [0.0] * count)
     if figures["failed"]:
-        raise RuntimeError(f"{figures['failed']} of {count} requests at once failed: {figures['errors'][0]}")
+        raise MeasurementError(f"{figures['failed']} of {count} requests at once failed: {figures['errors'][0]}")
     rate = count / figures["span_seconds"]
     print(
         f"{slots} slots: {rate:.2f} requests/s, {figures['times_real_time']:.2f}x real time with all in use", flush=True
@@ -235,10 +231,13 @@ def _plan(options: argparse.Namespace, share: float, sustained: float) -> dict:
     }
 
 
-def _measure(report: dict, system: str, slots: int | None, plan: dict, measure: Measure) -> None:
+def _measure(
+    options: argparse.Namespace, report: dict, system: str, slots: int | None, plan: dict, measure: Measure
+) -> None:
     streams = measure([Script(**script) for script in plan["scripts"]], plan["arrivals"])
     row = {"system": system, "slots": slots, "load": plan["load"], "rate": plan["rate"]}
     report["loads"].append({**row, **summary(streams, plan["arrivals"])})
+    write_report(options.json, report)
     if len(report["loads"]) == 1:
         print(HEAD)
     print(line(report["loads"][-1]), flush=True)

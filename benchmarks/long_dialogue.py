@@ -11,7 +11,6 @@ Four figures, each of one run of this command:
 """
 
 import argparse
-import json
 import os
 import statistics
 import threading
@@ -26,7 +25,7 @@ import numpy as np
 from dia_engine import Engine
 
 from .clients import quiet_logs, wait_until_idle
-from .command import run
+from .command import add_json_argument, at_least, positive, run, write_report
 from .load import with_slots
 from .memory import resident
 from .setting import add_model_arguments, cores, machine
@@ -46,46 +45,45 @@ def main() -> None:
     quiet_logs()
     engine = Engine.load(options.model, dtype=options.dtype, quant=options.quant, device=options.device)
     script = dialogue(engine, 60 * options.minutes)
+    pieces = len(engine.plan(script).pieces)
+    if pieces < 2:
+        raise ValueError(f"--minutes {options.minutes:g}: the dialogue is not planned into pieces; make it longer")
     report = {
         **machine(engine), "benchmark": "long_dialogue", "cores": cores(), "model": options.model,
         "quant": options.quant, "dtype": str(engine.dtype).removeprefix("torch."), "slots": engine.max_slots,
-        "pieces": len(engine.plan(script).pieces), "runs": options.runs,
+        "pieces": pieces, "runs": options.runs,
     }  # fmt: skip
     if "first-chunk" in options.parts:
         report["first_chunk"] = first_chunks(engine, script, options.runs)
+        write_report(options.json, report)
         print(_first_chunk_line(report["first_chunk"]), flush=True)
     if "stream" in options.parts:
         report["stream"] = streamed(engine, script)
+        write_report(options.json, report)
         print(_stream_line(report["stream"]), flush=True)
     if "slots" in options.parts:
         report["slots_compared"] = slots_compared(engine, dialogue(engine, options.compared_seconds), options)
+        write_report(options.json, report)
         print("\n".join(map(_slots_line, report["slots_compared"]["results"])))
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.long_dialogue", description=__doc__.split("\n")[0])
     add_model_arguments(parser)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of the streamed dialogue (%(default)s)")
-    parser.add_argument("--compared-seconds", type=float, default=60.0, help="of that for slots (%(default)s)")
-    parser.add_argument("--max-slots", type=int, nargs="+", default=[1, 4, 8], help="to be compared (1 4 8)")
+    parser.add_argument("--minutes", type=positive, default=10.0, help="of the streamed dialogue (%(default)s)")
+    parser.add_argument("--compared-seconds", type=positive, default=60.0, help="of that for slots (%(default)s)")
+    parser.add_argument("--max-slots", type=at_least(1), nargs="+", default=[1, 4, 8], help="to be compared (1 4 8)")
     parser.add_argument(
         "--max-tokens",
-        type=int,
+        type=at_least(1),
         help="of each piece where slots are compared; random weights do not end (100 for them)",
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help=f"default: {' '.join(PARTS)}")
-    parser.add_argument("--runs", type=int, default=5, help="of each comparison (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--runs", type=at_least(1), default=5, help="of each comparison (%(default)s)")
+    add_json_argument(parser)
     options = parser.parse_args()
-    for name in ("minutes", "compared_seconds", "runs"):
-        if not getattr(options, name) > 0:
-            parser.error(f"--{name.replace('_', '-')} must be over 0, got {getattr(options, name)}")
     if options.max_tokens is None and options.model.startswith("synthetic:"):
         options.max_tokens = 100
-    if min(options.max_slots) < 1:
-        parser.error(f"--max-slots must be at least 1, got {min(options.max_slots)}")
     return options
 
 

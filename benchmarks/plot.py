@@ -5,9 +5,12 @@ python -m benchmarks.plot speed.json speed.png
 
 import argparse
 import importlib.util
-import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from dia_engine.files.paths import read_json
+
+from .command import output_file, run
 
 
 def draw_speeds(report: dict, path: Path) -> None:
@@ -108,20 +111,33 @@ def _pyplot():
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path, help="written by one of the benchmarks with --json")
-    parser.add_argument("png", type=Path, help="the picture to write")
+    parser.add_argument("png", type=output_file, help="the picture to write")
     options = parser.parse_args()
     require_matplotlib(parser)
-    try:
-        report = json.loads(options.json.read_text())
-    except FileNotFoundError as error:
-        parser.error(f"no such file: {error.filename}")
-    drawings = {"loads": draw_load, "timeline": draw_timeline, "recipes": draw_divergence, "results": draw_speeds}
-    draw = next((draw for key, draw in drawings.items() if key in report), None)
+    report = read_json(options.json, "report")
+    draw = drawing(report)
     if draw is None:
-        parser.error(f"{options.json} was not written by one of these benchmarks")
+        parser.error(f"{options.json} was not written by one of these benchmarks, or before they had measured anything")
     draw(report, options.png)
     return 0
 
 
+def drawing(report: object) -> Callable[[dict, Path], None] | None:
+    """What draws a report, by what its benchmark alone writes; None for other files."""
+    if not isinstance(report, dict):
+        return None
+    if "timeline" in report:
+        return draw_timeline
+    for rows, column, draw in (
+        ("loads", "kept", draw_load),
+        ("recipes", "channels", draw_divergence),
+        ("results", "steps_per_second", draw_speeds),
+    ):
+        match report.get(rows):
+            case [dict() as first, *_] if column in first:
+                return draw
+    return None
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

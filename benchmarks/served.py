@@ -15,11 +15,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
 from .clients import Script
+from .command import MeasurementError
 from .versions import ROOT
 
 RATE = 24_000
@@ -40,8 +41,8 @@ class Served:
             ValueError: no address of a server.
         """
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(f"--server must be an address such as http://127.0.0.1:8000, got {url}")
+        if parts.scheme not in ("http", "https") or not parts.netloc or not _has_port(parts):
+            raise ValueError(f"the server's address must be such as http://127.0.0.1:8000, got {url}")
         self._secure, self._place, self._path = parts.scheme == "https", parts.netloc, parts.path.rstrip("/")
         self._voice, self._whole = voice, whole
         self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key or 'none'}"}
@@ -82,6 +83,14 @@ class Served:
         return kind(self._place, timeout=LONGEST)
 
 
+def _has_port(parts: SplitResult) -> bool:
+    """Whether the port is a number, or left out."""
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
+
+
 def _samples(answer: http.client.HTTPResponse) -> Iterator[np.ndarray]:
     """16-bit samples of a body as float32; a part may end inside one."""
     left = b""
@@ -101,7 +110,7 @@ def started_server(options: Mapping[str, Any], more: Sequence[str] = ()) -> Iter
         more: options as words of its command line.
 
     Raises:
-        RuntimeError: it has ended, or is not ready in time.
+        MeasurementError: it has ended, or is not ready in time.
     """
     command = [sys.executable, "-m", "dia_engine", "serve", "--port", "0", "--log-format", "json"]
     for name, value in options.items():
@@ -131,7 +140,7 @@ def _ready(process: subprocess.Popen, log: Any) -> str:
         time.sleep(0.05)
     log.seek(0)
     lines = log.read().splitlines()
-    raise RuntimeError(f"the server is not ready: {lines[-1] if lines else 'it said nothing'}")
+    raise MeasurementError(f"the server is not ready: {lines[-1] if lines else 'it said nothing'}")
 
 
 def _is_healthy(url: str) -> bool:

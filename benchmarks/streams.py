@@ -12,7 +12,7 @@ import threading
 import time
 
 from .clients import Script, Target, listen
-from .command import run
+from .command import MeasurementError, at_least, positive, run
 from .player import Heard, percentiles
 from .served import Served
 
@@ -38,16 +38,19 @@ def crowd(target: Target, clients: int, seconds: float) -> tuple[list[Heard], fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", help="of the server")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16], help="at the same time")
-    parser.add_argument("--seconds", type=float, default=10, help="per number of clients")
+    parser.add_argument("--clients", type=at_least(1), nargs="+", default=[1, 4, 8, 16], help="at the same time")
+    parser.add_argument("--seconds", type=positive, default=10, help="per number of clients")
     options = parser.parse_args()
     target = Served(options.url)
+    first = listen(target, Script(SCRIPT, 0), time.perf_counter())
+    if first.first_audio is None:
+        raise MeasurementError(f"no sound: {first.error}")
     print("clients  sound/s  first audio p50/p95 (s)  kept")
     for clients in options.clients:
         results, took = crowd(target, clients, options.seconds)
         times = [each.first_audio for each in results if each.first_audio is not None]
         if not times:
-            raise RuntimeError(f"no sound: {results[0].error}")
+            raise MeasurementError(f"no sound: {results[0].error}")
         first = percentiles(times)
         kept = sum(each.kept for each in results)
         sound = sum(each.duration for each in results) / took

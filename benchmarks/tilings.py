@@ -9,12 +9,10 @@ fastest ways. Kernels are compiled by several processes first.
 import argparse
 import dataclasses
 import itertools
-import json
 import timeit
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from operator import itemgetter
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -26,7 +24,7 @@ from dia_engine.kernels.matmul import Tiling
 from dia_engine.kernels.quantized import NF4Weight, Weight
 from dia_engine.weights.recipes import RECIPES
 
-from .command import run
+from .command import add_json_argument, at_least, run, write_report
 from .compile_kernels import compiler_count, compilers
 from .kernel_cases import CALLS, DEVICE, Case, rotated, step_cases
 
@@ -38,32 +36,29 @@ SHOWN = 4  # of the fastest
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slots", type=int, nargs="+", default=(1, 16, 64), help="requests in the batch")
+    parser.add_argument("--slots", type=at_least(1), nargs="+", default=(1, 16, 64), help="requests in the batch")
     parser.add_argument("--quant", nargs="+", choices=("none", *RECIPES), default=("none", "int8", "nf4"))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every time there as well")
-    options = parser.parse_args()
-    if min(options.slots) < 1:
-        parser.error(f"--slots must be at least 1, got {min(options.slots)}")
-    return options
+    add_json_argument(parser)
+    return parser.parse_args()
 
 
 def main() -> int:
     options = _arguments()
     if not torch.cuda.is_available():
         raise ValueError("tilings are timed on a GPU, and torch finds no CUDA device here")
-    results = []
+    report = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "results": [],
+    }
     for slots, quant in itertools.product(options.slots, options.quant):
         compile_all(slots, quant)
         for name, case in cases(slots, quant).items():
-            results.append({"slots": slots, "quant": quant, "projection": name, **timed(name, case, slots)})
-            print(_line(results[-1]), flush=True)
-            if options.json:
-                described = {
-                    "gpu": torch.cuda.get_device_name(),
-                    "torch": torch.__version__,
-                    "triton": triton.__version__,
-                }
-                options.json.write_text(json.dumps({**described, "results": results}) + "\n", encoding="utf-8")
+            result = {"slots": slots, "quant": quant, "projection": name, **timed(name, case, slots)}
+            report["results"].append(result)
+            write_report(options.json, report)
+            print(_line(result), flush=True)
     return 0
 
 

@@ -7,13 +7,11 @@ must be equal; then the time to the first chunk of a stream that joins others, a
 """
 
 import argparse
-import json
 import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +19,7 @@ from dia_engine import Engine
 from dia_engine.runtime.stream import AudioStream
 
 from .clients import quiet_logs, wait_until_idle
-from .command import run
+from .command import add_json_argument, at_least, run, write_report
 from .load import with_slots
 from .player import percentiles
 from .setting import add_model_arguments, cores, machine
@@ -40,24 +38,23 @@ def main() -> None:
         "dtype": str(engine.dtype).removeprefix("torch."), "slots": engine.max_slots, "callers": options.callers,
     }  # fmt: skip
     report["generate"] = callers_at_once(engine, options)
+    write_report(options.json, report)
     print(generate_line(report), flush=True)
     report["first_audio"] = one_more(engine, options)
+    write_report(options.json, report)
     print(first_audio_line(report), flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.together", description=__doc__.split("\n")[0])
     add_model_arguments(parser)
-    parser.add_argument("--callers", type=int, default=8, help="threads, and streams in all (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, help="of each generation; synthetic models do not end (200 for them)")
-    parser.add_argument("--runs", type=int, default=5, help="of each comparison (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--callers", type=at_least(1), default=8, help="threads, and streams in all (%(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=at_least(1), help="of each generation; synthetic models do not end (200 for them)"
+    )
+    parser.add_argument("--runs", type=at_least(1), default=5, help="of each comparison (%(default)s)")
+    add_json_argument(parser)
     options = parser.parse_args()
-    for name in ("callers", "runs"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     if options.max_tokens is None and options.model.startswith("synthetic:"):
         options.max_tokens = 200
     return options

@@ -11,13 +11,11 @@ README.md beside this file explains the keys of the JSON.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -25,7 +23,7 @@ from dia_engine import Engine
 from dia_engine.text.tokenizer import encode_text
 from dia_engine.weights.recipes import RECIPES
 
-from .command import run
+from .command import add_json_argument, at_least, output_file, run, write_report
 from .journal import Journal
 from .memory import WorkingMemory
 from .nari import Nari
@@ -94,8 +92,7 @@ class Record:
         return entry.get("report", {"results": []})["results"] if entry else None
 
     def measured(self, report: dict, result: dict) -> None:
-        if self.json:
-            Path(self.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+        write_report(self.json, report)
         if self.journal:
             self.journal.append(
                 self.part, self._name(result["name"]), "measured", report={**report, "results": [result]}
@@ -123,14 +120,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", help="default: what suits the device")
     parser.add_argument("--quant", nargs="*", default=[], choices=RECIPES, help="quantize as well: int8, nf4, nf4-all")
     parser.add_argument("--device", help="default: cuda if there is one")
-    parser.add_argument("--batch", type=int, default=1, help="requests at once (%(default)s)")
-    parser.add_argument("--steps", type=int, help="steps per run; the first tenth is not timed (cpu 60, cuda 400)")
-    parser.add_argument("--runs", type=int, default=3, help="timed runs (%(default)s)")
-    parser.add_argument("--peer-runs", type=int, help="timed runs of other runtimes (as --runs)")
-    add_peer_arguments(parser)
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser.add_argument("--batch", type=at_least(1), default=1, help="requests at once (%(default)s)")
     parser.add_argument(
-        "--journal", metavar="FILE", help="append a line for each result there, and leave out what it has already"
+        "--steps", type=at_least(1), help="steps per run; the first tenth is not timed (cpu 60, cuda 400)"
+    )
+    parser.add_argument("--runs", type=at_least(1), default=3, help="timed runs (%(default)s)")
+    parser.add_argument("--peer-runs", type=at_least(1), help="timed runs of other runtimes (as --runs)")
+    add_peer_arguments(parser)
+    add_json_argument(parser)
+    parser.add_argument(
+        "--journal",
+        metavar="FILE",
+        type=output_file,
+        help="append a line for each result there, and leave out what it has already",
     )
     parser.add_argument("--part", default="speed", help="the part that lines of the journal name (%(default)s)")
     parser.add_argument("--label", help="what the names of its lines begin with (batch N)")

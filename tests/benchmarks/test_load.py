@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks import against_commit, codec_batch, http_clients, load, player, served, streams, together
 from benchmarks.clients import InProcess, OneAtATime, Script, listen, open_loop, poisson_arrivals
+from benchmarks.command import MeasurementError
 from benchmarks.player import Heard, heard, percentiles, summary
 from benchmarks.served import Served
 from benchmarks.versions import ROOT, Version
@@ -284,7 +285,7 @@ def test_figures_of_clients_over_http():
     assert report["alone_seconds"]["p95"] == 0.4 and report["together_seconds"]["p95"] == 0.8
     assert (report["ratio"], report["ratio_p95"]) == (pytest.approx(8), pytest.approx(2))
     assert (report["underruns"], report["failed"]) == (1, 1)
-    with pytest.raises(RuntimeError, match="no sound: status 500"):
+    with pytest.raises(MeasurementError, match="no sound: status 500"):
         http_clients.figures([Heard(None, None, 0.1, 0.0, 0, 0.0, "status 500")], alone)
 
 
@@ -303,9 +304,17 @@ def test_clients_that_ask_again_and_again():
 
 
 def test_a_server_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["streams", "http://127.0.0.1:9", "--clients", "1", "--seconds", "0.01"])
-    with pytest.raises(RuntimeError, match="no sound: ConnectionRefusedError"):
+    """It is told before clients ask it again and again."""
+    monkeypatch.setattr(streams, "crowd", lambda *clients: pytest.fail("clients ask"))
+    monkeypatch.setattr(sys, "argv", ["streams", "http://127.0.0.1:9"])
+    with pytest.raises(MeasurementError, match="no sound: ConnectionRefusedError"):
         streams.main()
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "http://127.0.0.1:abc", "http://127.0.0.1:99999", "http://"])
+def test_no_address_of_a_server(url):
+    with pytest.raises(ValueError, match="the server's address must be such as"):
+        Served(url)
 
 
 def test_against_another_commit(monkeypatch, tmp_path, capsys):
@@ -343,7 +352,7 @@ def test_the_interval_of_pairs():
 
 
 def test_windows_of_several_requests(monkeypatch, tmp_path, capsys):
-    arguments = ["--models", "synthetic:tiny", "--device", "cpu", "--requests", "2", "--seconds", "0"]
+    arguments = ["--models", "synthetic:tiny", "--device", "cpu", "--requests", "2", "--seconds", "1e-9"]
     report = run(codec_batch, monkeypatch, tmp_path, *arguments)
     assert [row["frames"] for row in report["results"]] == [18, 68]
     assert all(row["pairs"] == 3 and row["largest_difference"] < 1e-5 for row in report["results"])
@@ -351,13 +360,14 @@ def test_windows_of_several_requests(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("module, arguments, message", [
-    (load, ["--requests", "0"], "--requests must be more than 0, got 0"),
+    (load, ["--requests", "0"], "--requests: must be at least 1, got 0"),
+    (load, ["--load", "nan"], "--load: must be over 0 and finite, got nan"),
     (load, ["--server", "http://x", "--slots", "1", "2"], "--server takes one number of --slots and no --baseline"),
-    (load, ["--slots", "4", "-1"], "--slots must be more than 0, got -1"),
-    (together, ["--callers", "0"], "--callers must be at least 1, got 0"),
-    (http_clients, ["--rounds", "0"], "--rounds must be at least 1, got 0"),
+    (load, ["--slots", "4", "-1"], "--slots: must be at least 1, got -1"),
+    (together, ["--callers", "0"], "--callers: must be at least 1, got 0"),
+    (http_clients, ["--rounds", "0"], "--rounds: must be at least 1, got 0"),
     (http_clients, ["--over", "-1"], "--over must be in [0, 60] seconds, got -1.0"),
-    (against_commit, [".", "--pairs", "1"], "--pairs must be at least 2, got 1"),
+    (against_commit, [".", "--pairs", "1"], "--pairs: must be at least 2, got 1"),
 ])  # fmt: skip
 def test_options_that_cannot_work(module, arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])

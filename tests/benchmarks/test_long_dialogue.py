@@ -24,6 +24,13 @@ def test_it_reports_a_stream_and_slots(tmp_path, monkeypatch, capsys):
     assert len(lines) == 4 and lines[0].startswith("first chunk: ") and "MB by minute: 123" in lines[1]
 
 
+def test_a_dialogue_of_one_piece_is_refused_before_it_is_measured(monkeypatch):
+    monkeypatch.setattr(long_dialogue, "first_chunks", lambda *given: pytest.fail("it is measured"))
+    monkeypatch.setattr(sys, "argv", ["long_dialogue", "--minutes", "0.01"])
+    with pytest.raises(ValueError, match="--minutes 0.01: the dialogue is not planned into pieces; make it longer"):
+        long_dialogue.main()
+
+
 def test_a_dialogue_is_as_long_as_asked():
     with Engine.load("talker", device="cpu", load_dac=False) as engine:
         for seconds in (5, 60):

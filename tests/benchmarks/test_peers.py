@@ -1,4 +1,4 @@
-"""How the steps of a runtime are timed, without a GPU: a queue of launches that take their time by a simulated clock."""
+"""How the steps of a runtime are timed, without a GPU: a queue of launches by a clock of its own."""
 
 from types import SimpleNamespace
 
