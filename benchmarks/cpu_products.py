@@ -194,12 +194,14 @@ def line(result: dict) -> str:
 
 def verdict(results: list[dict]) -> str:
     """Where the rule's product takes longer than WRONG times the fastest, for the rows of one request."""
-    slow = []
-    for result in results:
+    slow, judged = [], [result for result in results if result["rows"] == ONE_REQUEST]
+    if not judged:
+        return f"the rule was not judged: that takes {ONE_REQUEST} among --rows, those of one request"
+    for result in judged:
         times = result["milliseconds"]
         name = min(times, key=times.__getitem__)
         ratio = times[result["chosen"]] / times[name]
-        if result["rows"] == ONE_REQUEST and ratio > WRONG:
+        if ratio > WRONG:
             slow.append(
                 f"the rule is wrong: {result['kind']} {result['shape'][0]} x {result['shape'][1]} with "
                 f"{ONE_REQUEST} rows takes {ratio:.2f}x as long with {result['chosen']} as with {name}"

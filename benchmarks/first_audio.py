@@ -32,6 +32,7 @@ from .command import add_json_argument, at_least, output_file, positive, run, wr
 from .memory import WorkingMemory
 from .nari import Nari
 from .peers import Ours, Transformers
+from .player import percentiles
 from .plot import draw_timeline, require_matplotlib
 from .roofline import synchronize
 from .setting import SCRIPT, add_peer_arguments, check_peer_arguments, check_steps, machine, peers
@@ -46,7 +47,7 @@ def main() -> None:
     )
     cuda = engine.device.type == "cuda"
     frames = round(options.seconds * engine.sample_rate / engine.codec.hop_length)
-    options.peer_steps = options.peer_steps or (_steps(engine, frames) if cuda else 30)
+    options.peer_steps = min(options.peer_steps or (_steps(engine, frames) if cuda else 30), _steps(engine, frames))
     check_steps("--peer-steps", options.peer_steps, engine, untimed=1)
     options.stream_frames = options.stream_frames or (frames if cuda else 80)
     trace = Trace(engine)
@@ -128,12 +129,7 @@ def _first_audio(engine: Engine, runs: int) -> dict:
             next(stream)
             seconds.append(time.perf_counter() - started)
         wait_until_idle(engine)  # `Trace` runs the same model in another thread, which one model cannot do at once
-    return {"runs": runs, "first_audio_seconds": _percentiles(seconds[WARM_UP_RUNS:])}
-
-
-def _percentiles(values: list[float]) -> dict[str, float]:
-    values = sorted(values)
-    return {"p50": statistics.median(values), "p95": values[min(len(values) - 1, round(0.95 * len(values)))]}
+    return {"runs": runs, "first_audio_seconds": percentiles(seconds[WARM_UP_RUNS:])}
 
 
 class Trace:
@@ -293,7 +289,8 @@ def _codec_work(engine: Engine, sizes: ChunkSizes, frames: int) -> dict:
         window for window in full_windows(sizes, windows.receptive_field) if window.first >= 2 * sizes.chunk_frames
     )
     length, given = steady.stop - steady.start, steady.last - steady.first
-    codes = torch.randint(codec.codebook_size, (frames, codec.num_codebooks), device=codec.device)
+    size = (max(frames, length), codec.num_codebooks)
+    codes = torch.randint(codec.codebook_size, size, device=codec.device)
     windows.prepare([length])
 
     def seconds(part: torch.Tensor, first: int, last: int | None, warm_ups: int, times: int) -> float:
@@ -307,7 +304,7 @@ def _codec_work(engine: Engine, sizes: ChunkSizes, frames: int) -> dict:
 
     window = seconds(codes[:length], steady.first - steady.start, steady.last - steady.start, 1, 5) / given
     # On a GPU the first decode of a length allocates and chooses algorithms; on a CPU it has nothing to prepare.
-    whole = seconds(codes, 0, None, int(codec.device.type == "cuda"), 1) / frames
+    whole = seconds(codes[:frames], 0, None, int(codec.device.type == "cuda"), 1) / frames
     return {
         "frames_ratio": length / given,
         "time_ratio": window / whole,
@@ -338,8 +335,7 @@ def _whole(runtime, options: argparse.Namespace, engine: Engine, frames: int, co
     """A generation whose sound comes at its end."""
     print(f"measuring {runtime.name} ...", file=sys.stderr)
     text = _text(engine)
-    needed = _steps(engine, frames)
-    made = min(options.peer_steps, needed)
+    needed, made = _steps(engine, frames), options.peer_steps
     runtime.run(text, 1, 2)  # first calls allocate, compile and fill caches
     timing = runtime.run(text, 1, made - 1)
     # A time of `steps` is a mean over a launch where steps are captured, so that their sum would count launches.

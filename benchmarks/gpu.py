@@ -28,6 +28,7 @@ from .command import run
 from .gpu_plan import PARTS, ROOT, Measurement, plan
 from .gpu_report import current_clocks, journal_path, setting, table
 from .journal import Journal
+from .nari import check_nari
 
 RESULTS = Path(__file__).parent / "results"
 TOTAL_SECONDS = 25 * 60
@@ -46,11 +47,14 @@ def main() -> int:
     parser.add_argument("--reference", metavar="PATH", help="checkout of nari-labs/dia, to time it as well")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the journal goes (%(default)s)")
     options = parser.parse_args()
+    if options.reference is not None:
+        options.reference = str(Path(options.reference).resolve())  # commands run in the repository's root
+        check_nari(options.reference)
     if not torch.cuda.is_available():
         print("make gpu: torch finds no CUDA device here", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `timeout` sends it: take the running command along
-    results = options.results.resolve()  # commands run in the repository's root
+    results = options.results.resolve()
     results.mkdir(parents=True, exist_ok=True)
     described = setting()
     journal = Journal(journal_path(results, described))

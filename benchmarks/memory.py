@@ -11,7 +11,7 @@ class WorkingMemory:
     """Measures from its construction: on a GPU what torch allocates there, on Linux the process's resident memory."""
 
     def __init__(self, device: torch.device):
-        self.on_gpu = device.type == "cuda"
+        self.device, self.on_gpu = device, device.type == "cuda"
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device)
@@ -22,7 +22,7 @@ class WorkingMemory:
     def peak(self) -> int | None:
         """Bytes at the peak beyond those at the start; None where nothing can tell."""
         if self.on_gpu:
-            return torch.cuda.max_memory_allocated() - self.before
+            return torch.cuda.max_memory_allocated(self.device) - self.before
         return resident("VmHWM") - self.before if _STATUS.exists() else None
 
 

@@ -61,14 +61,17 @@ class Nari:
         return timing_of([started, *stamps[1:]])
 
 
-def load_nari(checkout: str, config: DiaConfig, weights: dict[str, torch.Tensor]):
-    """The reference's `Dia` from a checkout, with copies of our weights in its layout, without its codec.
-
+def check_nari(checkout: str) -> None:
+    """
     Raises:
         FileNotFoundError: no checkout there.
     """
     if not (Path(checkout) / "dia" / "model.py").is_file():
         raise FileNotFoundError(f"--reference: no dia/model.py in {checkout}; clone https://github.com/nari-labs/dia")
+
+
+def load_nari(checkout: str, config: DiaConfig, weights: dict[str, torch.Tensor]):
+    """The reference's `Dia` from a checkout, with copies of our weights in its layout, without its codec."""
     sys.path.insert(0, checkout)
     if importlib.util.find_spec("torchaudio") is None:
         # Only its reader of prompt files needs torchaudio, which cannot be installed beside every torch.

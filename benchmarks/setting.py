@@ -3,6 +3,7 @@
 import argparse
 import platform
 from datetime import date
+from importlib.util import find_spec
 
 import torch
 
@@ -10,7 +11,7 @@ from dia_engine import Engine
 from dia_engine.devices.environment import cores, processor
 from dia_engine.runtime.runner import STEPS_PER_LAUNCH
 
-from .nari import Nari, load_nari
+from .nari import Nari, check_nari, load_nari
 from .peers import Transformers, transformers_model, without_end
 
 SCRIPT = (
@@ -37,6 +38,10 @@ def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
 def check_peer_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if any(peer.startswith("nari") for peer in options.against) and options.reference is None:
         parser.error("the peers nari and nari-compiled need --reference PATH, a checkout of nari-labs/dia")
+    if options.reference is not None:
+        check_nari(options.reference)
+    if any(peer.startswith("transformers") for peer in options.against) and find_spec("transformers") is None:
+        parser.error("the peers transformers and transformers-compiled need the package: pip install transformers")
 
 
 def peers(options: argparse.Namespace, engine: Engine) -> list[Transformers | Nari]:

@@ -44,6 +44,11 @@ def test_a_wrong_rule_is_told():
     assert said == "the rule is wrong: int8 8 x 4 with 2 rows takes 1.50x as long with C as with oneDNN"
 
 
+def test_a_rule_that_was_not_judged_is_not_right():
+    (result,) = [{"rows": 8, "chosen": "C", "milliseconds": {"C": 1.0}}]
+    assert cpu_products.verdict([result]).startswith("the rule was not judged")
+
+
 def test_products_command(tmp_path, monkeypatch):
     file = tmp_path / "x.json"
     arguments = ["--model", "synthetic:tiny", "--rows", "2", "--kinds", "bfloat16", "--rounds", "1"]

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import pytest
 
 from benchmarks import first_audio
+from dia_engine import Engine
+from dia_engine.runtime.chunking import ChunkSizes
 
 
 def test_a_player_in_real_time():
@@ -39,6 +41,30 @@ def test_the_engine_has_nothing_to_do_behind_a_measured_stream():
     engine = Ending()
     first_audio._first_audio(engine, runs=2)
     assert engine.looks == 0 and not engine.begun_busy
+
+
+def test_percentiles_are_by_nearest_rank(monkeypatch):
+    """Of 20 runs the nineteenth, not the slowest."""
+    stamps = iter([stamp for seconds in range(22) for stamp in (0, seconds)])
+    monkeypatch.setattr(first_audio.time, "perf_counter", lambda: next(stamps))
+    monkeypatch.setattr(first_audio, "wait_until_idle", lambda engine: None)
+    found = first_audio._first_audio(Ending(), runs=20)["first_audio_seconds"]
+    assert found == {"p50": 11, "p95": 20, "p99": 21}
+
+
+def test_a_window_is_timed_at_its_length(monkeypatch):
+    """Also for less sound than it has."""
+    lengths, decode = [], first_audio.SoundWindows.decode
+
+    def noted(windows, codes, *rest):
+        lengths.append(len(codes))
+        return decode(windows, codes, *rest)
+
+    monkeypatch.setattr(first_audio.SoundWindows, "decode", noted)
+    with Engine.load("synthetic:tiny", device="cpu") as engine:
+        sizes = ChunkSizes().with_defaults(first_audio.SoundWindows(engine.codec).receptive_field)
+        work = first_audio._codec_work(engine, sizes, frames=3)
+    assert set(lengths[:-1]) == {round(work["frames_ratio"] * sizes.chunk_frames)} and lengths[-1] == 3
 
 
 def test_a_run(tmp_path, monkeypatch, capsys):

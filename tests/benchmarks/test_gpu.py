@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_plan, gpu_report, tokens_per_sec
+from benchmarks import first_audio, gpu, gpu_plan, gpu_report, setting, tokens_per_sec
 from benchmarks.gpu_plan import PARTS, Measurement, plan
 from benchmarks.journal import Journal
+from benchmarks.memory import WorkingMemory
 from benchmarks.setting import check_steps
 from dia_engine.model.config import DecoderConfig, DiaConfig
 
@@ -108,11 +109,14 @@ def test_steps_that_cannot_be_timed_are_refused():
 
 @pytest.mark.parametrize("part", ["speed", "tuning", "audio", "load"])
 def test_the_commands_have_options_that_exist(part, tmp_path, monkeypatch):
-    from benchmarks import compile_kernels, first_audio, load, tilings
+    from benchmarks import compile_kernels, load, tilings
 
     every = (compile_kernels, tokens_per_sec, first_audio, load, tilings)
     modules = {f"benchmarks.{module.__name__.split('.')[-1]}": module for module in every}
-    for measurement in plan(part, tmp_path / "j.jsonl", "/nari"):
+    (tmp_path / "dia").mkdir()
+    (tmp_path / "dia" / "model.py").touch()  # as a checkout of nari-labs/dia has
+    monkeypatch.setattr(setting, "find_spec", lambda package: package)
+    for measurement in plan(part, tmp_path / "j.jsonl", str(tmp_path)):
         assert measurement.command[:2] == [sys.executable, "-m"]
         monkeypatch.setattr(sys, "argv", measurement.command[2:])
         modules[measurement.command[2]]._arguments()
@@ -360,6 +364,30 @@ def test_the_table_shows_every_kind_of_line(tmp_path):
         "first sound p50 61 ms, p95 90 ms, 21.2x real time",
     ):  # fmt: skip
         assert text in shown, (text, shown)
+
+
+def test_peers_that_are_not_there_are_told_before_any_work(tmp_path, monkeypatch, capsys):
+    (tmp_path / "dia").mkdir()
+    for module in (tokens_per_sec, first_audio):
+        monkeypatch.setattr(sys, "argv", ["x", "--against", "nari", "--reference", str(tmp_path)])
+        with pytest.raises(FileNotFoundError, match="--reference: no dia/model.py in"):
+            module.main()
+        monkeypatch.setattr(sys, "argv", ["x", "--against", "transformers-compiled"])
+        with monkeypatch.context() as patched, pytest.raises(SystemExit):
+            patched.setattr(setting, "find_spec", lambda package: None)
+            module.main()
+        assert "need the package: pip install transformers" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["gpu", "--reference", str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match="--reference: no dia/model.py in"):
+        gpu.main()
+
+
+def test_memory_is_that_of_the_device_that_is_measured(monkeypatch):
+    """And not of the current one."""
+    for name, sizes in (("memory_allocated", {None: 5, 1: 100}), ("max_memory_allocated", {None: 7, 1: 160})):
+        monkeypatch.setattr(torch.cuda, name, lambda device=None, of=sizes: of[device and device.index])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    assert WorkingMemory(torch.device("cuda:1")).peak() == 60
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
