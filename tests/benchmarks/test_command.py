@@ -160,6 +160,15 @@ def test_what_is_drawn_is_told_by_its_rows():
         assert {plot.drawing(report) for name, report in results.items() if word in name} == {draw}
 
 
+@pytest.mark.parametrize("name", ["epyc-2-cores-2026-11-26-speed", "xeon-2-cores-2026-11-22-speed"])
+def test_the_roofline_that_is_drawn_is_that_of_the_percentages(name):
+    """On a CPU that of reading, in reports of older versions that of a copy."""
+    report = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+    ours = report["results"][0]
+    expected = 100 * report["batch"] * ours["steps_per_second"] / ours["roofline_percent"]
+    assert plot.roofline_speed(report) == pytest.approx(expected, rel=1e-3)
+
+
 def test_no_report_to_draw(tmp_path, monkeypatch):
     monkeypatch.setattr(plot, "require_matplotlib", lambda parser: None)
     for name, error in (("README.md", ValueError), ("benchmarks", FileNotFoundError), ("nothing", FileNotFoundError)):
