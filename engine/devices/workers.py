@@ -1,9 +1,9 @@
 """A priority thread pool for prefills and codec windows, on a CPU, concurrently with decode steps.
 
 A small model's step uses one core, and a prefill or a codec window takes as long as dozens of steps; workers run them
-on the other cores. A job runs in pieces of a few milliseconds, and before each piece a worker picks the most urgent one:
-the first chunk of a new stream does not wait for long windows of other requests. Results do not depend on which thread
-runs a piece, or when.
+on the other cores. A job runs in pieces of a few milliseconds, and before each piece a worker picks the most urgent
+job: the first chunk of a new stream does not wait for long windows of other requests. Results do not depend on which
+thread runs a piece, or when.
 """
 
 import threading

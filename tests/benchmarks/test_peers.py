@@ -17,7 +17,7 @@ class Queue:
     """A runner whose device takes STEP for each step, launch after launch, while the caller goes on at once."""
 
     def __init__(self, depth):
-        self.depth, self.max_slots = depth, 1
+        self.max_in_flight, self.max_slots = depth, 1
         self.now = self.free = 0.0  # of the caller's clock; when the device has nothing to do
         self.ends = []
 
@@ -43,7 +43,7 @@ class Queue:
     def prepare(self, slots):
         pass
 
-    def resume(self, slot, request):
+    def activate(self, slot, request):
         pass
 
     def release(self, slot):
