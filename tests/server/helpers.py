@@ -82,6 +82,11 @@ def raw(server, content, first=b""):
     return connection
 
 
+def leave(connection):
+    """End a WebSocket without a word. A thread of its library reads: where that waits, a closed socket stays open."""
+    connection.socket.shutdown(socket.SHUT_RDWR)
+
+
 def times_received(server, monkeypatch):
     """When requests came in, by the server's reckoning, as they begin."""
     service, times = server.app.state.service, []

@@ -14,7 +14,7 @@ from dia_engine import FLUSH
 from dia_engine.server.speech.dialogue import DialogueWriter, script
 from dia_engine.server.speech.socket import IdleTimer
 from dia_engine.server.voices.voice import Prompt, continued, tagged, together
-from tests.server.helpers import HANGS, SENTENCES, close, times_received, until
+from tests.server.helpers import HANGS, SENTENCES, close, leave, times_received, until
 
 TURNS = [("Can you count?", "s1"), ("Five six seven.", "s2")]
 DIALOGUE = {"inputs": [{"text": text, "voice_id": voice} for text, voice in TURNS], "seed": 3}
@@ -184,7 +184,7 @@ def test_a_client_that_leaves_after_its_last_message_frees_its_slots(server):
             client.send(context_id=name, inputs=[{"text": SENTENCES[0] * 60, "voice_id": "default"}], flush=True)
         client.send(close_socket=True)
         until(lambda: server.metric("dia_requests_running") == 2)
-        client.connection.socket.close()
+        leave(client.connection)
     until(lambda: not server.app.state.service.sessions)
     assert server.metric(aborted) == before + 2
 

@@ -9,7 +9,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from dia_engine import FLUSH
-from tests.server.helpers import HANGS, LONG, SENTENCES, TEXT, Server, body, close, raw, times_received, until
+from tests.server.helpers import HANGS, LONG, SENTENCES, TEXT, Server, body, close, leave, raw, times_received, until
 
 CONFIG = {"voice": "default", "sample_rate": 16_000, "seed": 3}
 
@@ -205,7 +205,7 @@ def test_a_client_that_leaves_after_its_last_message_frees_its_slot(server, stre
         client.send("input.text", text=SENTENCES[0] * 60)
         client.send("session.close")
         until(lambda: server.metric("dia_requests_running") == 1)
-        client.connection.socket.close()
+        leave(client.connection)
     server.idle()
     until(lambda: not server.app.state.service.sessions)
     assert server.metric(aborted) == before + 1
