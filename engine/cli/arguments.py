@@ -1,12 +1,9 @@
 """Options that several commands share, and what they make of them."""
 
 import argparse
-import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..codec import Codec
     from ..longform.options import SpeechOptions
     from ..weights.source import ModelSource
 
@@ -113,24 +110,18 @@ def speech(options: argparse.Namespace) -> "SpeechOptions":
     )
 
 
-def check_model(options: argparse.Namespace) -> "tuple[ModelSource, Callable[[], Codec]]":
-    """The model's files, and what opens its codec once, after all options of the model and of sampling are checked."""
-    from ..devices.device import resolve_device, resolve_dtype
+def check_model(options: argparse.Namespace) -> "ModelSource":
+    """The model's files, after all options of the model and of sampling are checked; but for the device, which may be
+    another machine's."""
+    from ..devices.device import resolve_dtype
     from ..sampling_params import SamplingParams
     from ..weights.recipes import checked_recipe
     from ..weights.source import resolve_model
 
     SamplingParams(**sampling(options))
-    device = resolve_device(options.device)
-    codec_dtype = options.codec_dtype and resolve_dtype(options.codec_dtype, "--codec-dtype")
-    if options.dtype is not None:
-        resolve_dtype(options.dtype, "--dtype")
+    for option, dtype in {"--codec-dtype": options.codec_dtype, "--dtype": options.dtype}.items():
+        if dtype is not None:
+            resolve_dtype(dtype, option)
     if options.quant is not None:
         checked_recipe(options.quant)
-    source = resolve_model(options.model, options.revision)
-
-    @functools.cache
-    def codec() -> "Codec":
-        return source.open_codec(options.codec, device, codec_dtype)
-
-    return source, codec
+    return resolve_model(options.model, options.revision)

@@ -39,7 +39,13 @@ def add_command(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..batch.command import run_batch
+    from ..cluster.machines import check_device
+    from ..devices.device import resolve_device
 
+    if options.ray is None:
+        resolve_device(options.device)
+    else:  # this machine computes nothing
+        check_device(options.device)
     check_model(options)
     report = None if options.quiet else sys.stdout
     with cleaning_up_on_sigterm():

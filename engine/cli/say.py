@@ -1,6 +1,7 @@
 """`dia-engine say`: a script to a sound file, or to samples as they are made."""
 
 import argparse
+import functools
 import logging
 import sys
 import time
@@ -160,9 +161,17 @@ def _parse(options: argparse.Namespace, script: str, seed: int) -> "tuple[Reques
     Returns:
         the request; and the codec: as the options name it, or loaded where an audio prompt needs it.
     """
+    from ..devices.device import resolve_device, resolve_dtype
     from ..longform.parsing import parse_scripts
 
-    source, codec = check_model(options)
+    device = resolve_device(options.device)
+    source = check_model(options)
+
+    @functools.cache
+    def codec() -> "Codec":
+        dtype = None if options.codec_dtype is None else resolve_dtype(options.codec_dtype)
+        return source.open_codec(options.codec, device, dtype)
+
     (request,) = parse_scripts(
         script,
         sampling(options),

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..messages import shown
 from ..server.settings import Settings, check, option, parsed, read_settings
+from .machines import check_device
 
 # Serve routes by them before a replica has loaded a model: the engine's own default may depend on a GPU's memory.
 DEFAULT_SLOTS = 8
@@ -33,6 +34,8 @@ class Scaling:
     def __post_init__(self) -> None:
         for each in fields(self):
             check(each.name, getattr(self, each.name), each.metadata)
+        if self.gpus is not None and self.gpus > 1 and not self.gpus.is_integer():
+            raise ValueError(f"gpus must be whole beyond 1, got {self.gpus}")
         if self.max_replicas is None and self.min_replicas is not None:
             raise ValueError("min_replicas needs max_replicas")
         if self.max_replicas is not None and self.replicas is not None:
@@ -67,8 +70,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[Settings, Scaling]:
     settings = read_settings(values)
     if settings.slots is None:
         settings = replace(settings, slots=DEFAULT_SLOTS)
-    if settings.device is not None and ":" in settings.device:
-        raise ValueError(f"device must be cuda or cpu, Ray chooses which GPU; got {shown(settings.device)}")
+    check_device(settings.device)
     return settings, scaling
 
 

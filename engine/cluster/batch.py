@@ -66,6 +66,7 @@ def run_on_ray(
 
     Raises:
         ConnectionError: what answers at the address is no cluster.
+        ValueError: no machine of the cluster has the device.
         RuntimeError: what ended the job, such as an engine that could not be loaded.
     """
     ray.init(address or None, log_to_driver=False, logging_level=logging.ERROR)

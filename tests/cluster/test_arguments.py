@@ -44,6 +44,8 @@ def test_the_environment_of_the_server_holds_too(monkeypatch):
         ({"api_key": [1]}, "api_key must be a list of strings, got"),
         ({"max_wait": "inf"}, "max_wait must be finite"),
         ({"device": "cuda:1"}, "device must be cuda or cpu"),
+        ({"device": "gpu"}, "device must be cuda or cpu, Ray chooses which GPU; got 'gpu'"),
+        ({"gpus": "1.5"}, "gpus must be whole beyond 1, got 1.5"),
         ({"replicas": "0"}, "replicas must be at least 1, got 0"),
         ({"replicas": 2, "max_replicas": 3}, "replicas is a fixed number"),
         ({"min_replicas": 2}, "min_replicas needs max_replicas"),
@@ -74,6 +76,11 @@ def test_engines_divide_the_machines_that_can_run_them(machines, engines, device
     assert share_of_machines(machines, engines, device) == share
 
 
+def test_engines_on_gpus_need_a_machine_with_one():
+    with pytest.raises(ValueError, match="device is cuda, and no machine of the cluster offers a GPU"):
+        share_of_machines([{"CPU": 8}], None, "cuda")
+
+
 def test_the_example_for_kubernetes_has_arguments_that_are_taken():
     manifest = yaml.safe_load((ROOT / "deploy" / "kuberay.yaml").read_text())
     (served,) = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"]
@@ -99,6 +106,19 @@ def test_without_ray_a_line_says_what_to_install(warm_python, tmp_path, module):
     done = warm_python.run(script)
     assert done.returncode == 2 and done.stderr.count(b"\n") == 1, done.stderr
     assert b"pip install 'dia-engine[ray]'" in done.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("cuda", "pip install 'dia-engine[ray]'"), ("cuda:1", "must be cuda or cpu")]
+)
+def test_a_batch_on_ray_needs_no_device_here(tmp_path, monkeypatch, capsys, device, message):
+    """Only its kind is checked, and that Ray is missing is told next."""
+    from dia_engine.cli import main
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    command = ["batch", str(tmp_path / "scripts.jsonl"), "-o", str(tmp_path), "--model", "talker", "--ray"]
+    assert main([*command, "--device", device]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_without_ray_the_application_says_so(monkeypatch):
