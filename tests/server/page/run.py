@@ -258,7 +258,9 @@ def check_failing_server(context: BrowserContext, check: Checks, engine: Engine,
         unused.goto(server.url)
         unused.wait_for_function(LOADED, timeout=LONGEST)
         page.click("#speak")
-        check("a server without room", ". Try again in" in said(page, "the server is full"), page.inner_text("#message"))
+        check(
+            "a server without room", ". Try again in" in said(page, "the server is full"), page.inner_text("#message")
+        )
         for each in taken:
             each.close()
         server.idle()
