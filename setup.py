@@ -62,7 +62,8 @@ def variants():
 
 SERVE = [
     "fastapi>=0.115",
-    "uvicorn[standard]>=0.30",
+    "uvicorn[standard]>=0.41",  # earlier ones end in a traceback at a signal before their loop
+    "websockets>=13.1",  # uvicorn would take any
     "python-multipart>=0.0.9",
     "prometheus_client>=0.20",
     "av>=13",
@@ -112,7 +113,7 @@ setup(
         "numpy>=1.26",
         "safetensors>=0.4.3",
         "huggingface_hub>=0.23",
-        "soundfile>=0.12.1",
+        "soundfile>=0.13",
         "soxr>=0.3.7",
         "tqdm>=4.64",
         "triton>=3.5; sys_platform == 'linux'",
@@ -129,12 +130,11 @@ setup(
             "pytest-xdist>=3.5",
             "hypothesis>=6",
             "transformers>=4.53",
-            "bitsandbytes>=0.45",
+            "bitsandbytes>=0.45.1",
             "accelerate>=1.0",
             *LOUDNESS,
             *SERVE,
             "httpx>=0.27",
-            "websockets>=13",
         ],
         "hear": ["pocketsphinx>=5", "transformers>=4.53"],  # `tools/talker/` and the tests that listen need flite too
     },

@@ -581,7 +581,7 @@ class Engine:
             return [request.encode_prompt(self.codec) for request in requests]
 
     def close(self) -> None:
-        """Abort running requests and end the engine's thread. Later calls raise RuntimeError."""
+        """Abort running requests and end the engine's thread. Later calls that need the model raise RuntimeError."""
         self._closed()
 
     def __enter__(self) -> "Engine":

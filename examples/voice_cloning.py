@@ -8,7 +8,9 @@ import sys
 
 from dia_engine import Engine
 
-model, voice, transcript = sys.argv[1:4] if len(sys.argv) > 3 else ("talker", None, "[S2] I have two red birds.")
+if len(sys.argv) not in (1, 4):
+    sys.exit("give a model, a voice file and its transcript, or nothing")
+model, voice, transcript = sys.argv[1:] or ("talker", None, "[S2] I have two red birds.")
 
 with Engine.load(model) as engine:
     if voice is None:

@@ -220,7 +220,7 @@ def broken(tmp_path_factory) -> Path:
         ([TEXT, "--temperature", "nan"], "temperature must be finite, got nan"),
         ([TEXT, "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
         ([TEXT, "--top-p", "1.5"], "top_p must be in (0, 1], got 1.5"),
-        ([TEXT, "--top-k", "0"], "cfg_filter_top_k must be >= 1, or None for all, got 0"),
+        ([TEXT, "--top-k", "0"], "argument --top-k: must be at least 1, or all, got 0"),
         ([TEXT, "--top-k", "some"], "invalid integer or 'all' value: 'some'"),
         ([TEXT, "--max-tokens", "10"], "max_tokens must be at least 17"),
         ([TEXT, "--max-tokens", "5000"], "max_tokens must be at most 3072"),

@@ -34,9 +34,9 @@ def talker():
 def run(tmp_path, monkeypatch, capsys):
     """Run an example in an empty folder -> the names in it, and what was printed."""
 
-    def run_example(name):
+    def run_example(name, *arguments):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [name])
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
         values = runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         return values, capsys.readouterr().out
 
@@ -93,6 +93,11 @@ def test_voice_cloning(run):
     for name in ("voice.wav", "cloned-0.wav", "cloned-1.wav"):
         assert 140 < pitch(sound_of(name)) < 220, "the second speaker's voice"
     assert printed.count("cloned-") == 2
+
+
+def test_a_voice_of_ones_own_has_a_model_and_a_transcript(run):
+    with pytest.raises(SystemExit, match="give a model, a voice file and its transcript"):
+        run("voice_cloning.py", "talker")
 
 
 def test_a_long_dialogue(run, talker):

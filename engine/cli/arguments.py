@@ -61,7 +61,12 @@ def add_sampling_arguments(command: argparse.ArgumentParser) -> "argparse._Argum
 
 
 def _top_k(value: str) -> int | None:
-    return None if value == "all" else int(value)  # None: see SamplingParams
+    """As `SamplingParams` has it. Its errors have another name for the option, and for all."""
+    if value == "all":
+        return None
+    if (count := int(value)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, or all, got {value}")
+    return count
 
 
 _top_k.__name__ = "integer or 'all'"  # what argparse calls the type in its error

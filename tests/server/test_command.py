@@ -26,6 +26,8 @@ from dia_engine.server.speech.service import SpeechService
 from tests.helpers import ROOT
 from tests.server.helpers import HANGS, body, until
 
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+
 
 def start(*options, **environment):
     command = [sys.executable, "-m", "dia_engine", "serve", "--port", "0", "--log-format", "json", *options]
@@ -67,6 +69,18 @@ def test_a_model_that_cannot_be_loaded_ends_it_in_one_line(tmp_path):
     assert server.returncode == 2
     assert output.splitlines()[-1].startswith("dia-engine: error: ") and "none" in output.splitlines()[-1]
     assert "Traceback" not in output
+
+
+def test_a_container_finds_its_server_healthy(server):
+    """Wherever that listens, and whatever proxy the container was told of."""
+    (command,) = re.findall(r"^HEALTHCHECK .*?CMD (\[.+?\])$", DOCKERFILE.replace("\\\n", ""), re.MULTILINE)
+    python, *arguments = json.loads(command)
+    assert python == "python"
+    environment = {**os.environ, "DIA_SERVE_PORT": server.url.rpartition(":")[2], "http_proxy": "http://127.0.0.1:1"}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=HANGS)
+    assert done.returncode == 0, done.stderr
+    environment["DIA_SERVE_PORT"] = "1"
+    assert subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=HANGS).returncode
 
 
 def test_a_port_in_use_and_a_bad_setting_are_one_line(server, capsys):
