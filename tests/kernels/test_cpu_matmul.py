@@ -21,6 +21,7 @@ from dia_engine.kernels.cpu.onednn import PackedInt8Weight, pack_for_device
 from dia_engine.kernels.cpu.structures import WIDEST
 from dia_engine.kernels.linear import sequence_linear, step_linear
 from dia_engine.kernels.quantized import BLOCK, FORMATS, PER_ABSMAX, Int8Weight, NF4Weight
+from tests.helpers import run_python
 from tests.kernels.builds import BUILDS, HERE
 
 WHOLE = [(48, 64), (1, 128), (7, 192), (45, 1024), (300, 2048), (33, 8192)]
@@ -79,6 +80,19 @@ def plain_or_quantized(format, outputs, inputs, dtype):
 def test_reads_a_weight_back_bit_for_bit(any_build, format, shape, dtype):
     weight = quantized(format, *shape, dtype)
     assert torch.equal(read(weight), weight.dequantize())
+
+
+@compiled
+def test_subnormal_numbers_are_read_back_too_by_any_thread(any_build, monkeypatch):
+    """Behind a product, in which they count as zero."""
+    weight = Int8Weight(
+        torch.randint(-127, 128, (2048, 512), dtype=torch.int8), torch.full((2048,), 1e-38), torch.float32
+    )
+    expected = weight.dequantize()
+    monkeypatch.setattr(product, "thread_count", lambda: 4)
+    for _ in range(5):
+        multiply(torch.randn(4, 512), weight)
+        assert torch.equal(read(weight), expected)
 
 
 @compiled
@@ -362,6 +376,51 @@ def test_there_may_be_any_number_of_rows(kind):
     found = multiply(x, weight)
     for first in (0, 511, 512, 1023, 19_999):
         assert torch.equal(found[first : first + 2], multiply(x[first : first + 2], weight))
+
+
+# In a thread with the least stack that a system gives: rows of a million numbers, the longest text of a config,
+# and steps with large vocabularies, heads and groups of them.
+LARGE = """
+import threading
+import torch
+from dia_engine.kernels.cpu.matmul import multiply
+from dia_engine.kernels.cpu.build import library
+from dia_engine.kernels.sequence_attention import attend_compiled, sequence_attention_ref
+from dia_engine.model.dia import DiaModel
+from tests.kernels.helpers import GREEDY, random_weights, small_config, started
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+@torch.no_grad()
+def main():
+    x, weight = torch.ones(2, 2**20), torch.ones(3, 2**20)
+    close(multiply(x, weight), x @ weight.t())
+    query, key, value = torch.randn(24, 1, 2), torch.randn(65_536, 1, 2), torch.randn(65_536, 1, 2)
+    close(attend_compiled(query, key, value, True, library()), sequence_attention_ref(query, key, value, True))
+    for sizes in ({"vocab": 600_000, "width": 2}, {"head_dim": 40_000}, {"heads": 2400, "head_dim": 2}):
+        config = small_config(**{"channels": 1, "layers": 1, "heads": 1, "groups": 1, **sizes})
+        model = DiaModel(config, random_weights(config))
+        states = [started(model, [(3, 2, GREEDY)]) for _ in range(2)]
+        model.step(states[0])
+        model.compiled_step = None
+        model.step(states[1])
+        assert torch.equal(states[0].grid, states[1].grid)
+        close(states[0].residual.x, states[1].residual.x)
+    print("done")
+
+torch.manual_seed(0)
+threading.stack_size(2 << 20)
+thread = threading.Thread(target=main)
+thread.start()
+thread.join()
+"""
+
+
+@compiled
+def test_a_thread_has_room_for_any_sizes():
+    done = run_python("-c", LARGE)
+    assert done.returncode == 0 and done.stdout == "done\n", (done.returncode, done.stderr)
 
 
 @compiled

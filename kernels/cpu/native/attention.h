@@ -63,7 +63,7 @@ static void attend_span(const void *job, long chunk) {
     const char *query = (const char *)a->query + line * a->heads * a->head_dim * size;
     const char *keys = (const char *)a->keys + place, *values = (const char *)a->values + place;
     float *partial = a->partial + chunk * a->heads * (a->head_dim + 2);
-    _Alignas(64) float scores[a->heads * stride];
+    ROOM(float, scores, a->heads * stride);
     if (a->kind == BFLOAT16) bf16_score(keys, values, count, query, a->heads, a->head_dim, a->kind, scores, stride);
     else if (a->kind == FLOAT16) f16_score(keys, values, count, query, a->heads, a->head_dim, a->kind, scores, stride);
     else f32_score(keys, values, count, query, a->heads, a->head_dim, a->kind, scores, stride);
@@ -73,7 +73,7 @@ static void attend_span(const void *job, long chunk) {
     }
     const char *weights = (const char *)scores;
     if (a->kind == BFLOAT16) {
-        uint16_t rounded[a->heads * stride];
+        ROOM(uint16_t, rounded, a->heads * stride);
         write_floats(scores, BFLOAT16, a->heads * stride, rounded);
         bf16_mix(values, a->head_dim, (const char *)rounded, 2 * stride, a->heads, count, partial);
     } else if (a->kind == FLOAT16) f16_mix(values, a->head_dim, weights, 4 * stride, a->heads, count, partial);
@@ -86,8 +86,9 @@ static void join_spans(const void *job, long line) {
     const long width = a->head_dim + 2, spans = spans_of(length_of(a, line / a->groups));
     for (long head = 0; head < a->heads; head++) {
         const float *partial = a->partial + (line * a->spans * a->heads + head) * width;
-        float top = -INFINITY, total = 0, mixed[a->head_dim];
-        memset(mixed, 0, sizeof mixed);
+        float top = -INFINITY, total = 0;
+        ROOM(float, mixed, a->head_dim);
+        memset(mixed, 0, mixed_bytes);
         for (long span = 0; span < spans; span++) {
             float greatest = partial[span * a->heads * width + a->head_dim];
             top = greatest > top ? greatest : top;

@@ -6,6 +6,7 @@
 #pragma once
 #include "floats.h"
 #include "pool.h"
+#include "room.h"
 
 enum {
     BLOCK = 16,                   /* outputs whose weights are side by side */
@@ -115,7 +116,8 @@ static void convolve_to_one(const void *argument, long chunk) {
     const Convolving *job = argument;
     const Convolution *c = job->convolution;
     const long inputs = c->inputs, count = c->taps * inputs, first = chunk * CHUNK_SAMPLES;
-    float weights[count], sums[SCORED_POSITIONS];
+    float sums[SCORED_POSITIONS];
+    ROOM(float, weights, count);
     for (long k = 0; k < count; k++) weights[k] = c->weights[k * BLOCK];
     for (long sample = first; sample < first + CHUNK_SAMPLES && sample < job->samples; sample += SCORED_POSITIONS) {
         const float *x = job->x + sample * inputs;

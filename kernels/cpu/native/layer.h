@@ -14,7 +14,7 @@ INLINE void write_residual(const Stage *g, long row, const float *norm) {
     const Model *m = g->model;
     const State *s = g->state;
     const float *x = s->x + row * m->width;
-    float weighted[m->width];
+    ROOM(float, weighted, m->width);
     for (long k = 0; k < m->width; k++) weighted[k] = x[k] * (norm[k] * m->headroom);
     write_floats(weighted, m->kind, m->width, (char *)s->z + row * m->width * bytes_of(m->kind));
     memset(s->squares + row * s->partials, 0, s->partials * sizeof(float));
@@ -36,7 +36,8 @@ static void place_qkv(const void *job, long row) {
     const State *s = g->state;
     const long width = m->head_dim, size = bytes_of(m->kind), position = s->position[row / 2], half = width / 2;
     const long all = m->heads + 2 * m->groups;
-    float scale = norm_scale(g, row), head[width];
+    float scale = norm_scale(g, row);
+    ROOM(float, head, width);
     for (long index = 0; index < all; index++) {
         const float *y = g->y + (row * all + index) * width;
         for (long d = 0; d < width; d++) head[d] = y[d] * scale;

@@ -51,7 +51,8 @@ INLINE void embed_row(const Stage *g, long slot) {
     const Model *m = g->model;
     const State *s = g->state;
     const int64_t *cells = s->grid + (slot * s->grid_rows + s->position[slot]) * m->channels;
-    float *x = s->x + 2 * slot * m->width, embedded[m->width];
+    float *x = s->x + 2 * slot * m->width;
+    ROOM(float, embedded, m->width);
     memset(x, 0, m->width * sizeof *x);
     for (long channel = 0; channel < m->channels; channel++) {
         int64_t token = cells[channel] < 0 ? 0 : cells[channel]; /* open, where a slot does not run */

@@ -18,6 +18,8 @@
 #include <unistd.h>
 #endif
 
+#include "float_mode.h"
+
 typedef void (*Task)(const void *job, long chunk);
 
 enum { SPIN_NS = 30000, MOST_WORKERS = 255, WAKE_BITS = 32 };
@@ -30,6 +32,7 @@ static struct {
     atomic_int sleeping[WAKE_BITS]; /* workers that sleep on it, by `wake_bit_of` */
     _Alignas(64) _Atomic(Task) task;
     _Atomic(const void *) job;
+    atomic_ulong mode; /* of the caller, which every thread computes in */
     atomic_int chunks;
     atomic_int wanted; /* workers that may take chunks of this job: those with a lower number */
     atomic_int awake;  /* workers that the caller has threads for, which may be wanted by its next job */
@@ -38,8 +41,6 @@ static struct {
 } pool = {.busy = ATOMIC_FLAG_INIT};
 
 static __thread int pool_is_mine; /* this thread runs a chunk: a job within it is not shared */
-
-static unsigned long flush_subnormals(void); /* see step.c */
 
 static inline void relax(void) {
 #if defined(__x86_64__)
@@ -92,6 +93,7 @@ static void take_chunks(int number) {
         if (!atomic_compare_exchange_weak_explicit(&pool.ticket, &ticket, ticket - 1, memory_order_acq_rel,
                                                    memory_order_acquire))
             continue;
+        set_float_mode(atomic_load_explicit(&pool.mode, memory_order_relaxed));
         int chunks = atomic_load_explicit(&pool.chunks, memory_order_relaxed);
         Task task = atomic_load_explicit(&pool.task, memory_order_relaxed);
         task(atomic_load_explicit(&pool.job, memory_order_relaxed), chunks - (long)(uint32_t)ticket);
@@ -103,7 +105,6 @@ static void take_chunks(int number) {
 static void *work(void *argument) {
     int number = (int)(intptr_t)argument;
     pool_is_mine = 1;
-    flush_subnormals();
     for (;;) {
         unsigned wake_count = atomic_load(&pool.wake_count);
         take_chunks(number);
@@ -148,6 +149,7 @@ static void share(Task task, const void *job, int chunks, int workers, int awake
     start_workers(workers);
     atomic_store_explicit(&pool.task, task, memory_order_relaxed);
     atomic_store_explicit(&pool.job, job, memory_order_relaxed);
+    atomic_store_explicit(&pool.mode, float_mode(), memory_order_relaxed);
     atomic_store_explicit(&pool.chunks, chunks, memory_order_relaxed);
     atomic_store_explicit(&pool.wanted, workers, memory_order_relaxed);
     atomic_store_explicit(&pool.awake, awake, memory_order_relaxed);

@@ -8,6 +8,7 @@
 
 #include "formats.h"
 #include "pool.h"
+#include "room.h"
 
 enum {
     AHEAD = 1536,           /* bytes by which rows of W are fetched ahead */
@@ -183,7 +184,7 @@ INLINE float integers_of(const float *x, long columns, int digits, int32_t *to) 
 INLINE void pack_int8(Multiplication *m, long row, const float *x, long padded, char *to, long stride) {
     const Matrix *matrix = m->matrix;
     const int digits = matrix->digits, lines = m->product.lines_per_row;
-    int32_t integers[padded];
+    ROOM(int32_t, integers, padded);
     m->units[row] = integers_of(x, padded, digits, integers);
     if (m->product.by_amx) {
         amx_pack(integers, padded, digits, m->panel, row * lines);
@@ -221,7 +222,7 @@ static void pack_row(const void *job, long row) {
     long line = line_of_group(&m->product, group, groups);
     long stride = (line_of_group(&m->product, group + 1, groups) - line) * f->x_bytes; /* from a step to the next */
     char *to = m->panel + line * steps * f->x_bytes + (row * lines - line) * f->x_bytes;
-    float x[padded];
+    ROOM(float, x, padded);
     read_floats((const char *)m->x.values + row * m->x.stride * bytes_of(m->x.kind), m->x.kind, columns, x);
     memset(x + columns, 0, (padded - columns) * sizeof *x);
     if (m->matrix->format == W_INT8) pack_int8(m, row, x, padded, to, stride);

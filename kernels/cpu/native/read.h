@@ -29,7 +29,7 @@ INLINE void read_nf4_row(const Matrix *m, long row, float *to) {
 static void read_row(const void *job, long row) {
     const Reading *r = job;
     const Matrix *m = r->matrix;
-    float values[m->columns];
+    ROOM(float, values, m->columns);
     if (m->format == W_INT8) read_int8_row(m, row, values);
     else read_nf4_row(m, row, values);
     write_floats(values, r->kind, m->columns, (char *)r->to + row * m->columns * bytes_of(r->kind));

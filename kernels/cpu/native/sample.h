@@ -1,6 +1,7 @@
 /* One token of one channel, as kernels/sample.py defines it. Nothing is sorted but what the nucleus has to choose from. */
 #pragma once
 #include "floats.h"
+#include "room.h"
 
 typedef struct {
     long vocab, channel, eos, top_k;
@@ -52,7 +53,7 @@ INLINE uint32_t edge_of(const uint32_t *keys, long vocab, long count) {
 
 /* The ids that guided logits choose and that are not forbidden, with their conditional logits; how many. */
 INLINE long choose(const Drawing *d, const float *unconditional, const float *conditional, Candidate *chosen) {
-    uint32_t keys[d->vocab];
+    ROOM(uint32_t, keys, d->vocab);
     for (long id = 0; id < d->vocab; id++) {
         float difference = conditional[id] - unconditional[id];
         keys[id] = ordered_key(conditional[id] + d->cfg_scale * difference);
@@ -107,7 +108,7 @@ INLINE long race(const Drawing *d, const Candidate *chosen, long count) {
 }
 
 INLINE long draw(const Drawing *d, const float *unconditional, const float *conditional) {
-    Candidate chosen[d->vocab];
+    ROOM(Candidate, chosen, d->vocab);
     long count = choose(d, unconditional, conditional, chosen), best = 0;
     if (!count) return 0;
     for (long i = 1; i < count; i++)

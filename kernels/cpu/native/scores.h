@@ -34,9 +34,10 @@ static void IN(score)(const char *keys, const char *values, long count, const vo
     const long width = head_dim * IN(BYTES) / IN(COLUMNS), steps = (head_dim + IN(COLUMNS) - 1) / IN(COLUMNS);
     const long block = SCORED_POSITIONS * width, fetched = block / heads / steps;
     const int whole = steps * IN(COLUMNS) == head_dim;
-    _Alignas(64) char panel[heads * steps * IN(X_BYTES)], copy[SCORED_POSITIONS * steps * IN(BYTES)];
-    float line[steps * IN(COLUMNS)];
-    memset(line + head_dim, 0, sizeof line - head_dim * sizeof *line);
+    ROOM(char, panel, heads * steps * IN(X_BYTES));
+    ROOM(char, copy, SCORED_POSITIONS * steps * IN(BYTES));
+    ROOM(float, line, steps * IN(COLUMNS));
+    memset(line + head_dim, 0, line_bytes - head_dim * sizeof *line);
     for (long head = 0; head < heads; head++) {
         read_floats((const char *)query + head * head_dim * bytes_of(kind), kind, head_dim, line);
         pack_line(kind, line, steps, panel + head * steps * IN(X_BYTES), IN(X_BYTES)); /* Kind and Format agree for floats */
@@ -44,7 +45,7 @@ static void IN(score)(const char *keys, const char *values, long count, const vo
     for (long first = 0; first < count; first += SCORED_POSITIONS, keys += block, values += block) {
         const char *from = keys;
         if (!whole || first + SCORED_POSITIONS > count) {
-            from = memset(copy, 0, sizeof copy);
+            from = memset(copy, 0, copy_bytes);
             for (long t = 0; t < SCORED_POSITIONS && first + t < count; t++)
                 memcpy(copy + t * steps * IN(BYTES), keys + t * width, width);
         }

@@ -24,7 +24,7 @@ INLINE long blocks_of(const SequenceAttention *a) { return (a->rows + QUERY_ROWS
 /* scores [rows, stride], of which the first `length`: a product whose W are the keys. */
 INLINE void score_rows(Rows query, const float *keys, long length, long head_dim, float *scores, long stride) {
     Matrix matrix = {keys, NULL, length, head_dim, W_FLOAT32, 0};
-    _Alignas(64) char scratch[product_bytes(&matrix, query.rows)];
+    ROOM(char, scratch, product_bytes(&matrix, query.rows));
     Multiplication m = packed(&matrix, query, scratch, 1);
     m.product.y = scores, m.product.y_stride = stride;
     m.per_chunk = CHUNK_ROWS;
@@ -38,7 +38,9 @@ static void attend_rows(const void *job, long chunk) {
     const long length = a->causal ? a->positions - left + rows : a->positions; /* of the last row */
     const long group = head / (a->heads / a->groups) * a->group_stride;
     const long stride = up_to(length, 16);
-    float scores[rows * stride], sum[rows], greatest, mixed[rows * (width + 2)];
+    float sum[QUERY_ROWS], greatest;
+    ROOM(float, scores, rows * stride);
+    ROOM(float, mixed, rows * (width + 2));
     Rows query = {a->query + first * a->query_stride + head * width, rows, a->query_stride, FLOAT32};
     score_rows(query, a->keys + group, length, width, scores, stride);
     for (long row = 0; row < rows; row++) {

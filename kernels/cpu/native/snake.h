@@ -2,6 +2,7 @@
 #pragma once
 #include "floats.h"
 #include "pool.h"
+#include "room.h"
 
 enum {
     SNAKE_CHUNK = 1 << 14, /* numbers for one chunk of the pool, or one row */
@@ -56,7 +57,8 @@ INLINE void activate_block(const float *restrict x, const float *restrict alpha,
 static void activate_chunk(const void *job, long chunk) {
     const Activation *a = job;
     const long channels = a->channels, block = a->block_rows * channels;
-    float alpha[block], inverse[block];
+    ROOM(float, alpha, block);
+    ROOM(float, inverse, block);
     for (long row = 0; row < a->block_rows; row++) {
         memcpy(alpha + row * channels, a->alpha, channels * sizeof *alpha);
         memcpy(inverse + row * channels, a->inverse_alpha, channels * sizeof *inverse);

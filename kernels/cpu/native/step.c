@@ -12,34 +12,13 @@
 #endif
 
 #include "codec.h"
+#include "float_mode.h"
 #include "layer.h"
 #include "next_row.h"
 #include "read.h"
 #include "rows.h"
 #include "sequence.h"
 #include "stream.h"
-
-/* Subnormal numbers count as zero, as they do for the instructions that multiply bfloat16. */
-#if defined(__x86_64__)
-enum { FLUSH = 0x8040 };
-INLINE unsigned long float_mode(void) { return _mm_getcsr(); }
-INLINE void set_float_mode(unsigned long mode) { _mm_setcsr((unsigned)mode); }
-#else
-enum { FLUSH = 1 << 24 };
-INLINE unsigned long float_mode(void) {
-    unsigned long mode;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
-    return mode;
-}
-INLINE void set_float_mode(unsigned long mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
-#endif
-
-/* Returns the mode before. */
-static unsigned long flush_subnormals(void) {
-    unsigned long mode = float_mode();
-    set_float_mode(mode | FLUSH);
-    return mode;
-}
 
 static void (*const STAGES[])(const Stage *) = {
     project_qkv,    attend_to_rows,         project_attn_out, project_cross_query,
@@ -121,7 +100,7 @@ void multiply_matrix(const Matrix *matrix, const void *x, int kind, long rows, f
     set_float_mode(mode);
 }
 
-/* to [N, K] = the matrix of an int8 or NF4 weight. */
+/* to [N, K] = the matrix of an int8 or NF4 weight, whose subnormal numbers count as they do for the caller. */
 void read_matrix(const Matrix *matrix, void *to, int kind, int threads) {
     Reading reading = {matrix, to, kind};
     run_chunks(read_row, &reading, matrix->outputs, matrix->outputs * matrix->columns < SHARED_NUMBERS ? 1 : threads);
