@@ -25,7 +25,7 @@ SECONDS = 120  # that a compiler may take
 
 
 class UnknownInstructions(OSError):
-    """The compiler is older than the CPU: it does not take the flags of a variant."""
+    """The compiler works, but not for a variant: it, or the assembler that it calls, is older than the CPU."""
 
 
 @functools.cache
@@ -102,9 +102,9 @@ def _packaged(variant: Variant) -> Path:
     return SOURCES / f"step-{variant.name}.so"
 
 
-def _command(variant: Variant) -> list[str]:
-    """Raises OSError."""
-    return [*_compiler(), *FLAGS, "-shared", "-fPIC", *variant.flags]
+def _command(variant: Variant | None = None) -> list[str]:
+    """For a variant, or for any CPU. Raises OSError."""
+    return [*_compiler(), *FLAGS, "-shared", "-fPIC", *(variant.flags if variant else ())]
 
 
 def _is_whole(path: Path) -> bool:
@@ -162,8 +162,9 @@ def _compile(command: list[str], target: Path) -> Path:
     if done.returncode:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in said if "error" in line]
-        knows = _run([*command, "-fsyntax-only", "-x", "c", os.devnull], target.parent).returncode == 0
-        raise (OSError if knows else UnknownInstructions)((errors or said or [f"{command[0]} failed"])[0])
+        nothing = [*_command(), "-x", "c", os.devnull, "-o", str(target.with_name("nothing.so"))]
+        works = _run(nothing, target.parent).returncode == 0
+        raise (UnknownInstructions if works else OSError)((errors or said or [f"{command[0]} failed"])[0])
     if not target.exists():
         raise OSError(f"{command[0]} wrote no {target.name}")
     return target
