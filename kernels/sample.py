@@ -2,6 +2,7 @@
 
 For each slot and channel, over the V logits of the conditional and the unconditional row:
     guided = cond + cfg_scale * (cond - uncond)       only chooses the top_k ids; what follows uses cond
+    cond of -infinity forbids an id; guided that is no number, by logits of -infinity, counts as -infinity
     ids above EOS are forbidden, and EOS itself on channels 1..C-1
     before its first row EOS is forbidden on channel 0 too, and top_k does not count it
     temperature 0: the largest of what is left
@@ -72,6 +73,7 @@ def filter_probabilities(
     unconditional, conditional = logits.view(-1, 2, *logits.shape[1:]).unbind(dim=1)
     cfg_scale, temperature, top_p, top_k = (t[:, None, None] for t in (cfg_scale, temperature, top_p, top_k))
     guided = conditional + cfg_scale * (conditional - unconditional)
+    guided = guided.where(~guided.isnan(), -torch.inf)
     if may_end is not None:
         guided[:, 0, eos] = guided[:, 0, eos].where(may_end, -torch.inf)
     scores = conditional.masked_fill(~largest(guided, top_k), -torch.inf)

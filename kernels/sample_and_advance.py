@@ -6,8 +6,8 @@ Nothing is sorted: the thresholds of top-k and top-p are found by radix select o
 unsigned integers compare as the floats do.
 
 A NaN or +infinity among the logits means that the model's numbers are broken. A running slot that gets one stops where
-it is, with its flag `broken` set; -infinity only forbids a token. This costs the kernel one reduction over logits that
-are loaded anyway.
+it is, with its flag `broken` set; -infinity only forbids a token, see `sample`. This costs the kernel one reduction
+over logits that are loaded anyway.
 """
 
 import math
@@ -188,6 +188,7 @@ def _draw(
     broken = tl.sum(usable.to(tl.int32), axis=0) < BLOCK_V
 
     guided = conditional + cfg_scale * (conditional - unconditional)
+    guided = tl.where(guided == guided, guided, float("-inf"))  # of logits of -infinity, see `sample`
     may_end = (channel == 0) & (row >= first_eos_row)
     too_early = (token == EOS) & (channel == 0) & (row < first_eos_row)  # top_k does not count it
     key = _ordered_key(tl.where(too_early, float("-inf"), guided))

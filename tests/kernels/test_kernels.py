@@ -326,10 +326,11 @@ def test_next_row_rules():
     state.position.fill_(15)
     state.grid.fill_(-1)
     state.cfg_scale.fill_(1.0)
-    state.top_k.copy_(torch.tensor([40, 40, 1, 40, 2]))
+    state.top_k.copy_(torch.tensor([1, 40, 1, 40, 2]))
     state.temperature.copy_(torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0]))
     logits = randn(10, 3, 40, scale=0.5)
     logits[1, :, eos] = 9.0  # greedy: EOS on channel 0 only
+    logits[:2, :, 5] = -torch.inf  # forbidden by both rows: it takes no place of top_k
     logits[3, :, eos] = 9.0  # drawn: only EOS survives on channel 0
     logits[5, :, eos + 2] = 9.0  # top_k 1 chooses a forbidden id: id 0
     logits[7, :, :] = -torch.inf  # nothing at all: id 0

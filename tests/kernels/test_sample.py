@@ -39,6 +39,7 @@ def rules_in_a_loop(uncond, cond, cfg_scale, temperature, top_p, top_k, eos):
     result = torch.zeros_like(cond)
     for channel, (u, c) in enumerate(zip(uncond.double(), cond.double(), strict=True)):
         guided = c + cfg_scale * (c - u)
+        guided[guided.isnan()] = -torch.inf
         chosen = sorted(range(len(c)), key=lambda i: (-guided[i].item(), i))[:top_k]
         left = [i for i in chosen if i < eos or (i == eos and channel == 0)]
         if not left:
@@ -70,6 +71,8 @@ def test_rules_on_random_logits(seed):
         logits = logits.round()
     if seed % 4 == 0:
         logits[:, 0, eos] = 30.0
+    if seed % 5 == 0:  # forbidden by both rows or by one
+        logits[:, :, 2], logits[seed % 2, :, 3] = -torch.inf, -torch.inf
     params = (pick(0.0, 1.0, 3.0, -2.0), pick(0.0, 0.3, 1.2), pick(0.05, 0.5, 0.95, 1.0), pick(1, 2, 5, vocab))
     found = filter_probabilities(logits, *parameters(*params), eos=eos)[0]
     wanted = rules_in_a_loop(*logits, *params, eos)
@@ -92,6 +95,15 @@ def test_nothing_left_gives_id_zero():
     for temperature in (0.0, 1.0):
         found = filter_probabilities(logits, *parameters(temperature=temperature, top_k=1), eos=7)[0]
         assert torch.equal(found, torch.eye(10)[[0, 0]])
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 3.0, -2.0])
+def test_an_id_that_is_forbidden_takes_no_place_of_top_k(cfg_scale):
+    logits = torch.zeros(2, 1, 12)
+    logits[1] = torch.arange(12.0) if cfg_scale >= 0 else -torch.arange(12.0)
+    without = filter_probabilities(logits, *parameters(cfg_scale, top_p=1.0, top_k=3), eos=11)
+    logits[:, :, 3] = -torch.inf
+    assert torch.equal(filter_probabilities(logits, *parameters(cfg_scale, top_p=1.0, top_k=3), eos=11), without)
 
 
 def test_draws_follow_the_probabilities():

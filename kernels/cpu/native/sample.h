@@ -16,10 +16,9 @@ typedef struct {
     int id;
 } Candidate;
 
-/* Integers that compare as the floats do, -0 as 0; what is not a number comes above all. */
+/* Integers that compare as the floats do, -0 as 0; what is not a number, by logits of -infinity, as -infinity. */
 INLINE uint32_t ordered_key(float value) {
-    uint32_t bits = bits_of(value == 0 ? 0 : value);
-    if ((bits & 0x7fffffff) > 0x7f800000) return UINT32_MAX;
+    uint32_t bits = bits_of(value == 0 ? 0 : value == value ? value : -INFINITY);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
@@ -61,9 +60,9 @@ INLINE long choose(const Drawing *d, const float *unconditional, const float *co
     if (!d->channel && !d->may_end) keys[d->eos] = ordered_key(-INFINITY); /* too early: it does not count among top_k */
     uint32_t edge = edge_of(keys, d->vocab, d->top_k);
     long room = d->top_k, count = 0;
-    for (long id = 0; id < d->vocab; id++) room -= keys[id] > edge && keys[id] != UINT32_MAX;
+    for (long id = 0; id < d->vocab; id++) room -= keys[id] > edge;
     for (long id = 0; id <= d->eos && id < d->vocab; id++) {
-        if (keys[id] < edge || keys[id] == UINT32_MAX || (keys[id] == edge && room-- <= 0)) continue;
+        if (keys[id] < edge || (keys[id] == edge && room-- <= 0)) continue;
         if (id == d->eos && !d->may_end) continue;
         if (conditional[id] > -INFINITY) chosen[count++] = (Candidate){conditional[id], (int)id};
     }
