@@ -15,3 +15,4 @@ SHARED_MEMORY_LIMIT: dict[int | str, int] = {
     "gfx942": 65536,
     "gfx1100": 65536,
 }
+LEAST_LIMIT = min(SHARED_MEMORY_LIMIT.values())

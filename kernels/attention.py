@@ -14,10 +14,22 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .dispatch import architecture, launch, pdl_sync, prefetch_l2, require_contiguous, tl, triton, uses_triton
+from .architectures import LEAST_LIMIT, SHARED_MEMORY_LIMIT
+from .dispatch import (
+    HOPPER,
+    Architecture,
+    architecture,
+    launch,
+    pdl_sync,
+    prefetch_l2,
+    require_contiguous,
+    tl,
+    triton,
+    uses_triton,
+)
 from .tuning import programs_per_row, warps_per_program
 
-BLOCK_T = 32  # cache positions per loop iteration
+POSITIONS = (32, 16)  # cache positions per loop iteration: the first that fits the shared memory
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ def decode_attention(
         return
     require_contiguous(query=query, keys=keys, values=values, out=out)
     ratio = heads // groups
-    block_d = max(16, triton.next_power_of_2(head_dim))
+    blocks = block_sizes(head_dim, ratio, keys.element_size(), architecture(query.device))
     launch(
         _decode_attention_kernel,
         (scratch.splits, groups, rows),
@@ -120,16 +132,34 @@ def decode_attention(
             "RATIO": ratio,
             "HEAD_DIM": head_dim,
             "SPLITS": scratch.splits,
-            "BLOCK_T": BLOCK_T,
-            # The narrowest operand that the matrix units take; AMD's are 16 wide.
-            "BLOCK_H": max(16 if isinstance(architecture(query.device), str) else 8, triton.next_power_of_2(ratio)),
             "BLOCK_R": triton.next_power_of_2(ratio),
-            "BLOCK_D": block_d,
+            **blocks,
         },
         warps=warps_per_program(keys.element_size()),
-        stages=3 if keys.element_size() * block_d <= 256 else 2,
+        stages=3 if keys.element_size() * blocks["BLOCK_D"] <= 256 else 2,
         device=query.device,
         early=("last_ptr",),
+    )
+
+
+def block_sizes(head_dim: int, ratio: int, itemsize: int, architecture: Architecture) -> dict[str, int]:
+    """The kernel's blocks for `ratio` query heads of one key head.
+
+    Raises:
+        ValueError: they need more shared memory than a program may use.
+    """
+    block_d = max(16, triton.next_power_of_2(head_dim))
+    # The narrowest operand that the matrix units take; AMD's are 16 wide.
+    block_h = max(16 if isinstance(architecture, str) else 8, triton.next_power_of_2(ratio))
+    limit = SHARED_MEMORY_LIMIT.get(architecture, LEAST_LIMIT)
+    queries = block_h * (itemsize + 4 if architecture == HOPPER else itemsize)  # there with their results
+    for block_t in POSITIONS:
+        needed = block_d * (2 * block_t * itemsize + queries) + 4 * block_h * (block_t + 16)  # about: the tests compile
+        if needed <= limit:
+            return {"BLOCK_T": block_t, "BLOCK_H": block_h, "BLOCK_D": block_d}
+    raise ValueError(
+        f"attention with {ratio} heads of {head_dim} numbers ({8 * itemsize} bits) for a key needs {needed} bytes of "
+        f"shared memory, and this GPU has {limit}"
     )
 
 

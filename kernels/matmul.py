@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .architectures import SHARED_MEMORY_LIMIT
+from .architectures import LEAST_LIMIT, SHARED_MEMORY_LIMIT
 from .dispatch import require_contiguous, takes_ptx, tl, triton
 from .nf4 import nf4_levels
 from .ordered_sum import ordered_sum
@@ -47,20 +47,30 @@ COLUMNS_AHEAD, COLUMNS_AHEAD_OF_MANY = 256, 128
 # Programs that are enough for the multiprocessors of a large GPU.
 ENOUGH_PROGRAMS = 96
 RESERVED = 1024  # bytes of shared memory that CUDA keeps of each program
-LEAST_LIMIT = min(SHARED_MEMORY_LIMIT.values())
+MOST_NUMBERS = 2**31 - 1  # of a matrix: the kernels count them in 32 bits, as wider addresses would take registers
 
 
 def operands(weight: Weight) -> dict[str, torch.Tensor | None]:
     """The kernels' arguments for a weight: its numbers and its scales.
 
     Raises:
-        ValueError: they are not contiguous.
+        ValueError: they are not contiguous, or more than MOST_NUMBERS.
     """
+    require_countable(weight)
     if isinstance(weight, torch.Tensor):
         require_contiguous(weight=weight)
         return {"weight_ptr": weight, "scale_ptr": None}
     require_contiguous(weight=_numbers(weight), absmax=weight.absmax)
     return {"weight_ptr": _numbers(weight), "scale_ptr": weight.absmax}
+
+
+def require_countable(weight: Weight) -> None:
+    """
+    Raises:
+        ValueError: the matrix has more than MOST_NUMBERS.
+    """
+    if weight.shape.numel() > MOST_NUMBERS:
+        raise ValueError(f"a matrix may have {MOST_NUMBERS} numbers on a GPU, got {list(weight.shape)}")
 
 
 def _numbers(weight: Weight) -> torch.Tensor:

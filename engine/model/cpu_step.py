@@ -50,8 +50,7 @@ class CompiledStep:
         """None where torch runs the step: on a GPU, without compiled code, and for weights that it does not know."""
         if model.device.type != "cpu" or model.dtype not in KINDS:
             return None
-        matrices = [model.head, *(matrix for layer in model.layers for matrix in _matrices(layer))]
-        if not all(map(is_compilable, matrices)) or not model.embedding.is_contiguous():
+        if not all(map(is_compilable, step_matrices(model))) or not model.embedding.is_contiguous():
             return None
         functions = library()
         return None if functions is None else cls(model, functions)
@@ -108,6 +107,11 @@ class _PointedTo:
 
     def __init__(self, state: _StateReference, structure: structures.State, scratch: torch.Tensor):
         self.state, self.structure, self.scratch = state, structure, scratch
+
+
+def step_matrices(model: "DiaModel") -> list:
+    """What a decode step multiplies with."""
+    return [model.head, *(matrix for layer in model.layers for matrix in _matrices(layer))]
 
 
 def _matrices(layer: "DecoderLayer") -> list:

@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ..kernels.dispatch import uses_triton
+from ..kernels.attention import block_sizes
+from ..kernels.dispatch import architecture, uses_triton
+from ..kernels.matmul import require_countable
 from ..kernels.norm_linear import norm_linear
 from ..kernels.rope import rope_table
 from ..kernels.sample_and_advance import embed, next_row
 from .cache import KVCache
 from .config import DiaConfig, EncoderConfig
-from .cpu_step import CompiledStep
+from .cpu_step import CompiledStep, step_matrices
 from .layers import DecoderLayer, EncoderLayer, Norm, Weights, plain_weight
 from .shapes import block_weights, text_projection_weights
 from .state import DecodeState
@@ -57,6 +59,10 @@ class DiaModel:
     """The whole model over weights named as in `shapes.parameter_shapes`."""
 
     def __init__(self, config: DiaConfig, weights: Weights):
+        """
+        Raises:
+            ValueError: sizes that the kernels of the weights' GPU cannot take.
+        """
         self.config = config
         self.encoder = Encoder(config.encoder, weights)
         decoder = config.decoder
@@ -68,6 +74,8 @@ class DiaModel:
         ]
         self.norm = Norm(weights, "decoder.norm", decoder.norm_eps, self.dtype)
         self.head = weights["decoder.head.weight"]
+        if uses_triton(self.embedding):
+            self._require_sizes_of_kernels()
         self.rope = rope_table(decoder.max_position_embeddings, decoder.head_dim, decoder.rope_theta, self.device)
         no_text = self.encoder(torch.zeros(1, dtype=torch.int64, device=self.device))
         next_norms = [layer.self_norm for layer in self.layers[1:]] + [self.norm]
@@ -75,6 +83,16 @@ class DiaModel:
             layer.uncond_cross_out = layer.cross_attn.unconditional_output(no_text)
             layer.next_norm = next_norm
         self.compiled_step = CompiledStep.of(self)
+
+    def _require_sizes_of_kernels(self) -> None:
+        for matrix in step_matrices(self):
+            require_countable(matrix)
+        sizes, target = self.config.decoder, architecture(self.device)
+        for heads, groups, head_dim in (
+            (sizes.num_attention_heads, sizes.num_key_value_heads, sizes.head_dim),
+            (sizes.cross_num_attention_heads, sizes.cross_num_key_value_heads, sizes.cross_head_dim),
+        ):
+            block_sizes(head_dim, heads // groups, self.dtype.itemsize, target)
 
     @property
     def prefill_rows(self) -> int:

@@ -11,9 +11,13 @@ pytest.importorskip("triton")
 
 from dia_engine.kernels import gated_linear, norm_linear, qkv, residual_linear
 from dia_engine.kernels.architectures import SHARED_MEMORY_LIMIT
-from dia_engine.kernels.matmul import Tiling
+from dia_engine.kernels.attention import AttentionScratch, block_sizes, decode_attention, decode_attention_ref
+from dia_engine.kernels.dispatch import intercept_launches
+from dia_engine.kernels.matmul import MOST_NUMBERS, Tiling, operands
 from dia_engine.kernels.quantized import FORMATS
 from dia_engine.kernels.rope import rope_table
+from dia_engine.model.dia import DiaModel
+from dia_engine.model.shapes import parameter_shapes
 from tests.helpers import run_python
 from tests.kernels.helpers import (
     DEVICE,
@@ -22,6 +26,8 @@ from tests.kernels.helpers import (
     matrix,
     randn,
     random_residual,
+    run_launch,
+    small_config,
 )
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -193,3 +199,70 @@ def test_only_programs_that_would_spill_name_their_registers(rows):
         assert widest.registers(nf4, 90) == (252 if widest.block_m == 32 else None)
         assert widest.registers(nf4, 86) == (252 if widest.block_m == 32 and widest.warps == 8 else None)
         assert widest.registers(nf4, 100) is None
+
+
+@pytest.mark.parametrize("architecture", SHARED_MEMORY_LIMIT)
+def test_attention_of_usual_heads_has_32_positions_a_turn(architecture):
+    for ratio, itemsize in itertools.product((1, 4), (2, 4)):
+        assert block_sizes(128, ratio, itemsize, architecture)["BLOCK_T"] == 32
+
+
+def test_attention_of_large_heads_is_computed_in_smaller_turns():
+    query, keys, values = randn(2, 2, 512), randn(2, 1, 90, 512), randn(2, 1, 90, 512)
+    last, found = torch.tensor([70], device=DEVICE), torch.empty(2, 1024, device=DEVICE)
+    scratch, launches = AttentionScratch.allocate(2, 1, 2, 512, DEVICE), []
+    with intercept_launches(launches.append, 86):
+        decode_attention(query, keys, values, last, scratch, found)
+    assert launches[0].constants["BLOCK_T"] == 16
+    run_launch(launches[0])
+    expected = decode_attention_ref(query, keys, values, last)
+    torch.testing.assert_close(found.view_as(expected), expected, rtol=1e-4, atol=1e-4)
+
+
+ATTENTION = """
+import torch
+from benchmarks.kernel_report import compile_launch
+from dia_engine.kernels.architectures import SHARED_MEMORY_LIMIT
+from dia_engine.kernels.attention import AttentionScratch, block_sizes, decode_attention
+from dia_engine.kernels.dispatch import intercept_launches
+
+def tensor(*shape, dtype):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+for head_dim, ratio, dtype, architecture in (
+    (256, 16, torch.float32, 86), (512, 4, torch.float32, 86), (1024, 1, torch.bfloat16, 86),
+    (1024, 1, torch.float32, 90),
+    (1024, 16, torch.bfloat16, 90),
+):
+    launches = []
+    with intercept_launches(launches.append, architecture):
+        scratch = AttentionScratch.allocate(2, 1, ratio, head_dim, "meta")
+        cache, last = tensor(2, 1, 64, head_dim, dtype=dtype), tensor(1, dtype=torch.int64)
+        query, out = tensor(2, ratio, head_dim, dtype=dtype), tensor(2, ratio * head_dim, dtype=dtype)
+        decode_attention(query, cache, cache, last, scratch, out)
+    used, limit = compile_launch(launches[0], architecture).shared, SHARED_MEMORY_LIMIT[architecture]
+    print(head_dim, ratio, dtype, architecture, used, limit, launches[0].constants["BLOCK_T"])
+    assert used <= limit
+"""
+
+
+def test_attention_of_large_heads_fits_into_shared_memory():
+    result = run_python("-c", ATTENTION)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def model_of(config):
+    shapes = parameter_shapes(config)
+    return DiaModel(config, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+
+
+def test_sizes_that_kernels_cannot_take_are_refused_with_the_model():
+    with intercept_launches(print, 86):
+        model_of(small_config(head_dim=512))
+        with pytest.raises(ValueError, match="1 heads of 1024 numbers .* shared memory, and this GPU has 101376"):
+            model_of(small_config(heads=2, head_dim=1024))
+        with pytest.raises(ValueError, match="a matrix may have 2147483647 numbers on a GPU"):
+            model_of(small_config(width=2**20, inner=2**10))
+        with pytest.raises(ValueError, match=str(MOST_NUMBERS)):
+            operands(empty("int8", 2**16, 2**15, torch.bfloat16))
+    model_of(small_config(heads=2, head_dim=1024))
