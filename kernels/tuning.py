@@ -4,7 +4,7 @@ import os
 
 
 def check_tuning() -> None:
-    """Check all of them, before any work: where they are read, requests are running.
+    """Validate all of them. Called before a model is loaded: when they are used, requests are already running.
 
     Raises:
         ValueError: one has a value that it cannot have.

@@ -19,12 +19,12 @@ Decode = Callable[[np.ndarray, int, int | None], Decoded]
 
 @dataclass
 class _Edit:
-    """What is done where a piece ends: its sound fades out and that of the next piece fades in.
+    """An edit at the end of a piece: its audio fades out, and the audio of the next piece fades in.
 
     Attributes:
-        place: the first sample of the next piece.
-        silent: so many samples before it are silent, behind the fade.
-        silence: samples of silence to be put between the two; 0 once they are there.
+        place: index of the first sample of the next piece.
+        silent: number of samples before it that are silent, after the fade-out.
+        silence: number of samples of silence to insert between the two; 0 once inserted.
     """
 
     place: int
@@ -92,7 +92,7 @@ class Assembler:
             self._edits.append(_Edit(self._frames * self._hop, self._silent, 0))
 
     def pause(self, seconds: float) -> None:
-        """Silence goes behind what has been added, which fades into it; none before the first sound."""
+        """Insert silence after the frames added so far, with a fade-out. Does nothing before the first frame."""
         samples = round(seconds * self._speed * self._rate) if self._rate else 0
         if samples and self._frames:
             place = self._frames * self._hop
@@ -121,8 +121,8 @@ class Assembler:
             yield from (each for each in rest if len(each))
 
     def sound_so_far(self, to_the_end: bool) -> Iterator[np.ndarray]:
-        """What has been added and fills no chunk, where it may take long until more is added: all whose sound does not
-        depend on what follows; `to_the_end` all of it, as if nothing followed."""
+        """The audio that does not fill a chunk, for when it may take long until more frames are added: everything that
+        does not depend on later frames, or everything `to_the_end`, as if no frames followed."""
         up_to = self._frames if to_the_end else max(0, self._frames - self.receptive_field.after)
         yield from self._chunks(self._frames, ended=False, up_to=up_to)
 
@@ -178,7 +178,7 @@ class Assembler:
         return np.concatenate([*parts, chunk[taken:]]) if parts else chunk
 
     def _faded(self, chunk: np.ndarray, start: int, edit: _Edit) -> np.ndarray:
-        """A chunk, whose first sample is number `start`, with what an edit's fades leave of it."""
+        """Apply the fades of an edit to a chunk, whose first sample has the index `start`."""
         fade, place = self._fade, edit.place
         fades = place - edit.silent - fade
         first, last = max(fades, start), min(place + fade, start + len(chunk))
