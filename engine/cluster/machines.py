@@ -1,4 +1,4 @@
-"""What engines ask of the machines of a Ray cluster, and how those of a batch job divide them."""
+"""Devices and resources of engines on a Ray cluster."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,10 +6,10 @@ from ..messages import shown
 
 
 def check_device(device: str | None) -> None:
-    """Check the device of engines on other machines; None is a GPU where there is one.
+    """Validate the device for engines on other machines. None means a GPU if there is one.
 
     Raises:
-        ValueError: neither kind of device, or one device by its number.
+        ValueError: it is neither "cuda" nor "cpu"; a GPU cannot be chosen by its number.
     """
     if device not in (None, "cuda", "cpu"):
         raise ValueError(f"device must be cuda or cpu, Ray chooses which GPU; got {shown(device)}")
@@ -18,19 +18,19 @@ def check_device(device: str | None) -> None:
 def share_of_machines(
     machines: Sequence[Mapping[str, float]], engines: int | None, device: str | None
 ) -> tuple[int, dict[str, float]]:
-    """How many engines there are, and what each of them takes of a machine.
+    """The number of engines of a batch job, and the resources per engine.
 
     Args:
-        machines: the resources of each, by Ray's names, "CPU" and "GPU". A machine may offer neither: the head of a
-            cluster often does.
-        engines: as asked for; by default one per GPU, or one per machine with CPUs where there is no GPU.
-        device: that the engines compute on; None takes GPUs if there are any.
+        machines: resources per machine, by Ray's names "CPU" and "GPU". Some machines offer neither, such as the head
+            node of many clusters.
+        engines: number requested by the user; default one per GPU, or without GPUs one per machine that has CPUs.
+        device: "cuda", "cpu", or None for GPUs if there are any.
 
     Returns:
-        the number of engines, and `num_gpus` or `num_cpus` of each, as Ray's options.
+        the number of engines, and Ray's option `num_gpus` or `num_cpus` per engine.
 
     Raises:
-        ValueError: no machine has the device.
+        ValueError: `device` is "cuda" and no machine has a GPU.
     """
     gpus = int(sum(machine.get("GPU", 0) for machine in machines))
     if gpus and device != "cpu":
