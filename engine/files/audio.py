@@ -92,14 +92,15 @@ def _read_mono(file: soundfile.SoundFile, name: str, check_length: Callable[[int
         )
     if check_length is not None and _counts_samples(file):
         check_length(file.frames, file.samplerate)
-    means, energy = [], 0.0
+    means, energy, samples = [], 0.0, 0
     for channels in _blocks(file):
         means.append(channels.mean(axis=1))
+        samples += len(channels)
         if check_length is not None and not _counts_samples(file):
-            check_length(sum(map(len, means)), file.samplerate)
+            check_length(samples, file.samplerate)
         energy += float(np.square(channels, dtype=np.float64).mean(axis=1).sum())
     waveform = np.concatenate(means) if means else np.zeros(0, dtype=np.float32)
-    _check_whole(file, name, len(waveform))
+    _check_whole(file, name, samples)
     waveform = as_waveform(waveform)
     check_peak(waveform)
     warn_if_cancelled(waveform, energy, name)

@@ -87,6 +87,17 @@ def state(page: Page) -> dict:
     return page.evaluate("window.dia")
 
 
+def load(page: Page, url: str = "") -> None:
+    """Go to a page, or load it once more, until it lists the voices."""
+    page.goto(url) if url else page.reload()
+    page.wait_for_function(LOADED, timeout=LONGEST)
+
+
+def break_connections(server: Server) -> None:
+    for connection in list(server.listener.server_state.connections):
+        server.loop.call_soon_threadsafe(connection.transport.abort)
+
+
 def speak(page: Page) -> None:
     """Speak to the end of playing."""
     page.click("#speak")
@@ -167,8 +178,7 @@ def check_long(page: Page, check: Checks) -> None:
 
 
 def check_keyboard(page: Page, check: Checks) -> None:
-    page.reload()
-    page.wait_for_function(LOADED, timeout=LONGEST)
+    load(page)
     page.keyboard.press("Tab")
     check("the script is the first to be reached", page.evaluate("document.activeElement.id") == "script")
     page.keyboard.press("Control+a")
@@ -249,14 +259,12 @@ def check_failing_server(context: BrowserContext, check: Checks, engine: Engine,
     """A server that is full, whose connection breaks, and that is gone."""
     page = context.new_page()
     with Server(engine, voices=folder, max_waiting=0) as server:
-        page.goto(server.url)
-        page.wait_for_function(LOADED, timeout=LONGEST)
+        load(page, server.url)
         taken = [raw(server, body(LONG * 70)) for _ in range(engine.max_slots)]
         until(lambda: server.metric("dia_requests_running") == engine.max_slots)
         unused = context.new_page()
         unused.add_init_script(NOTE_CONTEXTS)
-        unused.goto(server.url)
-        unused.wait_for_function(LOADED, timeout=LONGEST)
+        load(unused, server.url)
         page.click("#speak")
         check(
             "a server without room", ". Try again in" in said(page, "the server is full"), page.inner_text("#message")
@@ -267,8 +275,7 @@ def check_failing_server(context: BrowserContext, check: Checks, engine: Engine,
         page.fill("#script", LONG * 40)
         page.click("#speak")
         page.wait_for_function("window.dia.chunks > 0", timeout=LONGEST)
-        for connection in list(server.listener.server_state.connections):
-            server.loop.call_soon_threadsafe(connection.transport.abort)
+        break_connections(server)
         check("a connection that breaks", "broke after" in said(page, "broke"), page.inner_text("#message"))
         check("what was made until then is kept", page.locator("#history li").count() == 1)
     page.click("#speak")
@@ -285,8 +292,7 @@ def check_failing_server(context: BrowserContext, check: Checks, engine: Engine,
 def check_made_again(context: BrowserContext, check: Checks, server: Server) -> None:
     """A result that is made again as MP3 can be stopped, and can break."""
     page = context.new_page()
-    page.goto(server.url)
-    page.wait_for_function(LOADED, timeout=LONGEST)
+    load(page, server.url)
     page.fill("#script", SCRIPT)
     speak(page)
     # A long one's request with the short one's sound: it takes a while to be made again.
@@ -299,8 +305,7 @@ def check_made_again(context: BrowserContext, check: Checks, server: Server) -> 
     check("an MP3 that is made can be stopped", said(page, "Stopped") and page.is_disabled("#stop"))
     with page.expect_response("**/v1/audio/speech", timeout=LONGEST):  # its head; the audio takes longer
         again.click()
-    for connection in list(server.listener.server_state.connections):
-        server.loop.call_soon_threadsafe(connection.transport.abort)
+    break_connections(server)
     check("or break", "connection broke" in said(page, "broke"), page.inner_text("#message"))
     page.close()
 
@@ -308,8 +313,7 @@ def check_made_again(context: BrowserContext, check: Checks, server: Server) -> 
 def check_focus(context: BrowserContext, check: Checks, server: Server) -> None:
     """A button that cannot be used for a while keeps the focus."""
     page = context.new_page()
-    page.goto(server.url)
-    page.wait_for_function(LOADED, timeout=LONGEST)
+    load(page, server.url)
     page.fill("#script", SCRIPT)
     page.focus("#speak")
     page.keyboard.press("Space")
@@ -330,8 +334,7 @@ def check_restart(context: BrowserContext, check: Checks, server: Server) -> Non
     service, page = server.app.state.service, context.new_page()
     ready, model = service._state, service.settings.model
     service._state = STARTING
-    page.goto(server.url)
-    page.wait_for_function(LOADED, timeout=LONGEST)
+    load(page, server.url)
     page.click("#speak")
     check("a model that is being loaded", "Try again" in said(page, "loaded"), page.inner_text("#message"))
     check("a script waits for it", page.input_value("#script") == "", page.input_value("#script"))
@@ -349,8 +352,7 @@ def check_restart(context: BrowserContext, check: Checks, server: Server) -> Non
 def check_editor(browser: Browser, check: Checks, url: str) -> None:
     """With scrollbars that take room the colored script lies under the one that is edited."""
     page = browser.new_page(bypass_csp=True)
-    page.goto(url)
-    page.wait_for_function(LOADED, timeout=LONGEST)
+    load(page, url)
     draw, words = random.Random(1), "the quick brown robot can you count five six seven eight nine hello little".split()
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
@@ -370,8 +372,7 @@ def check_elsewhere(context: BrowserContext, check: Checks, server: Server) -> N
     """Over plain HTTP from another machine."""
     page = context.new_page()
     page.add_init_script(NOTE_SOURCES)
-    page.goto(server.url.replace("127.0.0.1", ELSEWHERE))
-    page.wait_for_function(LOADED, timeout=LONGEST)
+    load(page, server.url.replace("127.0.0.1", ELSEWHERE))
     check("there are no worklets there", page.evaluate("new AudioContext().audioWorklet === undefined"))
     page.fill("#script", LONG * 4)
     speak(page)
@@ -418,8 +419,7 @@ def check_recording(page: Page, check: Checks) -> None:
     page.click("#record")
     told = said(page, "no recorder")
     check("a recorder that fails leaves no microphone on", not page.evaluate(LIVE), told)
-    page.reload()
-    page.wait_for_function(LOADED, timeout=LONGEST)
+    load(page)
     page.click("summary:has-text('A voice of your own')")
 
 
@@ -483,8 +483,7 @@ def check_results(page: Page, check: Checks) -> None:
     check("a link leaves the script alone", page.input_value("#script") == "[S1] Another one.")
     link = page.url
     other = page.context.new_page()
-    other.goto(link)
-    other.wait_for_function(LOADED, timeout=LONGEST)
+    load(other, link)
     other.wait_for_function("document.getElementById('seed').value === '12345'", timeout=LONGEST)
     restored = [other.input_value(each) for each in ("#script", "#seed", "#p-temperature")]
     check("a link restores all", restored == ["[S2] Hello.", "12345", "0.4"], restored)
@@ -540,8 +539,7 @@ def check_long_words(page: Page, check: Checks) -> None:
         check(f"long words at {width}", fits(page), page.evaluate("document.documentElement.scrollWidth"))
         found = violations(page)
         check(f"long words at {width}: axe finds nothing", not found, found)
-    page.reload()
-    page.wait_for_function(LOADED, timeout=LONGEST)
+    load(page)
     page.fill("#script", SCRIPT)
     speak(page)
 
@@ -564,8 +562,7 @@ def main() -> int:
         page.on("console", lambda message: noise.append(message.text) if message.type in ("error", "warning") else None)
         page.on("dialog", lambda dialog: dialog.accept())
         page.on("pageerror", lambda error: noise.append(str(error)))
-        page.goto(server.url)
-        page.wait_for_function(LOADED, timeout=LONGEST)
+        load(page, server.url)
         check("it says that the model is a toy", page.is_visible("#toy"))
         check_speaking(page, check, server)
         check_stopping(page, check, server)
@@ -584,8 +581,7 @@ def main() -> int:
         check_elsewhere(context, check, server)
         check_policy(browser.new_context().new_page(), check, server.url)
         page = browser.new_context(bypass_csp=True).new_page()
-        page.goto(history)
-        page.wait_for_function(LOADED, timeout=LONGEST)
+        load(page, history)
         page.fill("#script", SCRIPT)
         speak(page)
         check_long_words(page, check)
