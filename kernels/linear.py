@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from .cpu import read_back
-from .cpu.matmul import is_compiled, is_fast_for_sequences, multiply, multiply_sequence
+from .cpu.matmul import is_compiled, multiply
 from .cpu.onednn import LinearWeight, PackedInt8Weight
 from .cpu.read_back import Product
+from .cpu.sequences import multiply_sequence
 from .dequantize import dequantize
 from .dispatch import uses_triton
 from .quantized import QuantWeight, Weight, as_dense, is_quantized, linear_by_parts
@@ -34,21 +35,17 @@ READ_BACK = 2**25
 def sequence_linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:
     """Project the rows of one sequence, x [..., K], weight [N, K] -> [..., N] in the weight's dtype.
 
-    A quantized weight is read back for the product, unless it is packed for this CPU. On a GPU that takes one launch,
-    and a temporary of at most READ_BACK weights, which is free again for the next product.
+    A quantized weight is read back for the product, unless it is packed for oneDNN. On a GPU that takes one launch, and
+    a temporary of at most READ_BACK weights, which is free again for the next product.
     """
-    if is_quantized(weight) and uses_triton(x):
-        return linear_by_parts(x.to(weight.dtype), weight, READ_BACK, dequantize)
-    if is_compiled(weight):
-        return multiply_sequence(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
-    if is_fast_for_sequences(weight) and not uses_triton(x):
-        return multiply(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
     if isinstance(weight, PackedInt8Weight):
         return weight.product(x.flatten(0, -2)).unflatten(0, x.shape[:-1]).to(weight.dtype)
-    if is_quantized(weight) and weight.device.type == "cpu":
-        rows = x.to(weight.dtype).flatten(0, -2)
-        return read_back.multiply(rows, weight, F.linear).unflatten(0, x.shape[:-1]).to(weight.dtype)
-    return F.linear(x.to(weight.dtype), as_dense(weight))
+    x = x.to(weight.dtype)
+    if is_quantized(weight) and uses_triton(x):
+        return linear_by_parts(x, weight, READ_BACK, dequantize)
+    if weight.device.type == "cpu" and not uses_triton(x):
+        return multiply_sequence(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
+    return F.linear(x, as_dense(weight))
 
 
 def step_linear(x: torch.Tensor, weight: LinearWeight) -> torch.Tensor:

@@ -4,6 +4,7 @@ Every choice is a rule over these features and not a timing, so that two starts 
 """
 
 import functools
+import platform
 
 import torch
 
@@ -42,6 +43,15 @@ def has_avx512() -> bool:
 def has_avx512_bf16() -> bool:
     """Whether there are instructions that multiply pairs of bfloat16."""
     return _supported("_is_avx512_bf16_supported")
+
+
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether torch multiplies matrices of a dtype with instructions for it. Unknown of ARM: "yes"."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    if dtype == torch.bfloat16:
+        return has_avx512_bf16() or has_amx()
+    return dtype != torch.float16 or not _linux_flags().isdisjoint({"avx512_fp16", "amx_fp16"})
 
 
 @functools.cache

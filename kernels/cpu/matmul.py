@@ -6,29 +6,16 @@ import os
 from typing import TypeGuard
 
 import torch
-import torch.nn.functional as F
 
-from ..quantized import QuantWeight, is_quantized, linear_by_parts
+from ..quantized import QuantWeight, is_quantized
 from .build import library
 from .structures import KINDS, is_compilable, matrix_of
 from .variants import chosen_variant
-
-PART = 2**22  # weights that are read back at once for a sequence, and multiplied while the cache has them
 
 
 def is_compiled(weight: object) -> TypeGuard[QuantWeight]:
     """Whether there is compiled code for the products of a quantized weight."""
     return is_quantized(weight) and is_compilable(weight) and library() is not None
-
-
-def is_fast_for_sequences(weight: object) -> TypeGuard[torch.Tensor]:
-    """Whether `multiply` is the product for many rows too: for float32 on a CPU with AVX-512.
-
-    One core of a Zen 5 does 180 to 209 GFLOP/s so for matrices of 192 x 192 to 1024 x 192, and 107 to 112 by MKL,
-    torch's product. In bfloat16 torch's (oneDNN) is as fast, and with AVX2 alone MKL is 1.6 times as fast.
-    """
-    plain = isinstance(weight, torch.Tensor) and weight.dtype == torch.float32 and is_compilable(weight)
-    return plain and uses_avx512()
 
 
 def compiled_for_sequences(x: torch.Tensor) -> ctypes.CDLL | None:
@@ -75,12 +62,6 @@ def multiply(x: torch.Tensor, weight: torch.Tensor | QuantWeight, functions: cty
     given = x.data_ptr(), KINDS[x.dtype], x.shape[0]
     functions.multiply_matrix(matrix, *given, y.data_ptr(), scratch.data_ptr(), thread_count())
     return y
-
-
-def multiply_sequence(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
-    """x [M, K] for many rows at once -> [M, N] in the weight's dtype, with the weight read back part by part."""
-    product = multiply if weight.dtype == torch.float32 and uses_avx512() else F.linear  # see is_fast_for_sequences
-    return linear_by_parts(x.to(weight.dtype), weight, PART, read, product)
 
 
 def read(weight: QuantWeight) -> torch.Tensor:

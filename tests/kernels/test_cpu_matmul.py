@@ -16,10 +16,10 @@ from dia_engine.kernels.cpu import build as compiling
 from dia_engine.kernels.cpu import features, variants
 from dia_engine.kernels.cpu import matmul as product
 from dia_engine.kernels.cpu.limbs import digits_of, write_digits
-from dia_engine.kernels.cpu.matmul import is_compiled, multiply, multiply_sequence, read
+from dia_engine.kernels.cpu.matmul import is_compiled, multiply, read
 from dia_engine.kernels.cpu.onednn import PackedInt8Weight, pack_for_device
 from dia_engine.kernels.cpu.structures import WIDEST
-from dia_engine.kernels.linear import sequence_linear, step_linear
+from dia_engine.kernels.linear import step_linear
 from dia_engine.kernels.quantized import BLOCK, FORMATS, PER_ABSMAX, Int8Weight, NF4Weight
 from tests.helpers import run_python
 from tests.kernels.builds import BUILDS, HERE
@@ -161,18 +161,6 @@ def test_a_row_has_the_same_bits_in_any_batch(monkeypatch, format, outputs, inpu
     assert torch.equal(multiply(x[1::2], weight), together[1::2])  # not contiguous
     if format != "plain":
         assert torch.equal(step_linear(x[:4], weight), together[:4])
-
-
-@compiled
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("part", [64, 3000, 2**22])
-def test_a_sequence_is_multiplied_by_the_matrix(monkeypatch, format, part):
-    monkeypatch.setattr(product, "PART", part)
-    weight = quantized(format, 300, 192)
-    x = torch.randn(2, 5, 192)
-    expected = x @ weight.dequantize().t()
-    torch.testing.assert_close(sequence_linear(x, weight), expected)
-    torch.testing.assert_close(multiply_sequence(x[0], weight), expected[0])
 
 
 @compiled
@@ -491,22 +479,3 @@ def test_a_variant_can_be_chosen(monkeypatch):
     monkeypatch.setenv("DIA_CPU", "avx1024")
     with pytest.raises(ValueError, match="DIA_CPU must name a variant .* got 'avx1024'"):
         variants.chosen_variant()
-
-
-@compiled
-def test_a_sequence_in_float32_is_torchs_product_and_a_row_has_its_bits_in_any_sequence():
-    x, weight = torch.randn(2, 70, 96), torch.randn(40, 96)
-    found = sequence_linear(x, weight)
-    torch.testing.assert_close(found, torch.nn.functional.linear(x, weight))
-    if product.is_fast_for_sequences(weight):
-        assert torch.equal(sequence_linear(x[1, 3:4], weight), found[1, 3:4])
-
-
-def test_other_dtypes_and_other_cpus_leave_sequences_to_torch(monkeypatch):
-    assert not product.is_fast_for_sequences(torch.zeros(4, 4, dtype=torch.bfloat16))
-    monkeypatch.setenv("DIA_CPU", "none")
-    product.uses_avx512.cache_clear()
-    try:
-        assert not product.is_fast_for_sequences(torch.zeros(4, 4))
-    finally:
-        product.uses_avx512.cache_clear()
