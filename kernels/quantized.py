@@ -226,22 +226,22 @@ def is_quantized(weight: object) -> TypeGuard[QuantWeight]:
 
 def linear_by_parts(
     x: torch.Tensor,
-    weight: QuantWeight,
+    weight: Weight,
     most: int,
     read: Callable[[Any], torch.Tensor],
     product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.linear,
 ) -> torch.Tensor:
-    """y = x W^T with W read back in parts of whole rows, each multiplied before the next is read.
+    """y = x W^T with W read back (or widened) in parts of whole rows, each multiplied before the next is read.
 
     Args:
         x: [..., K] in the weight's dtype.
         weight: [N, K].
         most: weights of a part, at most; a row if that is more.
-        read: gives a part as a matrix in the weight's dtype.
+        read: gives a part as a matrix.
         product: multiplies x with that.
 
     Returns:
-        [..., N] in the weight's dtype.
+        [..., N] in the product's dtype.
     """
     rows, columns = weight.shape
     step = max(1, most // columns)

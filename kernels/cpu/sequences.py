@@ -8,7 +8,7 @@ factors are widened, which is exact, and only the result is rounded to half prec
 import torch
 import torch.nn.functional as F
 
-from ..quantized import QuantWeight, is_quantized, linear_by_parts
+from ..quantized import Weight, linear_by_parts
 from . import read_back
 from .features import multiplies
 from .matmul import is_compiled, multiply, read, uses_avx512
@@ -17,7 +17,7 @@ from .structures import is_compilable
 PART = 2**22  # weights that are widened or read back at once, and multiplied while the cache has them
 
 
-def multiply_sequence(x: torch.Tensor, weight: torch.Tensor | QuantWeight) -> torch.Tensor:
+def multiply_sequence(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     """Multiply part by part, where a part of the weight has to be widened or read back.
 
     Args:
@@ -27,14 +27,14 @@ def multiply_sequence(x: torch.Tensor, weight: torch.Tensor | QuantWeight) -> to
     Returns:
         [M, N] in the weight's dtype.
     """
-    if is_compiled(weight):
-        y = linear_by_parts(x, weight, PART, read, multiply_matrix)
-    elif is_quantized(weight):
-        y = read_back.multiply(x, weight, multiply_matrix)
-    elif multiplies(weight.dtype):
-        y = multiply_matrix(x, weight)
-    else:
+    if isinstance(weight, torch.Tensor):
+        if multiplies(weight.dtype):
+            return multiply_matrix(x, weight)
         y = linear_by_parts(x, weight, PART, torch.Tensor.float, multiply_matrix)
+    elif is_compiled(weight):
+        y = linear_by_parts(x, weight, PART, read, multiply_matrix)
+    else:
+        y = read_back.multiply(x, weight, multiply_matrix)
     return y.to(weight.dtype)
 
 
