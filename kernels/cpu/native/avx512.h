@@ -15,7 +15,7 @@
     F(0, 0, 0) F(1, 0, inputs) F(2, 0, two) F(3, 0, three) F(4, 1, 0) F(5, 1, inputs) F(6, 1, two) F(7, 1, three)       \
     F(8, 2, 0) F(9, 2, inputs) F(10, 2, two) F(11, 2, three)
 enum { CONVOLVED_ROWS = 12, CONVOLVED_BLOCKS = 2 };
-enum { TILE_ROWS = 4, TILE_LINES = 6, NF4_LINES = 4, MIXED_BLOCKS = 4, SCORED_POSITIONS = 16 };
+enum { TILE_ROWS = 4, TILE_LINES = 6, MIXED_BLOCKS = 4, SCORED_POSITIONS = 16 };
 
 typedef __m512 Lanes;
 
@@ -77,7 +77,7 @@ INLINE void store_sums(float *to, Lanes a, Lanes b, Lanes c, Lanes d, Lanes e, L
 #ifdef __AVX512BF16__
 typedef __m512bh Pairs;
 typedef __m512bh PairsOfX;
-enum { PAIRS_OF_X_BYTES = 64 };
+enum { PAIRS_OF_X_BYTES = 64, NF4_LINES = 4 };
 INLINE Pairs pairs_of(__m512i words) { return (Pairs)words; }
 INLINE PairsOfX load_pairs_of_x(const char *from) { return (PairsOfX)_mm512_loadu_si512(from); }
 INLINE void pack_pairs(const float *from, char *to) {
@@ -90,6 +90,7 @@ INLINE Lanes add_pairs(Lanes sum, Pairs w, PairsOfX x) {
 INLINE PairsOfX same_pairs(uint32_t pair) { return (PairsOfX)_mm512_set1_epi32((int)pair); }
 #else
 #include "float_pairs.h"
+enum { NF4_LINES = TILE_LINES };
 INLINE Pairs pairs_of(__m512i words) {
     return (Pairs){(Lanes)_mm512_and_si512(words, _mm512_set1_epi32((int)0xffff0000)),
                    (Lanes)_mm512_slli_epi32(words, 16)};
@@ -117,6 +118,7 @@ INLINE void store_value_pairs(float *to, Lanes first, Lanes second) { /* unpack 
 typedef struct {
     Pairs low, high;
 } LevelPairs;
+#ifdef __AVX512BF16__
 INLINE LevelPairs load_level_pairs(const char *from, const uint16_t *levels) {
     __m256i half = _mm256_loadu_si256((const __m256i *)levels);
     __m512i table = _mm512_inserti64x4(_mm512_castsi256_si512(half), half, 1); /* twice: bit 4 of an index is ignored */
@@ -124,6 +126,16 @@ INLINE LevelPairs load_level_pairs(const char *from, const uint16_t *levels) {
     return (LevelPairs){pairs_of(_mm512_permutexvar_epi16(bytes, table)),
                         pairs_of(_mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), table))};
 }
+#else
+INLINE LevelPairs load_level_pairs(const char *from, const uint16_t *levels) {
+    Lanes table = (Lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)levels)), 16);
+    __asm__("" : "+v"(table)); /* else gcc 12 keeps a copy per use, and has no registers left */
+    __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)from));
+#define LEVELS_AT(bit) _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, bit), table)
+    return (LevelPairs){{LEVELS_AT(16), LEVELS_AT(0)}, {LEVELS_AT(20), LEVELS_AT(4)}};
+#undef LEVELS_AT
+}
+#endif
 
 /* The NF4 levels of 16 bytes' low halves (shift 0) or high halves (shift 4); `levels` are float32. */
 INLINE Lanes load_levels(const char *from, int shift, const float *levels) {
