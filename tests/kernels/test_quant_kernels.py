@@ -193,7 +193,7 @@ def test_step_with_kernels_draws_the_references_codes(quant):
     }
     model = DiaModel(config, weights)
     state, reference_state = started(model, REQUESTS), started(model, REQUESTS)
-    for _ in range(4):
+    for _ in range(2):
         with kernels():
             model.step(state)
         if not ON_GPU:
