@@ -4,7 +4,6 @@ Every choice is a rule over these features and not a timing, so that two starts 
 """
 
 import functools
-import platform
 
 import torch
 
@@ -46,12 +45,15 @@ def has_avx512_bf16() -> bool:
 
 
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether torch multiplies matrices of a dtype with instructions for it. Unknown of ARM: "yes"."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
+    """Whether there are instructions for products of matrices in a dtype, which torch needs to be fast.
+
+    Where nothing tells, as outside Linux, there are none for half precision.
+    """
     if dtype == torch.bfloat16:
-        return has_avx512_bf16() or has_amx()
-    return dtype != torch.float16 or not _linux_flags().isdisjoint({"avx512_fp16", "amx_fp16"})
+        return has_avx512_bf16() or has_amx() or "bf16" in _linux_flags()
+    if dtype == torch.float16:
+        return not _linux_flags().isdisjoint({"avx512_fp16", "amx_fp16", "asimdhp"})
+    return True
 
 
 @functools.cache
@@ -62,10 +64,10 @@ def _supported(name: str) -> bool:
 
 @functools.cache
 def _linux_flags() -> frozenset[str]:
-    """The features of the first core, by Linux' names; none on other systems."""
+    """The features of the first core, by Linux' names, which are others on ARM; none on other systems."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            flags = next((line for line in file if line.startswith("flags")), "")
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
     except OSError:
         return frozenset()
     return frozenset(flags.partition(":")[2].split())

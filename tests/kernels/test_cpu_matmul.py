@@ -458,8 +458,9 @@ def test_a_cpu_that_lacks_a_part_of_what_compilers_are_told_gets_none(missing, m
     assert variants.chosen_variant() is None
 
 
-def test_features_by_linux_names(monkeypatch):
-    said = "processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\nbugs\t\t: spectre_v1\n\nflags\t\t: other\n"
+@pytest.mark.parametrize("title", ["flags\t", "Features"])
+def test_features_by_linux_names(monkeypatch, title):
+    said = f"processor\t: 0\n{title}\t: fpu avx2 avx_vnni\nbugs\t\t: spectre_v1\n\n{title}\t: other\n"
     monkeypatch.setattr(features, "open", lambda *args, **kwargs: io.StringIO(said), raising=False)
     assert features._linux_flags.__wrapped__() == {"fpu", "avx2", "avx_vnni"}
 

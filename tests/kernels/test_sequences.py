@@ -88,10 +88,11 @@ def test_with_instructions_half_precision_is_torchs_product(monkeypatch, product
         ({"amx_fp16"}, True, True, HALVES),
         (set(), True, False, [torch.bfloat16]),
         (set(), False, True, [torch.bfloat16]),
+        ({"bf16", "asimdhp"}, False, False, HALVES),  # ARM
+        ({"asimdhp"}, False, False, [torch.float16]),
     ],
 )
-def test_which_dtypes_an_x86_multiplies(monkeypatch, flags, bf16, amx, fast):
-    monkeypatch.setattr(features.platform, "machine", lambda: "x86_64")
+def test_which_dtypes_a_cpu_multiplies(monkeypatch, flags, bf16, amx, fast):
     monkeypatch.setattr(features, "_linux_flags", lambda: frozenset(flags))
     monkeypatch.setattr(features, "has_avx512_bf16", lambda: bf16)
     monkeypatch.setattr(features, "has_amx", lambda: amx)
