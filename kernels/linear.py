@@ -20,12 +20,13 @@ from .dequantize import dequantize
 from .dispatch import uses_triton
 from .quantized import QuantWeight, Weight, as_dense, is_quantized, linear_by_parts
 
-# Rows of one product in a step. Within these a CPU gives a row the same bits for every even number of rows, measured
-# with torch 2.13, MKL and oneDNN over sizes from 24 to 16384, one and two threads. On an Intel Xeon float32 changes its
-# bits at 4 rows or at 64, depending on the shape, half precision at 64, and all of them for a single row. On an AMD
+# Rows of one product in a step: multiples of the first number, up to the second. Within these a CPU gives a row the
+# same bits for any number of rows, measured with torch 2.13, MKL and oneDNN over sizes from 24 to 16384, one and two
+# threads. On an Intel Xeon float32 changes its bits at 4 rows or at 64, depending on the shape, half precision at 64,
+# and all of them for a single row; without AVX512-BF16 and on two threads bfloat16 has other bits for 2 rows. On an AMD
 # EPYC (Zen 5) float32 changes at 4 rows in every shape, and of half precision only bfloat16, for a single row.
-BATCH_INVARIANT_ROWS = {torch.float32: 2}
-BATCH_INVARIANT_ROWS_HALF = 32
+BATCH_INVARIANT_ROWS = {torch.float32: (2, 2)}
+BATCH_INVARIANT_ROWS_HALF = (4, 32)
 
 # Weights of a quantized matrix that a GPU reads back at once: at most 64 MiB of temporary in half precision and 128 MiB
 # in float32. Dia's largest matrix, gate and up, has exactly as many.
@@ -100,7 +101,8 @@ def multiply_read_back(x: torch.Tensor, weight: QuantWeight) -> torch.Tensor:
 
 def _in_steady_tiles(product: Product, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     rows = x.shape[0]
-    if rows % 2:
-        x = torch.cat((x, x[-1:]))
-    tiles = x.split(BATCH_INVARIANT_ROWS.get(x.dtype, BATCH_INVARIANT_ROWS_HALF))
+    multiple, most = BATCH_INVARIANT_ROWS.get(x.dtype, BATCH_INVARIANT_ROWS_HALF)
+    if missing := -rows % multiple:
+        x = torch.cat((x, x[-1:].expand(missing, -1)))
+    tiles = x.split(most)
     return torch.cat([product(tile, weight) for tile in tiles])[:rows]

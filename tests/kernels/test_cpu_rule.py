@@ -9,6 +9,16 @@ from dia_engine.kernels.linear import sequence_linear, step_linear
 from dia_engine.kernels.quantized import BLOCK, FORMATS, NF4Weight
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """Of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("outputs, inputs", [(45, 24), (192, 192), (1030, 520), (2048, 1024), (512, 8192)])
 def test_a_row_has_the_same_bits_in_any_batch(dtype, outputs, inputs):
