@@ -1,6 +1,7 @@
 """The compiled step of a CPU, stage by stage against the torch references that define it."""
 
 import multiprocessing
+import os
 import threading
 import time
 
@@ -134,6 +135,35 @@ def test_the_next_row(model, top_k, temperature, top_p):
         torch.testing.assert_close(found.residual.x, expected.residual.x)
 
 
+@pytest.mark.parametrize(
+    "params, logits",
+    [
+        # The end is likely, but not the likeliest: it is never drawn.
+        ({"cfg_filter_top_k": 45, "temperature": 1.0, "top_p": 1.0}, {7: 5.0, CONFIG.eos_token_id: 4.9}),
+        # Equal ids: those with the lowest numbers are among the first `top_k`, or in the nucleus.
+        *(
+            ({"cfg_filter_top_k": top_k, "temperature": 1.0, "top_p": 1.0}, dict.fromkeys(range(3, 9), 1.0))
+            for top_k in (2, 3, 5)
+        ),
+        *(
+            ({"cfg_filter_top_k": 4, "temperature": 1.0, "top_p": top_p}, dict.fromkeys(range(3, 7), 1.0))
+            for top_p in (0.25, 0.5, 0.75)
+        ),
+    ],
+)
+def test_the_next_row_at_the_edges_of_what_may_be_drawn(model, params, logits):
+    found, expected = (start_batch(model, [request_of(index, **params) for index in range(2)]) for _ in range(2))
+    weights = model.embedding, model.layers[0].self_norm.weight
+    found.buffers.logits.fill_(-9.0)
+    for id, logit in logits.items():
+        found.buffers.logits[..., id] = logit
+    for _ in range(30):
+        next_row_ref(found.buffers.logits, expected, *weights)
+        model.compiled_step.next_row(found)
+        assert torch.equal(found.grid, expected.grid) and torch.equal(found.countdown, expected.countdown)
+    assert found.countdown.tolist() == [-1, -1]
+
+
 def test_no_end_before_its_first_row(model):
     params = {"temperature": 0.0, "cfg_filter_top_k": 1, "min_tokens": 3}
     found, expected = (start_batch(model, [request_of(index, **params) for index in range(2)]) for _ in range(2))
@@ -195,7 +225,7 @@ def _step_in_child(model, state, results):
     results.put(state.grid.tolist())
 
 
-@pytest.mark.skipif(not hasattr(multiprocessing, "get_context"), reason="no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_process_starts_its_own_threads(monkeypatch, model):
     monkeypatch.setattr(cpu_step, "thread_count", lambda: 2)
     state = start_batch(model, [request_of(2)] * 4)  # large enough to be shared
@@ -205,6 +235,7 @@ def test_a_forked_process_starts_its_own_threads(monkeypatch, model):
     child = context.Process(target=_step_in_child, args=(model, state, results))
     child.start()
     child.join(60)
+    child.kill()  # if it hangs
     assert child.exitcode == 0
     model.step(state)
     assert results.get() == state.grid.tolist()
