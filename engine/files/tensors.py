@@ -1,5 +1,6 @@
 """The tensors of checkpoint files by name: safetensors and torch's own format, read without filling the memory."""
 
+import errno
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from ..devices.device import DTYPES
 from ..messages import first_line, listed, shown
@@ -152,6 +154,21 @@ def require_fit(
     parts = [f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names]
     if parts:
         raise ValueError(f"{title}: {'; '.join(parts)}")
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file, with the permissions that a new file has.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})  # transformers wants to be told the framework
+    except SafetensorError as error:  # its own class, for what the operating system refuses
+        raise OSError(errno.EIO, first_line(error)) from None
+    path.chmod(mode)  # safetensors 0.8 leaves files that only their owner can read
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

@@ -1,19 +1,16 @@
 """Write our weights in transformers' layout, whole models and quantized copies, each folder at once."""
 
-import errno
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from ..devices.device import resolve_dtype
 from ..files.hub import CONFIG, SAFETENSORS, SAFETENSORS_INDEX
 from ..files.new_folder import check_new_folder, new_folder
-from ..files.tensors import Header, require_fit
+from ..files.tensors import Header, require_fit, write_tensors
 from ..kernels.cpu.onednn import PackedInt8Weight
 from ..kernels.quantized import FORMATS, Weight
 from ..messages import first_line
@@ -140,22 +137,15 @@ def _split(tensors: dict[str, torch.Tensor], limit: int) -> list[dict[str, torch
 
 def _write_shards(folder: Path, shards: list[dict[str, torch.Tensor]]) -> None:
     if len(shards) == 1:
-        _write_safetensors(folder / SAFETENSORS, shards[0])
+        write_tensors(folder / SAFETENSORS, shards[0])
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_safetensors(folder / file, shard)
+        write_tensors(folder / file, shard)
         weight_map |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
     _write_json(folder / SAFETENSORS_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(tensors, path, metadata={"format": "pt"})  # transformers wants to be told the framework
-    path.chmod(mode)  # safetensors 0.8 leaves files that only their owner can read
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -164,10 +154,8 @@ def _write_json(path: Path, content: Mapping[str, object]) -> None:
 
 @contextmanager
 def _naming_full_disks(folder: Path) -> Iterator[None]:
-    """Errors of the disk, each with the folder that was to be written. safetensors has a class of its own for them."""
+    """Errors of the disk, each with the folder that was to be written."""
     try:
         yield
-    except SafetensorError as error:
-        raise OSError(errno.EIO, f"could not write {folder}: {first_line(error)}") from None
     except OSError as error:
         raise OSError(error.errno, f"could not write {folder}: {error.strerror or first_line(error)}") from None

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from dia_engine.files import tensors as checkpoint
 from dia_engine.model.config import DiaConfig
 from dia_engine.model.shapes import parameter_shapes
-from dia_engine.weights import save as save_module
 from dia_engine.weights.load import DiaCheckpoint, load_weights
 from dia_engine.weights.save import save_weights
 from tests.weights.helpers import (
@@ -367,7 +366,7 @@ def test_nothing_is_left_of_a_failed_save(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         save_file(tensors, path, metadata)
 
-    monkeypatch.setattr(save_module, "save_file", full_disk)
+    monkeypatch.setattr("dia_engine.files.tensors.save_file", full_disk)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(OSError, match="No space left"):
         save_weights(ours, CONFIG, tmp_path / "saved", max_shard_bytes=4000)

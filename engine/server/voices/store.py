@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ...engine import Engine
 from ...files.new_folder import nearest_existing, new_folder, remove_abandoned
 from ...files.paths import read_json
+from ...files.tensors import write_tensors
 from ...messages import listed
 from ..audio.decode import decode_audio
 from ..errors import ApiError, bad_request
@@ -257,8 +258,12 @@ class VoiceStore:
     def _write_codes(self, folder: Path, codes: torch.Tensor) -> None:
         path = folder / f"codes-{self._codec}.safetensors"
         partial = path.with_suffix(".partial")
-        save_file({"codes": codes.to(torch.int16).contiguous()}, partial)
-        partial.rename(path)
+        try:
+            write_tensors(partial, {"codes": codes.to(torch.int16).contiguous()})
+            partial.rename(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def _write_voice(folder: Path, voice: Voice) -> None:
