@@ -14,7 +14,7 @@ from ..engine import Engine
 from .audio.encoders import Output
 from .audio.formats import AudioFormat
 from .speech.service import SpeechService
-from .voices.mint import DEFAULT, SEEDS
+from .voices.mint import DEFAULT, SEEDS, check_room
 from .voices.voice import Prompt
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Startup:
             if self._engine is None:
                 self._engine = await self._load_aside()
             engine = self._engine
+            check_room(engine)
             self._service.attach(engine)
             await self._warm_up(engine)
             # What is there now stays: the garbage collector need not look at it again while requests wait.

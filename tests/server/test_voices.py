@@ -13,8 +13,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from dia_engine.engine import Engine
 from dia_engine.server.audio.encoders import wav_header
 from dia_engine.server.errors import ApiError
+from dia_engine.server.lifecycle import Startup
+from dia_engine.server.settings import Settings
+from dia_engine.server.speech.service import SpeechService
 from dia_engine.server.voices.mint import NAMES
 from dia_engine.server.voices.store import VoiceStore
 from tests.helpers import ROOT
@@ -61,6 +65,38 @@ def test_a_premade_voice_is_made_once_and_kept(talker, tmp_path):
     assert {voice.id for voice in store.list()} == {"default", *NAMES}
     for name in ("default", "S1", "s2"):
         assert prompt(store, name) is None
+
+
+def test_a_kept_voice_that_leaves_no_room_is_made_anew_and_kept_as_it_is(talker, tmp_path):
+    store = VoiceStore(tmp_path, "talker")
+    store.attach(talker)
+    kept = prompt(store, "alloy").codes
+    with Engine.load("talker", device="cpu", max_slots=1, max_rows=40) as small:
+        with Server(small, voices=str(tmp_path.parent), model=tmp_path.name) as server:
+            assert server.app.state.startup.error is None and server.status() == 200
+            short = prompt(server.app.state.service.voices, "alloy")
+            assert 0 < len(short.codes) < 20 and server.speak(voice="alloy").status_code == 200
+    again = VoiceStore(tmp_path, "talker")
+    again.attach(talker)
+    assert torch.equal(prompt(again, "alloy").codes, kept)
+
+
+@pytest.mark.parametrize("rows", [5, 6])
+def test_rows_that_leave_nothing_to_speak_behind_a_voice_are_refused(tmp_path, rows):
+    async def start(engine):
+        startup = Startup(SpeechService(Settings(model="talker", voices=str(tmp_path))), engine)
+        startup.begin()
+        try:
+            await startup.finished()
+        finally:
+            await startup.end()
+
+    with Engine.load("talker", device="cpu", max_slots=1, max_rows=rows) as engine:
+        if rows == 6:
+            asyncio.run(start(engine))
+        else:
+            with pytest.raises(ValueError, match="^--max-rows must be at least 6 to speak with a voice, got 5"):
+                asyncio.run(start(engine))
 
 
 def test_a_request_with_a_voice_is_generate_with_its_prompt(server, talker):

@@ -19,7 +19,11 @@ TRIES, MIN_SECONDS, MAX_SECONDS = 4, 1.0, 10.0
 
 
 def mint(engine: Engine, model: str, seed: int) -> Prompt:
-    """The voice of a seed. A try that is too short or has no end gives way to the next."""
+    """The voice of a seed. A try that is too short or has no end gives way to the next.
+
+    Raises:
+        RuntimeError: the model generates no audio for it.
+    """
     line = LINES.get(model, LINE)
     for attempt in range(TRIES):
         made = engine.generate(line, seed=seed + 1000 * attempt, max_tokens=_rows(engine), details=True)
@@ -29,6 +33,23 @@ def mint(engine: Engine, model: str, seed: int) -> Prompt:
     if not len(codes):
         raise RuntimeError(f"the model generated no audio for premade voice seed {seed}")
     return Prompt(torch.from_numpy(codes), line)
+
+
+def fits(engine: Engine, codes: torch.Tensor) -> bool:
+    """Whether an engine would make a premade voice of so many frames: one that was kept may be of a larger `max_rows`,
+    and leave no room to speak."""
+    return len(codes) + 1 + engine.config.max_delay <= _rows(engine)
+
+
+def check_room(engine: Engine) -> None:
+    """Check that a request has rows for a voice and something to speak.
+
+    Raises:
+        ValueError: it does not.
+    """
+    least = engine.config.max_delay + 3  # the first row, the delay, a frame of the voice and one to speak
+    if engine.max_rows < least:
+        raise ValueError(f"--max-rows must be at least {least} to speak with a voice, got {engine.max_rows}")
 
 
 def _rows(engine: Engine) -> int:

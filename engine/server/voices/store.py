@@ -28,7 +28,7 @@ from ...files.tensors import write_tensors
 from ...messages import listed
 from ..audio.decode import decode_audio
 from ..errors import ApiError, bad_request
-from .mint import SEEDS, mint
+from .mint import SEEDS, fits, mint
 from .voice import MADE, NO_PROMPT, UPLOADED, VOICE_ID, Prompt, Voice
 
 logger = logging.getLogger(__name__)
@@ -187,6 +187,9 @@ class VoiceStore:
     def _make_prompt(self, identity: str, name: str) -> Prompt:
         voice = self._read(identity)
         codes = None if voice is None else self._read_codes(identity)
+        if identity in SEEDS and codes is not None and not fits(self.engine, codes):
+            logger.warning("voice %s is kept in a length that --max-rows leaves no room for: it is made anew", identity)
+            return mint(self.engine, self._model, SEEDS[identity])  # the kept one stays, for servers of more rows
         if voice is not None and codes is not None:
             return Prompt(codes, voice.transcript)
         if identity in SEEDS:
