@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,6 +269,23 @@ def test_a_disk_that_is_full_while_codes_are_written(talker, tmp_path, recording
     with pytest.raises(ApiError, match="cannot save the voice") as failed:
         asyncio.run(store.create("a", recording, SAID))
     assert failed.value.status == 503 and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_keeps_its_voices(talker, tmp_path, recording, monkeypatch):
+    store = VoiceStore(tmp_path, "talker")
+    store.attach(talker)
+    voice = asyncio.run(store.create("mine", recording, SAID))
+
+    def refused(path, target):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(ApiError, match="cannot delete the voice") as failed:
+        store.delete(voice.id)
+    assert failed.value.status == 503 and prompt(store, voice.id) is not None
+    monkeypatch.undo()
+    store.delete(voice.id)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_voice_that_is_deleted_twice_at_once(talker, tmp_path, recording, monkeypatch):

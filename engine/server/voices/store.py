@@ -136,7 +136,7 @@ class VoiceStore:
         """Forget an uploaded voice.
 
         Raises:
-            ApiError: 404, there is no such voice; 400, it is not an uploaded one.
+            ApiError: 404, there is no such voice; 400, it is not an uploaded one; 503, the folder cannot be written.
         """
         voice = self._read(identity)
         if identity in SEEDS or identity in NO_PROMPT:
@@ -151,6 +151,9 @@ class VoiceStore:
             path.rename(gone)  # at once, as it came
         except FileNotFoundError:  # another request was faster
             raise _not_there(identity) from None
+        except OSError as error:
+            logger.error("voice %s could not be deleted: %s", identity, error)
+            raise ApiError(503, "the server cannot delete the voice: its voices folder is not writable") from None
         shutil.rmtree(gone, ignore_errors=True)
 
     @property
