@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from dia_engine.engine import Engine
 from dia_engine.server.audio.encoders import wav_header
@@ -229,6 +230,10 @@ def test_damaged_folders_are_no_voices(talker, tmp_path):
         "bad-json": "{", "wrong-fields": '{"a": 1}', "list": "[]",
         "half-a-pair": r'{"name": "\ud800", "category": "cloned"}',
         "no-number": '{"name": "x", "category": "cloned", "created": NaN}',
+        "name-of-a-number": '{"name": 7, "category": "cloned", "transcript": "[S1] Hi."}',
+        "transcript-of-a-list": '{"name": "x", "category": "cloned", "transcript": ["[S1] Hi."]}',
+        "no-category": '{"name": "x", "category": null, "transcript": "[S1] Hi."}',
+        "nothing-said": '{"name": "x", "category": "cloned", "transcript": " "}',
     }  # fmt: skip
     for name, content in damaged.items():
         (tmp_path / name).mkdir()
@@ -236,8 +241,48 @@ def test_damaged_folders_are_no_voices(talker, tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
     assert {voice.id for voice in store.list()} == {"default", *NAMES}
-    with pytest.raises(ApiError, match="no voice"):
-        prompt(store, "bad-json")
+    for name in ("x", "some name", "empty"):
+        with pytest.raises(ApiError, match="no voice") as unknown:
+            prompt(store, name)
+        assert unknown.value.status == 400
+    for name in damaged:
+        with pytest.raises(ApiError, match="is damaged") as error:
+            prompt(store, name)
+        assert (error.value.status, error.value.code) == (500, "voice_damaged")
+        store.delete(name)
+        assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        torch.zeros(20, dtype=torch.int16),
+        torch.zeros((20, 3), dtype=torch.int16),
+        torch.zeros((0, 4), dtype=torch.int16),
+        torch.full((20, 4), 256, dtype=torch.int16),
+        torch.full((20, 4), -1, dtype=torch.int16),
+        torch.zeros((20, 4)),
+    ],
+    ids=["a vector", "three channels", "no frame", "too large", "negative", "floats"],
+)
+def test_codes_that_cannot_be_are_encoded_again(talker, tmp_path, recording, codes):
+    """Without the audio the voice is damaged."""
+    store = VoiceStore(tmp_path, "talker")
+    store.attach(talker)
+    voice = asyncio.run(store.create("mine", recording, SAID))
+    path = tmp_path / voice.id / f"codes-{store._codec}.safetensors"
+    save_file({"codes": codes}, path)
+    again = VoiceStore(tmp_path, "talker")
+    again.attach(talker)
+    made = prompt(again, "mine").codes
+    assert torch.equal(made, prompt(store, voice.id).codes) and torch.equal(load_file(path)["codes"].long(), made)
+    save_file({"codes": codes}, path)
+    (tmp_path / voice.id / "audio.bin").unlink()
+    again = VoiceStore(tmp_path, "talker")
+    again.attach(talker)
+    with pytest.raises(ApiError) as error:
+        prompt(again, voice.id)
+    assert error.value.code == "voice_damaged"
 
 
 def test_a_folder_that_cannot_be_one_is_refused(tmp_path):
@@ -292,7 +337,7 @@ def test_a_voice_that_is_deleted_twice_at_once(talker, tmp_path, recording, monk
     store = VoiceStore(tmp_path, "talker")
     store.attach(talker)
     voice = asyncio.run(store.create("mine", recording, SAID))
-    monkeypatch.setattr(store, "_read", lambda identity: voice)  # as both see it
+    monkeypatch.setattr(store, "_is_kept", lambda identity: True)  # as both see it
     store.delete(voice.id)
     with pytest.raises(ApiError, match="there is no voice"):
         store.delete(voice.id)

@@ -26,6 +26,7 @@ from ...files.new_folder import nearest_existing, new_folder, remove_abandoned
 from ...files.paths import read_json
 from ...files.tensors import write_tensors
 from ...messages import listed
+from ...runtime.prompts import checked_codes
 from ..audio.decode import decode_audio
 from ..errors import ApiError, bad_request
 from .mint import SEEDS, fits, mint
@@ -87,7 +88,7 @@ class VoiceStore:
         on first use.
 
         Raises:
-            ApiError: 400, there is no such voice, or more than one of the name; 500, nothing of its sound can be read.
+            ApiError: 400, there is no such voice, or more than one of the name; 500, it is damaged.
         """
         identity = await self._identity(name)  # of none that is not there: it would have a lock, which would stay
         if identity in NO_PROMPT:
@@ -138,10 +139,9 @@ class VoiceStore:
         Raises:
             ApiError: 404, there is no such voice; 400, it is not an uploaded one; 503, the folder cannot be written.
         """
-        voice = self._read(identity)
         if identity in SEEDS or identity in NO_PROMPT:
             raise ApiError(400, f"{identity} comes with the server and cannot be deleted", param="voice")
-        if voice is None:
+        if not self._is_kept(identity):
             raise _not_there(identity)
         self._prompts.pop(identity, None)
         self._locks.pop(identity, None)
@@ -175,11 +175,17 @@ class VoiceStore:
         """Whether a voice that was read is still there: another server of the same folder may have deleted it."""
         return identity in SEEDS or (self._folder / identity).is_dir()
 
+    def _is_kept(self, identity: str) -> bool:
+        """Whether a voice lies in the folder, be it damaged."""
+        return bool(VOICE_ID.fullmatch(identity)) and (self._folder / identity / "voice.json").is_file()
+
     def _read(self, identity: str) -> Voice | None:
-        if not VOICE_ID.fullmatch(identity) or not (self._folder / identity / "voice.json").is_file():
+        """A voice of the folder; None if it is not there or damaged, so that it disturbs no request for others."""
+        if not self._is_kept(identity):
             return None
         try:
             voice = Voice(**{**read_json(self._folder / identity / "voice.json"), "id": identity})
+            voice.check()
             # One that cannot be written as JSON in UTF-8 would break the list of all.
             json.dumps(asdict(voice), ensure_ascii=False, allow_nan=False).encode()
             return voice
@@ -198,7 +204,7 @@ class VoiceStore:
         if identity in SEEDS:
             return self._mint(identity)
         if voice is None:
-            raise _unknown(name)
+            raise _damaged(identity) if self._is_kept(identity) else _unknown(name)
         return Prompt(self._encode_again(identity), voice.transcript)
 
     def _encode_again(self, identity: str) -> torch.Tensor:
@@ -212,8 +218,7 @@ class VoiceStore:
             codes = self.engine.load_audio(decode_audio(audio, f"voice {identity}"))
         except (OSError, TypeError, ValueError) as error:
             logger.error("neither codes nor audio of voice %s can be read: %s", identity, error)
-            message = f"voice {identity!r} is damaged on the server; delete it and upload it again"
-            raise ApiError(500, message, param="voice", code="voice_damaged") from None
+            raise _damaged(identity) from None
         try:
             self._write_codes(self._folder / identity, codes)
         except OSError as error:
@@ -251,12 +256,12 @@ class VoiceStore:
         self.engine.stream("[S1] Hello.", audio_prompt=codes, audio_prompt_text=transcript, seed=0)
 
     def _read_codes(self, identity: str) -> torch.Tensor | None:
-        """Codes [P, C], if there are any of this codec."""
+        """Codes [P, C], if there are any of this codec that the engine takes."""
         path = self._folder / identity / f"codes-{self._codec}.safetensors"
         if not path.is_file():
             return None
         try:
-            return load_file(path)["codes"].to(torch.int64)
+            return checked_codes(load_file(path)["codes"], self.engine.config)
         except Exception as error:
             logger.warning("the codes of voice %s cannot be read: %s", identity, error)
             return None
@@ -288,6 +293,11 @@ def _is_unicode(text: str) -> bool:
 
 def _not_there(identity: str) -> ApiError:
     return ApiError(404, f"there is no voice {identity[:64]!r}", param="voice", code="voice_not_found")
+
+
+def _damaged(identity: str) -> ApiError:
+    message = f"voice {identity!r} is damaged on the server; delete it and upload it again"
+    return ApiError(500, message, param="voice", code="voice_damaged")
 
 
 def _unknown(name: str) -> ApiError:

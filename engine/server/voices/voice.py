@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ...messages import shown
 from ..errors import ApiError
 
 # Voices without a prompt: each request sounds as its seed decides.
@@ -33,6 +34,19 @@ class Voice:
     created: int = 0
     transcript: str = field(default="", repr=False)
     seed: int | None = None
+
+    def check(self) -> None:
+        """Check what a file says of it.
+
+        Raises:
+            TypeError: a value of another type.
+            ValueError: nothing is said in it.
+        """
+        for each, kind in (("name", str), ("category", str), ("created", int), ("transcript", str)):
+            if not isinstance(getattr(self, each), kind):
+                raise TypeError(f"{each} must be {kind.__name__}, got {shown(getattr(self, each))}")
+        if not self.transcript.strip():
+            raise ValueError("transcript is empty")
 
 
 @dataclass(frozen=True)
