@@ -126,7 +126,12 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    if error.status_code == 400 and error.__cause__ is not None:  # what reading a body as JSON has raised
+    cause = error.__cause__
+    # A large file of a form lies in the temporary folder. A body that came too slowly is a ConnectionError.
+    if isinstance(cause, OSError) and not isinstance(cause, ConnectionError):
+        logger.error("a body could not be kept while it was read: %s", cause)
+        return error_response(ApiError(503, "the server cannot keep the body: its temporary folder is not writable"))
+    if error.status_code == 400 and cause is not None:  # what reading a body as JSON has raised
         message = "the body cannot be read as JSON: it is not UTF-8, is nested too deeply or holds too long a number"
         return error_response(ApiError(400, message, code="invalid_json"))
     messages = {404: "no such route", 405: "this route does not have that method"}

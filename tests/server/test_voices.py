@@ -316,6 +316,16 @@ def test_a_disk_that_is_full_while_codes_are_written(talker, tmp_path, recording
     assert failed.value.status == 503 and not list(tmp_path.iterdir())
 
 
+def test_a_temporary_folder_that_is_full_is_no_mistake_of_the_client(server, recording, monkeypatch, caplog):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("starlette.formparsers.SpooledTemporaryFile", full)
+    answer = upload(server, recording)
+    assert answer.status_code == 503 and "temporary folder" in answer.json()["error"]["message"], answer.text
+    assert "No space left on device" in caplog.text and answer.json()["error"]["code"] is None
+
+
 def test_a_folder_that_cannot_be_written_keeps_its_voices(talker, tmp_path, recording, monkeypatch):
     store = VoiceStore(tmp_path, "talker")
     store.attach(talker)
