@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from ..audio.loudness import logger as loudness_logger
 from ..engine import Engine
 from ..files.audio import FORMATS
-from ..files.new_folder import remove_empty
+from ..files.new_folder import nearest_existing, remove_empty
 from ..files.paths import user_path, user_target
 from ..longform.options import SpeechOptions
 from ..messages import described, shown
@@ -183,7 +183,7 @@ def _check_folder(name: str) -> Path:
     if not name:
         raise ValueError("--output must name a folder, got an empty string")
     path = user_target(name).absolute()
-    above = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    above = nearest_existing(path)
     if not above.is_dir():
         raise NotADirectoryError(f"{path} cannot be written to: {above} is not a folder")
     if not os.access(above, os.W_OK | os.X_OK):

@@ -16,8 +16,8 @@ except ImportError:  # Windows: what a killed process leaves behind stays there
 
 
 def nearest_existing(path: Path) -> Path:
-    """An absolute path, or the nearest of its parents that is there."""
-    return next(each for each in (path, *path.parents) if each.exists())
+    """An absolute path, or the nearest of its parents that is there, be it a link to nothing."""
+    return next(each for each in (path, *path.parents) if os.path.lexists(each))
 
 
 def check_new_folder(folder: str | Path) -> Path:

@@ -12,6 +12,7 @@ from ..files.hub import DEFAULT_MODEL
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 PREFIX = "DIA_SERVE_"
+MOST_MEGABYTES = 1_000_000
 
 
 def option(default: Any, meaning: str, **more: Any) -> Any:
@@ -25,7 +26,7 @@ class Settings:
     """Settings of a server. `docs/server.md` has the same list.
 
     Raises:
-        ValueError: a number out of range, an empty key.
+        ValueError: a number out of range, an empty key, host or folder.
     """
 
     model: str = option(DEFAULT_MODEL, "hub id, folder, talker or synthetic:...")
@@ -48,8 +49,10 @@ class Settings:
     header_timeout: float = option(10.0, "seconds in which a request's headers must arrive", least=0.001)
     body_timeout: float = option(30.0, "seconds in which a request's body must arrive", least=0.001)
     idle_timeout: float = option(30.0, "seconds that a connection stays open between requests", least=0.001)
-    max_body_mb: float = option(1.0, "megabytes of a request", least=0.001)
-    max_upload_mb: float = option(12.0, "megabytes of an uploaded voice, or of a request with ref_audio", least=0.001)
+    max_body_mb: float = option(1.0, "megabytes of a request", least=0.001, most=MOST_MEGABYTES)
+    max_upload_mb: float = option(
+        12.0, "megabytes of an uploaded voice, or of a request with ref_audio", least=0.001, most=MOST_MEGABYTES
+    )
     api_key: tuple[str, ...] = option((), "key that requests must carry; repeatable, also DIA_API_KEYS=a,b", many=True)
     cors_origin: tuple[str, ...] = option((), "origin whose pages may call; repeatable, * for all", many=True)
     voices: str = option("~/.local/share/dia-engine/voices", "folder of the voices")
@@ -60,6 +63,9 @@ class Settings:
     def __post_init__(self) -> None:
         for each in fields(self):
             check(each.name, getattr(self, each.name), each.metadata)
+        for name in ("host", "voices"):  # an empty host would listen on every address
+            if not getattr(self, name).strip():
+                raise ValueError(f"{name} must not be empty")
         if any(not key.strip() or not key.isascii() or not key.isprintable() for key in self.api_key):
             raise ValueError("api_key must be printable ASCII and not empty")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):

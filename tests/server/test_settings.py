@@ -44,6 +44,21 @@ def test_what_cannot_be_is_refused(environment, message):
         given(**environment)
 
 
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("--host", "", "host must not be empty"),
+        ("--host", " ", "host must not be empty"),
+        ("--voices", "", "voices must not be empty"),
+        ("--max-body-mb", "1e305", "max_body_mb must be in [0.001, 1000000], got 1e+305"),
+        ("--max-upload-mb", "1e308", "max_upload_mb must be in [0.001, 1000000], got 1e+308"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(option, value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        given(option, value)
+
+
 def test_a_key_that_is_blank_is_refused_and_an_empty_variable_is_not_set():
     with pytest.raises(ValueError, match="api_key must be printable ASCII and not empty"):
         given("--api-key", " ")

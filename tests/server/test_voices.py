@@ -73,11 +73,11 @@ def test_a_kept_voice_that_leaves_no_room_is_made_anew_and_kept_as_it_is(talker,
     store = VoiceStore(tmp_path, "talker")
     store.attach(talker)
     kept = prompt(store, "alloy").codes
-    with Engine.load("talker", device="cpu", max_slots=1, max_rows=40) as small:
-        with Server(small, voices=str(tmp_path.parent), model=tmp_path.name) as server:
-            assert server.app.state.startup.error is None and server.status() == 200
-            short = prompt(server.app.state.service.voices, "alloy")
-            assert 0 < len(short.codes) < 20 and server.speak(voice="alloy").status_code == 200
+    small = Engine.load("talker", device="cpu", max_slots=1, max_rows=40)
+    with small, Server(small, voices=str(tmp_path.parent), model=tmp_path.name) as server:
+        assert server.app.state.startup.error is None and server.status() == 200
+        short = prompt(server.app.state.service.voices, "alloy")
+        assert 0 < len(short.codes) < 20 and server.speak(voice="alloy").status_code == 200
     again = VoiceStore(tmp_path, "talker")
     again.attach(talker)
     assert torch.equal(prompt(again, "alloy").codes, kept)
@@ -287,9 +287,12 @@ def test_codes_that_cannot_be_are_encoded_again(talker, tmp_path, recording, cod
 
 def test_a_folder_that_cannot_be_one_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
-    for folder in (tmp_path / "file", tmp_path / "file" / "voices"):
-        with pytest.raises(NotADirectoryError, match="file is no folder"):
-            VoiceStore(folder, "talker")
+    (tmp_path / "link-to-nothing").symlink_to(tmp_path / "nothing")
+    (tmp_path / "link-to-itself").symlink_to(tmp_path / "link-to-itself")
+    for name in ("file", "link-to-nothing", "link-to-itself"):
+        for folder in (tmp_path / name, tmp_path / name / "voices"):
+            with pytest.raises(NotADirectoryError, match=f"{name} is no folder"):
+                VoiceStore(folder, "talker")
 
 
 def test_a_disk_that_is_full_is_told(talker, tmp_path, recording, monkeypatch):
