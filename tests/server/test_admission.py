@@ -141,7 +141,7 @@ def test_without_a_valid_key_only_what_is_open_answers(talker, voices):
             raw_headers = {name: value.encode() for name, value in headers.items()}
             answer = server.client.post("/v1/audio/speech", json=body(), headers=raw_headers)
             assert answer.status_code == 401 and answer.json()["error"]["type"] == "authentication_error"
-        assert server.client.post("/v1/audio/voices", data={"name": "x"}).status_code in (400, 401)
+        assert server.client.post("/v1/audio/voices", data={"name": "x"}).status_code == 401
         assert server.client.delete("/v1/audio/voices/x").status_code == 401
         for path in ("/", "/health", "/metrics", "/v1/audio/voices", "/v1/audio/models", "/v1/models"):
             assert server.client.get(path).status_code == 200

@@ -132,16 +132,33 @@ def test_every_format_of_elevenlabs_encodes(name):
     assert len(b"".join(encoded(voice_like(seconds=0.3), elevenlabs_format(name)))) > 300
 
 
-PLAYLISTS = (b"#EXTM3U\n#EXTINF:1,\n{}\n", b"ffconcat version 1.0\nfile '{}'\n", b"[playlist]\nFile1={}\n")
-
-
-@pytest.mark.parametrize("playlist", PLAYLISTS)
-def test_an_upload_cannot_name_other_files(tmp_path, playlist):
-    """FFmpeg would read what a playlist names."""
-    other = tmp_path / "other.wav"
-    other.write_bytes(wav(voice_like()))
+@pytest.mark.parametrize("playlist", [b"#EXTM3U\n#EXTINF:1,\n{}\n", b"[playlist]\nFile1={}\n"])
+def test_a_playlist_is_no_audio(tmp_path, monkeypatch, playlist):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.wav").write_bytes(wav(voice_like()))
     with pytest.raises(ValueError, match="cannot be decoded"):
-        decode_audio(playlist.replace(b"{}", str(other).encode()))
+        decode_audio(playlist.replace(b"{}", b"other.wav"))
+
+
+@pytest.mark.parametrize("lists", [("format", "protocol"), ("format",), ("protocol",), ()])
+def test_an_upload_cannot_name_other_files(tmp_path, monkeypatch, lists):
+    """FFmpeg would read a file of the current folder that an upload names; either list alone keeps it from that."""
+    playlist, opened = b"ffconcat version 1.0\nfile 'other.wav'\n", av.open
+
+    def with_some(file, *, container_options, **options):
+        kept = {f"{name}_whitelist": container_options[f"{name}_whitelist"] for name in lists}
+        return opened(file, container_options=kept, **options)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.wav").write_bytes(wav(voice_like()))
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        decode_audio(playlist)
+    monkeypatch.setattr(av, "open", with_some)
+    if lists:
+        with pytest.raises(ValueError, match="cannot be decoded"):
+            decode_audio(playlist)
+    else:
+        assert len(decode_audio(playlist)[0]) == len(voice_like())
 
 
 def wav(audio, rate=RATE):
