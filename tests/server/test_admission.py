@@ -13,6 +13,7 @@ import pytest
 
 from dia_engine.server.app import build_app
 from dia_engine.server.audio.formats import AudioFormat
+from dia_engine.server.errors import ApiError
 from dia_engine.server.listener import Listener
 from dia_engine.server.settings import Settings
 from dia_engine.server.speech.request import Speech
@@ -133,6 +134,23 @@ def test_one_key_cannot_take_all_slots(talker, voices):
         assert [answer.status_code for answer in answers] == [429, 200]
         assert answers[0].json()["error"]["code"] == "key_limit"
         server.idle()
+
+
+def test_items_of_a_batch_take_the_places_that_it_reserved_and_no_more(talker, voices):
+    app = build_app(Settings(model="talker", max_waiting=0, voices=str(voices)), talker)
+    service, speech, pcm = app.state.service, Speech("[S1] Hi.", given_seed=1), AudioFormat("pcm", 16_000)
+
+    async def run() -> None:
+        service.ready(talker)
+        with service.reserve(2, 0) as reservation:
+            for each in (reservation, reservation, None, None):
+                service.begin(speech, pcm, reservation=each)
+            with pytest.raises(ApiError) as refused:
+                service.begin(speech, pcm)
+        assert (refused.value.status, refused.value.code) == (429, "queue_full")
+        service.close()
+
+    asyncio.run(run())
 
 
 def test_without_a_valid_key_only_what_is_open_answers(talker, voices):

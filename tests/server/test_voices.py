@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from dia_engine.server.errors import ApiError
 from dia_engine.server.lifecycle import Startup
 from dia_engine.server.settings import Settings
 from dia_engine.server.speech.service import SpeechService
-from dia_engine.server.voices.mint import NAMES
+from dia_engine.server.voices.mint import NAMES, TRIES, mint
 from dia_engine.server.voices.store import VoiceStore
 from tests.helpers import ROOT
 from tests.server.helpers import HANGS, Server, body
@@ -283,6 +284,55 @@ def test_codes_that_cannot_be_are_encoded_again(talker, tmp_path, recording, cod
     with pytest.raises(ApiError) as error:
         prompt(again, voice.id)
     assert error.value.code == "voice_damaged"
+
+
+def test_what_lies_above_the_folder_is_no_voice(talker, tmp_path):
+    store = VoiceStore(tmp_path / "voices", "talker")
+    store.attach(talker)
+    (tmp_path / "voices").mkdir()
+    for folder in (tmp_path, tmp_path / "voices"):
+        (folder / "voice.json").write_text('{"name": "x", "category": "cloned", "transcript": "[S1] Hi."}')
+    for name in ("..", ".", "../voices", ""):
+        with pytest.raises(ApiError, match="no voice"):
+            prompt(store, name)
+        with pytest.raises(ApiError, match="no voice") as error:
+            store.delete(name)
+        assert error.value.status == 404
+    assert (tmp_path / "voice.json").is_file() and (tmp_path / "voices" / "voice.json").is_file()
+
+
+def test_there_is_a_most_of_voices(talker, tmp_path, recording, monkeypatch):
+    monkeypatch.setattr("dia_engine.server.voices.store.MAX_VOICES", 1)
+    store = VoiceStore(tmp_path, "talker")
+    store.attach(talker)
+    first = asyncio.run(store.create("first", recording, SAID))
+    with pytest.raises(ApiError, match="there are 1 voices already") as error:
+        asyncio.run(store.create("second", recording, SAID))
+    assert error.value.status == 400 and [path.name for path in tmp_path.iterdir()] == [first.id]
+    store.delete(first.id)
+    assert asyncio.run(store.create("second", recording, SAID)).name == "second"
+
+
+@pytest.mark.parametrize(
+    "tries, used",
+    [
+        ([("stop", 1.0)], 0),
+        ([("length", 5.0), ("stop", 5.0)], 1),
+        ([("stop", 0.99), ("length", 9.0), ("stop", 2.0)], 2),
+        ([("length", 5.0)] * TRIES, TRIES - 1),
+    ],
+)
+def test_a_premade_voice_is_the_first_try_that_has_an_end_and_a_second(talker, tries, used):
+    seeds = []
+
+    def generate(line, *, seed, **_):
+        reason, seconds = tries[len(seeds)]
+        seeds.append(seed)
+        return SimpleNamespace(finish_reason=reason, duration=seconds, codes=np.full((9, 4), len(seeds) - 1))
+
+    engine = SimpleNamespace(generate=generate, codec=talker.codec, config=talker.config, max_rows=talker.max_rows)
+    made = mint(engine, "talker", 3)
+    assert seeds == [3 + 1000 * index for index in range(used + 1)] and (made.codes == used).all()
 
 
 def test_a_folder_that_cannot_be_one_is_refused(tmp_path):
