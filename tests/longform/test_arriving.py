@@ -133,6 +133,27 @@ def test_errors_of_an_iterator_are_the_readers(talker, fails_in):
 TALKER = LongFormSettings(good_bytes=128, piece_bytes=65, anchor_bytes=65)
 
 
+@pytest.mark.parametrize("passes_on", [True, False])
+def test_a_cancelled_source_is_no_end_that_is_waited_for(talker, passes_on):
+    async def read():
+        model = asyncio.create_task(asyncio.sleep(60))
+
+        async def text():
+            yield "[S1] Hello there. [S2] Can you count? " * 3
+            asyncio.get_running_loop().call_later(0.2, model.cancel)
+            if passes_on:
+                await model
+            raise asyncio.CancelledError
+
+        async def rest():
+            return [chunk async for chunk in talker.astream(text(), seed=1)]
+
+        await asyncio.wait_for(rest(), timeout=30)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(read())
+
+
 def pieces_of(parts, one_turn=False):
     """The pieces of a text that arrives in parts, as they can be taken: before its end, and behind it."""
     source = Arriving(1, TALKER, None, one_turn, False, check=lambda piece: None)

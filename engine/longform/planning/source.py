@@ -265,10 +265,12 @@ class Feeder:
                     await asyncio.sleep(POLL_SECONDS)
                 self._feed(part)
             self._wake(self._source.end)
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:
-            self._fail(error)
+            # A cancellation that is not of the call's end is an error of the text: of a task that it waits for, perhaps.
+            if not (isinstance(error, asyncio.CancelledError) and self._call.aborted):
+                self._fail(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
 
     @property
     def _is_far_ahead(self) -> bool:
