@@ -43,6 +43,20 @@ class _Steps:
 _END = object()
 
 
+def without_stop(error: BaseException, name: str) -> BaseException:
+    """An error as it can be raised out of a reader's `for`: StopIteration and StopAsyncIteration would end that in
+    silence, so they become the cause of a RuntimeError, as in a generator.
+
+    Args:
+        name: what raised it.
+    """
+    if not isinstance(error, (StopIteration, StopAsyncIteration)):
+        return error
+    told = RuntimeError(f"{name} raised {type(error).__name__}")
+    told.__cause__ = error
+    return told
+
+
 class Call:
     """The chunks of a call's requests, for `for` and `async for`. Thread-safe; unread chunks are buffered.
 
@@ -157,7 +171,10 @@ class Call:
             return None
         elif isinstance(item, Progress):
             if self._on_progress is not None:
-                self._on_progress(item)
+                try:
+                    self._on_progress(item)
+                except (StopIteration, StopAsyncIteration) as error:
+                    raise without_stop(error, "on_progress") from error
             return None
         elif isinstance(item, _Finished):
             if self._note_result(item.index, item.generation):

@@ -130,6 +130,61 @@ def test_errors_of_an_iterator_are_the_readers(talker, fails_in):
             call(Text())
 
 
+def read_by(talker, arguments):
+    """The calls that may end in an error, each with these arguments."""
+
+    async def asynchronously():
+        return [chunk async for chunk in talker.astream(**arguments())]
+
+    yield lambda: talker.generate(**arguments())
+    yield lambda: list(talker.stream(**arguments()))
+    yield lambda: asyncio.run(asynchronously())
+
+
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
+def test_an_error_that_would_end_a_loop_ends_none_in_silence(talker, kind):
+    class Text:
+        def __init__(self):
+            self.parts = iter(PARTS)
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            part = next(self.parts, None)
+            if part is None:
+                raise kind
+            return part
+
+    def stop(progress):
+        raise kind
+
+    long = " ".join(PARTS) * 4
+    for call in read_by(talker, arguments=lambda: {"text": long, "seed": 1, "on_progress": stop}):
+        with pytest.raises(RuntimeError, match=f"^on_progress raised {kind.__name__}$") as told:
+            call()
+        assert isinstance(told.value.__cause__, kind)
+    if kind is StopAsyncIteration:  # of an iterator, where StopIteration is its end
+        for call in read_by(talker, arguments=lambda: {"text": Text(), "seed": 1}):
+            with pytest.raises(RuntimeError, match="^the iterator of the text raised StopAsyncIteration$"):
+                call()
+
+
+def test_an_asynchronous_text_that_raises_stop_iteration(talker):
+    class Text:
+        def __aiter__(self):
+            return self
+
+        def __anext__(self):
+            raise StopIteration
+
+    async def read():
+        return [chunk async for chunk in talker.astream(Text(), seed=1)]
+
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        asyncio.run(read())
+
+
 TALKER = LongFormSettings(good_bytes=128, piece_bytes=65, anchor_bytes=65)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ...longform_settings import LongFormSettings
+from ...runtime.call import without_stop
 from ...text.script import TAGS
 from .plan import Piece, Planner
 from .turns import last_tag, units, whole_sentences
@@ -256,7 +257,7 @@ class Feeder:
                     close()
             self._wake(self._source.end)
         except BaseException as error:
-            self._fail(error)
+            self._fail(without_stop(error, "the iterator of the text"))
 
     async def _read_async(self) -> None:
         try:
@@ -266,9 +267,9 @@ class Feeder:
                 self._feed(part)
             self._wake(self._source.end)
         except BaseException as error:
-            # A cancellation that is not of the call's end is an error of the text: of a task that it waits for, perhaps.
+            # A cancellation that the end of the call did not ask for is the text's own error.
             if not (isinstance(error, asyncio.CancelledError) and self._call.aborted):
-                self._fail(error)
+                self._fail(without_stop(error, "the iterator of the text"))
             if isinstance(error, asyncio.CancelledError):
                 raise
 
