@@ -609,8 +609,14 @@ class Engine:
 
         Args:
             observer: called in the engine's thread with the number of decode steps, the number of requests in the
-                batch, and the seconds since the previous launch.
+                batch, and the seconds since the previous launch. If it raises, that is logged and it is called no more.
+
+        Raises:
+            TypeError: it cannot be called.
+            RuntimeError: the engine is closed or has failed.
         """
+        if not callable(observer):
+            raise TypeError(f"observer must be a function of steps, requests and seconds, got {shown(observer)}")
         self._thread.run(partial(setattr, self._thread.scheduler, "on_launch", observer))
 
     @property

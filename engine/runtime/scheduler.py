@@ -15,6 +15,7 @@ so a status can be older than the request that now occupies the slot; `Sequence.
 threads can run prefills and decode windows concurrently with the steps.
 """
 
+import logging
 import threading
 import time
 from collections import Counter, deque
@@ -33,6 +34,8 @@ from .request import Request
 from .runner import SlotStatus
 from .sequence import Prefill, Sequence, prefill_urgency
 from .window_decoding import WindowDecoding, emit_pending
+
+logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1e-4
 # Batch size from which a small model's step also uses the workers' idle cores. With 4 requests it then takes 2/3 of the
@@ -88,7 +91,8 @@ class Scheduler:
         self.running: dict[int, Sequence] = {}  # by slot
         self.finishing: list[Sequence] = []  # generated, without a slot; some windows are not emitted yet
         self.ended = 0  # requests that are finished, aborted or failed
-        # Called after each launch with: decode steps, number of requests, seconds since the previous launch.
+        # Called after each launch with: decode steps, number of requests, seconds since the previous launch. One that
+        # raises is dropped.
         self.on_launch: Callable[[int, int, float], None] | None = None
         self._last_launch = 0.0  # when it was queued; 0.0 after a step in which nothing ran
         self._free = list(range(runner.max_slots))  # a heap
@@ -281,7 +285,11 @@ class Scheduler:
     def _report_launch(self, steps: int, requests: int) -> None:
         now = time.perf_counter()
         if self.on_launch is not None and self._last_launch:
-            self.on_launch(steps, requests, now - self._last_launch)
+            try:
+                self.on_launch(steps, requests, now - self._last_launch)
+            except Exception:  # no request is to blame for it
+                logger.exception("the observer of launches failed, and is told of no more")
+                self.on_launch = None
         self._last_launch = now
 
     def _steps_to_next_window(self, sequences: list[Sequence]) -> int:

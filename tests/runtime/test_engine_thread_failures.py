@@ -218,3 +218,27 @@ def test_several_threads_read_one_stream():
                 found = np.concatenate([codes for each, codes in chunks if each == index])
                 assert sorted(map(tuple, found)) == sorted(map(tuple, whole)), "each chunk went to one of them"
             assert [len(each.codes) for each in stream.result] == [len(whole) for whole in wanted]
+
+
+def test_an_observer_that_fails_is_dropped_and_harms_nobody(caplog):
+    told = []
+
+    def observe(*launch):
+        told.append(launch)
+        raise ZeroDivisionError("of the observer")
+
+    with load() as engine:
+        wanted = engine.generate(TEXT, **SHORT)
+        for mistake in (5, None):
+            with pytest.raises(TypeError, match=f"observer must be a function of .*, got {mistake}"):
+                engine.observe_launches(mistake)
+        engine.observe_launches(observe)
+        for _ in range(2):
+            assert np.array_equal(engine.generate(TEXT, **SHORT), wanted)
+        assert engine.usable and len(told) == 1
+        (record,) = (each for each in caplog.records if "observer of launches failed" in each.message)
+        assert record.exc_info[0] is ZeroDivisionError
+        launches = []
+        engine.observe_launches(lambda *launch: launches.append(launch))
+        engine.generate(TEXT, **SHORT)
+        assert launches
