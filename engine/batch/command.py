@@ -30,6 +30,7 @@ from ..weights.source import resolve_model
 from .job import LineRenderer, Outcome, run_job
 from .manifest import Manifest, Record, open_manifest
 from .script_file import Line, check_script_file, read_lines, unchanged
+from .used_files import UsedFiles
 
 # A file made with other values of these options is made again.
 SAME_AUDIO = ("model", "revision", "quant", "dtype", "codec", "codec_dtype", "max_rows")
@@ -59,10 +60,11 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any], speech: 
         _load, _as_seen_by_engines(options), folder, suffix, scripts.parent.absolute(), sampling, speech, affecting
     )
     with open(scripts, "rb") as file:
-        asked, total = _digests(file, str(scripts), affecting)
+        used = UsedFiles(options.model, options.codec, scripts.parent.absolute())
+        asked, files, total = _digests(file, str(scripts), affecting, used)
         created = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        with open_manifest(folder, asked) as manifest:
+        with open_manifest(folder, asked, files) as manifest:
             done = len(manifest.done)
             if done == total:
                 return [f"{options.output}: all of the {total} scripts were there already"], 0
@@ -72,14 +74,17 @@ def run_batch(options: argparse.Namespace, sampling: Mapping[str, Any], speech: 
     return _summary(outcome, done, seconds, options.output), outcome.failed
 
 
-def _digests(file: BinaryIO, name: str, affecting: Mapping[str, Any]) -> tuple[dict[str, str], int]:
-    """Check all lines of a script file; returns the digest of each line by its id, and the number of lines."""
-    asked, total = {}, 0
+def _digests(
+    file: BinaryIO, name: str, affecting: Mapping[str, Any], used: UsedFiles
+) -> tuple[dict[str, str], dict[str, str], int]:
+    """Check all lines of a script file; returns the digests of each line and of its files, by its id, and the number of
+    lines."""
+    asked, files, total = {}, {}, 0
     for line in check_script_file(file, name):
         total += 1
         if line.id is not None:
-            asked[line.id] = line.digest(affecting)
-    return asked, total
+            asked[line.id], files[line.id] = line.digest(affecting), used.digest(line)
+    return asked, files, total
 
 
 def _run(

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Record:
         finish_reason: "stop", or "length" where `max_tokens` cut it; None after an error.
         error: None for a file that was made.
         request: hash of the line and the options that it was made with.
+        files: hash of the model's files and the audio prompts that it was made with; None in the records of versions
+            that did not note it.
     """
 
     id: str | None
@@ -43,6 +45,7 @@ class Record:
     finish_reason: str | None = None
     error: str | None = None
     request: str = ""
+    files: str | None = None
 
 
 class Manifest:
@@ -53,9 +56,9 @@ class Manifest:
         made: files recorded since.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, files: Mapping[str, str]):
         """`open_manifest` makes one."""
-        self.folder, self.made = folder, 0
+        self.folder, self.made, self._files = folder, 0, files
         self.done: set[str] = set()
         self._appending = threading.Lock()
 
@@ -72,7 +75,8 @@ class Manifest:
         self.append(record)
 
     def append(self, record: Record) -> None:
-        """Add a record, on the disk when this returns. Any thread may."""
+        """Add a record and the hash of its files, on the disk when this returns. Any thread may."""
+        record = self._with_files(record)
         with self._appending, open(self.folder / NAME, "ab", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             try:
@@ -102,10 +106,17 @@ class Manifest:
         kept = {}
         for id, record in records.items():
             there = record.file is not None and (self.folder / record.file).is_file()
-            if there and asked.get(id, record.request) == record.request:
-                kept[id] = record
+            # A record without a hash of its files counts as made with those of today, and has theirs from now on.
+            wanted = self._with_files(record)
+            same_files = record.files in (None, wanted.files)
+            if there and same_files and asked.get(id, record.request) == record.request:
+                kept[id] = wanted
         write_whole(path, b"".join(map(_encoded, kept.values())))
         self.done = kept.keys() & asked.keys()
+
+    def _with_files(self, record: Record) -> Record:
+        """A record with the hash of the files that its line has now; as it is where the job has no such line."""
+        return replace(record, files=self._files.get(record.id or "", record.files))
 
     @staticmethod
     def _records(path: Path) -> dict[str, Record]:
@@ -128,8 +139,12 @@ class Manifest:
 
 
 @contextmanager
-def open_manifest(folder: Path, asked: Mapping[str, str]) -> Iterator[Manifest]:
+def open_manifest(folder: Path, asked: Mapping[str, str], files: Mapping[str, str] | None = None) -> Iterator[Manifest]:
     """The manifest of a folder, for this process alone; see `Manifest.clean`.
+
+    Args:
+        asked: hashes of the requests, by id.
+        files: hashes of the files that they need, by id.
 
     Raises:
         RuntimeError: another process works in the folder.
@@ -142,7 +157,7 @@ def open_manifest(folder: Path, asked: Mapping[str, str]) -> Iterator[Manifest]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RuntimeError(f"another dia-engine batch is at work in {folder}") from None
-        manifest = Manifest(folder)
+        manifest = Manifest(folder, files or {})
         manifest.clean(asked)
         yield manifest
     finally:

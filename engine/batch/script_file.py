@@ -157,13 +157,12 @@ def script_arguments(line: Line, folder: Path, defaults: Mapping[str, Any], spee
     if isinstance(line.values.get("seed"), list):  # which `parse_scripts` takes for one per text
         raise TypeError(f"seed must be an integer, got {shown(line.values['seed'])}")
     given = {name: line.values[name] for name in SAMPLING if name in line.values}
-    prompt = line.values.get("audio_prompt")
     return {
         "text": line.values["text"],
         "sampling": {},
         "options": replace(speech, **{name: line.values[name] for name in SPEECH if name in line.values}),
         "sampling_params": SamplingParams(**{**defaults, **given}),
-        "audio_prompt": _prompt_paths(prompt, folder),
+        "audio_prompt": prompt_paths(line, folder),
         "audio_prompt_text": line.values.get("audio_prompt_text"),
         "seed": line.values.get("seed"),
     }
@@ -177,11 +176,16 @@ def _check_string(name: str, value: Any, optional: bool) -> None:
             raise TypeError(f"{name} must be a string, got {shown(each)}")
 
 
-def _prompt_paths(prompt: Any, folder: Path) -> Any:
+def prompt_paths(line: Line, folder: Path) -> Any:
+    """The audio prompt of a line, of one or of each speaker, with relative paths in a folder; None for none. What is no
+    path stays as it is."""
+    prompt = line.values.get("audio_prompt")
     if isinstance(prompt, dict):
         return {speaker: _prompt_path(each, folder) for speaker, each in prompt.items()}
-    return None if prompt is None else _prompt_path(prompt, folder)
+    return _prompt_path(prompt, folder)
 
 
-def _prompt_path(prompt: str, folder: Path) -> str:
-    return prompt if not prompt or prompt.startswith("~") or "://" in prompt else str(folder / prompt)
+def _prompt_path(prompt: Any, folder: Path) -> Any:
+    if not isinstance(prompt, str) or not prompt or prompt.startswith("~") or "://" in prompt:
+        return prompt
+    return str(folder / prompt)

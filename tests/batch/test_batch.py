@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from dia_engine.batch.manifest import Record, open_manifest
 from dia_engine.batch.script_file import Line, check_script_file
 from dia_engine.cli import main
 from dia_engine.longform_settings import LongFormSettings
+from dia_engine.weights.source import TALKER_FOLDER
 from dia_engine.weights.synthetic import synthetic_config
 
 QUICK = ["--model", "synthetic:tiny", "--max-tokens", "30"]
@@ -363,6 +365,45 @@ def test_a_second_run_makes_only_what_is_not_there(tmp_path, capsys):
     assert sorted(after) == [*(f"{name}.wav" for name in "abcdef"), "manifest.jsonl"] and len(records(out)) == 6
     assert run_batch(scripts, out) == 0 and "were there already" in capsys.readouterr().out
     assert run_batch(scripts, out, "--temperature", 0.5) == 0 and "6 scripts" in capsys.readouterr().out
+
+
+def test_a_changed_model_or_prompt_under_the_same_name_is_heard(tmp_path, capsys):
+    model, out, tone = tmp_path / "model", tmp_path / "out", 0.3 * np.sin(np.arange(3000) * 0.05)
+    shutil.copytree(TALKER_FOLDER, model)
+    for name in ("one", "two"):
+        soundfile.write(tmp_path / f"{name}.wav", tone, 44100)
+    pair = {"S1": "one.wav", "S2": "two.wav"}
+    scripts = written(
+        tmp_path / "scripts.jsonl",
+        {"id": "plain", "text": TEXT, "seed": 1},
+        {"id": "voice", "text": TEXT, "seed": 1, "audio_prompt": "one.wav"},
+        {"id": "pair", "text": TEXT, "seed": 1, "audio_prompt": pair, "audio_prompt_text": {"S1": "a", "S2": "b"}},
+    )
+    arguments = ("--model", model, "--max-tokens", 60, "-q")
+
+    def made() -> int:
+        capsys.readouterr()
+        before = {path.name: path.stat().st_ino for path in out.glob("*.wav")}
+        assert run_batch(scripts, out, *arguments) == 0
+        return sum(before.get(path.name) != path.stat().st_ino for path in out.glob("*.wav"))
+
+    assert (made(), made()) == (3, 0)
+    soundfile.write(tmp_path / "two.wav", 0.9 * tone, 44100)
+    assert (made(), made()) == (1, 0)
+    soundfile.write(tmp_path / "one.wav", 0.9 * tone, 44100)
+    assert (made(), made()) == (2, 0)
+    os.utime(tmp_path / "one.wav", ns=(0, 0))
+    (model / "notes.txt").write_text("beside the model")
+    assert made() == 0, "the same content"
+    for changed in (model / "model.safetensors", model / "config.json"):
+        status = changed.stat()
+        os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        assert (made(), made()) == (3, 0), changed
+    without = [{name: value for name, value in each.items() if name != "files"} for each in records(out).values()]
+    written(out / "manifest.jsonl", *without)  # of an earlier version
+    assert made() == 0
+    soundfile.write(tmp_path / "two.wav", tone, 44100)
+    assert (made(), made()) == (1, 0)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
