@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dia_engine import FLUSH, Engine
+from dia_engine.longform.planning import turns
 from dia_engine.longform.planning.plan import derived_seed
 from dia_engine.longform.planning.source import Arriving
 from dia_engine.longform_settings import LongFormSettings
@@ -231,12 +232,28 @@ def test_a_sentence_without_an_end_is_cut_while_it_arrives(text):
         assert all(piece.size <= 1.5 * TALKER.piece_bytes + 8 for piece in pieces)
 
 
-@pytest.mark.parametrize("parts, turns", [
+@pytest.mark.parametrize("unit", ["x", "word ", "(laughs ", "(laughs) ", "a. b ", "[S1] ", "\u4f60"])
+def test_planning_takes_time_by_the_length_of_a_text(monkeypatch, unit):
+    ends, looked_at = turns._ends, 0
+
+    def counted(text, pattern):
+        nonlocal looked_at
+        looked_at += len(text)
+        return ends(text, pattern)
+
+    monkeypatch.setattr(turns, "_ends", counted)
+    for size in (5_000, 20_000):
+        looked_at = 0
+        pieces_of([unit * (size // len(unit))])
+        assert looked_at < 30 * size
+
+
+@pytest.mark.parametrize("parts, wanted", [
     (["Hello. ", "My friend. ", FLUSH, "Yes."], [("Hello. My friend.", True), ("Yes.", False)]),
     (["[S1] ", FLUSH, "Hello. ", FLUSH, "Yes. [S2] ", FLUSH, "No."],
      [("[S1] Hello.", True), ("[S1] Yes.", False), ("[S2] No.", True)]),
     (["[S1] Hello. [S2] ", FLUSH, "[S1] Yes."], [("[S1] Hello.", True), ("[S1] Yes.", False)]),
 ])  # fmt: skip
-def test_turns_begin_where_the_speaker_changes_however_the_text_is_cut(parts, turns):
+def test_turns_begin_where_the_speaker_changes_however_the_text_is_cut(parts, wanted):
     _, pieces = pieces_of(parts, one_turn=True)
-    assert [(piece.text, piece.opens_turn) for piece in pieces] == turns
+    assert [(piece.text, piece.opens_turn) for piece in pieces] == wanted

@@ -192,7 +192,7 @@ def test_whole_sentences():
         ("[S1] (Hm. Well", 0), ("Yes. (Hm. Well", 4), ("(Hm. Well) a. b", 13),
     ):  # fmt: skip
         assert whole_sentences(text, 65) == whole
-    assert whole_sentences("one two, three four five six seven eight nine", 20) == len("one two,")
+    assert whole_sentences("one two, three four five six seven eight nine", 20) == len("one two, three four five ")
     assert whole_sentences("(one two three four five six seven eight nine", 20) == 0, "it may still be closed"
 
 

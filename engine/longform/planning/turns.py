@@ -82,24 +82,36 @@ def whole_sentences(text: str, most: int) -> int:
 
     A text that ends with a full stop may go on with a digit or a quote: only an end that is followed by something
     counts, and none behind a parenthesis that is still open. A sentence that is already so long that `sentences` will
-    cut it ends at that cut.
+    cut it ends at the last of these cuts: at the first, all the rest would be looked at again for each.
     """
     opened = text.rfind("(")
     if opened >= 0 and ")" not in text[opened:] and len(text) - opened <= LONGEST_PARENTHESIS:
         text = text[: opened + 1]
     ends = [end for end in _ends(text, _SENTENCE_END) if end < len(text)]
-    tags = [match.start() for match in _TAG.finditer(text) if text[: match.start()].strip()]
+    begins = len(text) - len(text.lstrip())
+    tags = [match.start() for match in _TAG.finditer(text) if match.start() > begins]
     whole, room = max([0, *ends, *tags]), max(4, most - 2)
-    return whole or (_place_to_cut(text[: 2 * room], room) if len(text) >= 2 * room else 0)
+    while not ends and not tags and len(text) - whole >= 2 * room:
+        whole = _next_cut(text, whole, room)
+    return whole
 
 
 def _shortened(text: str, room: int) -> Iterator[str]:
     """A text in parts of at most `room` bytes, each as long as the best places to cut allow."""
-    while _bytes(text[: room + 1]) > room:
-        end = _place_to_cut(text[: 2 * room], room)
-        yield text[:end].strip()
-        text = text[end:].strip()
-    yield text
+    start = 0
+    while _bytes(text[start : start + room + 1]) > room:
+        end = _next_cut(text, start, room)
+        yield text[start:end].strip()
+        start = end
+    yield text[start:]
+
+
+def _next_cut(text: str, start: int, room: int) -> int:
+    """The place behind `start` where to cut a text that has more than `room` bytes there, and behind white space."""
+    end = start + _place_to_cut(text[start : start + 2 * room], room)
+    while text[end : end + 1].isspace():
+        end += 1
+    return end
 
 
 def _place_to_cut(text: str, room: int) -> int:
