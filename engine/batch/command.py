@@ -139,7 +139,7 @@ def _check_rows(options: argparse.Namespace, sampling: Mapping[str, Any]) -> Non
     """Check the numbers that depend on the model: what is wrong for every line is an error of the job."""
     source = resolve_model(options.model, options.revision)
     rows = Limits(options.slots, None, options.max_rows).rows(source.config)
-    if "max_tokens" in sampling:
+    if "max_tokens" in sampling or "min_tokens" in sampling:
         SamplingParams(**sampling).resolve(source.defaults).rows(rows, 0, source.config.max_delay)
 
 

@@ -216,6 +216,7 @@ def test_places_that_cannot_be_used(tmp_path, capsys, monkeypatch):
         ((scripts, tmp_path / "out", "--max-tokens", 10**20), "max_tokens must be at most"),
         ((scripts, tmp_path / "out", "--max-rows", 100, "--max-tokens", 101), "max_tokens must be at most 100"),
         ((scripts, tmp_path / "out", "--max-tokens", 2), "max_tokens must be at least"),
+        ((scripts, tmp_path / "out", "--min-tokens", 20), "min_tokens must be at most 14, the frames that max_tokens"),
         ((scripts, tmp_path / "out", "--format", "aac"), "--format must be one of wav, flac, ogg, mp3"),
         ((scripts, tmp_path / "out", "--slots", 0), "max_slots must be at least 1"),
         ((scripts, tmp_path / "out", "--top-p", 2), "top_p must be in"),
@@ -223,6 +224,9 @@ def test_places_that_cannot_be_used(tmp_path, capsys, monkeypatch):
         assert run_batch(*arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
+    whole_model = ["batch", scripts, "-o", str(tmp_path / "out"), "--model", "synthetic:tiny"]
+    assert main([*whole_model, "--min-tokens", "100000"]) == 2
+    assert "min_tokens must be at most" in capsys.readouterr().err and not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     with open_manifest(tmp_path / "out", {}):
         assert run_batch(scripts, tmp_path / "out") == 2
