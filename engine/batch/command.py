@@ -233,8 +233,7 @@ def _run_on_ray(
 
     with closing(run_on_ray(load, list(lines), options.ray, options.actors, options.slots, options.device)) as made:
         for record, content in made:
-            manifest.keep(record, content)
-            on_record(record)
+            on_record(manifest.keep(record, content))
 
 
 def _new_seed() -> int:

@@ -16,6 +16,7 @@ import torch
 
 from ..devices.device import computing
 from ..files.audio import encode_audio
+from ..files.output import check_replaceable
 from ..longform.options import SpeechOptions
 from ..longform.parsing import parse_scripts
 from ..longform.script import Script
@@ -88,7 +89,10 @@ class LineRenderer:
             MemoryError, RuntimeError: there is no memory left, or the engine cannot work any more.
         """
         seed: int | None = None
+        name = f"{line.id}{self.suffix}"
         try:
+            if (self.folder / name).exists():  # else it may be on another machine
+                check_replaceable(self.folder / name)
             request = self._request(line)
             seed = request.seed
             (generation,) = self.engine.run_requests([request])
@@ -98,7 +102,6 @@ class LineRenderer:
             if not self.engine.usable or isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
                 raise
             return Record(line.id, seed=seed, error=described(error), request=line.digest(self.options)), b""
-        name = f"{line.id}{self.suffix}"
         content = encode_audio(self.folder / name, generation.audio, self.engine.sample_rate)
         return Record(
             line.id, name, round(generation.duration, 3), seed, generation.finish_reason,
@@ -162,8 +165,7 @@ def _workers(
         try:
             while (line := take()) is not None:
                 record, content = renderer.render(line)
-                manifest.keep(record, content)
-                ends.put(record)
+                ends.put(manifest.keep(record, content))
         except BaseException as error:
             stopped.set()
             ends.put(error)

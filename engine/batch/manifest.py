@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.output import check_replaceable, write_whole
+from ..messages import described
 
 try:
     import fcntl
@@ -62,17 +63,25 @@ class Manifest:
         self.done: set[str] = set()
         self._appending = threading.Lock()
 
-    def keep(self, record: Record, content: bytes) -> None:
+    def keep(self, record: Record, content: bytes) -> Record:
         """Write the file of a record, if it has one, and add the record. Any thread may.
+
+        Returns:
+            the record as it was added: with an error where a folder, say, has the name of the file.
 
         Raises:
             OSError: it cannot be written.
         """
         if record.file is not None:
             path = self.folder / record.file
-            check_replaceable(path)
-            write_whole(path, content)
+            try:
+                check_replaceable(path)
+            except ValueError as error:
+                record = replace(record, file=None, seconds=None, finish_reason=None, error=described(error))
+            else:
+                write_whole(path, content)
         self.append(record)
+        return record
 
     def append(self, record: Record) -> None:
         """Add a record and the hash of its files, on the disk when this returns. Any thread may."""

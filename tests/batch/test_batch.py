@@ -281,6 +281,26 @@ def test_what_ends_a_job_says_how_far_it_came(tmp_path, capsys, monkeypatch):
     assert run_batch(scripts, tmp_path / "out") == 0 and "1 more were there already" in capsys.readouterr().out
 
 
+def test_a_name_that_is_taken_by_no_file_fails_its_line_alone(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    (out / "a.wav").mkdir(parents=True)
+    os.mkfifo(out / "b.wav")
+    generated, run_requests = [], Engine.run_requests
+    monkeypatch.setattr(
+        Engine, "run_requests", lambda self, requests: generated.append(requests) or run_requests(self, requests)
+    )
+    scripts = written(tmp_path / "scripts.jsonl", *({"id": name, "text": TEXT} for name in "abc"))
+    assert run_batch(scripts, out) == 1 and "2 failed: see" in capsys.readouterr().out
+    assert {id: record["file"] for id, record in records(out).items()} == {"a": None, "b": None, "c": "c.wav"}
+    assert len(generated) == 1, "no sound is made that cannot be kept"
+    with open_manifest(out, {}) as manifest:  # the name was taken while the sound was made, or on another machine
+        kept = manifest.keep(Record("a", "a.wav", 1.0, 5, "stop"), b"sound")
+    assert (kept.file, kept.seconds, kept.seed) == (None, None, 5) and kept.error.endswith("name a file to write to")
+    (out / "a.wav").rmdir()
+    (out / "b.wav").unlink()
+    assert run_batch(scripts, out) == 0 and "2 scripts" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("tail", [b"\0" * 300, b"\n", b"\0\0\n"])
 def test_what_a_loss_of_power_leaves_behind_the_last_line_is_passed_over(tail, tmp_path, capsys):
     scripts = written(tmp_path / "scripts.jsonl", *({"id": name, "text": TEXT} for name in "ab"))
