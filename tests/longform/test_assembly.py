@@ -128,3 +128,15 @@ def test_samples_that_are_no_numbers_are_an_error():
     sound.add(frames(0, 20))
     with pytest.raises(RuntimeError, match="not finite"):
         next(sound.sound(20))
+
+
+def test_the_end_of_a_piece_is_held_back_until_it_is_known_whether_it_was_cut():
+    sound, _ = assembler(1, rate=1000)  # a fade of 10 samples, then 20 of silence
+    sound.add(np.ones((100, 1)))
+    found = list(sound.sound(sound.frames))
+    heard = sum(map(len, found))
+    assert 60 < heard <= 70
+    sound.fade_out()
+    whole = np.concatenate([*found, *sound.sound(sound.frames, ended=True)])
+    assert len(whole) == 100 and not whole[-20:].any() and (whole[:heard] == 1).all()
+    assert np.abs(np.diff(whole)).max() < 0.17, "half a cosine over ten samples"

@@ -106,6 +106,22 @@ def test_a_cut_end_is_told_and_trimmed(talker):
     assert pieces.finish_reason == "length" and any(piece.finish_reason == "length" for piece in pieces.pieces)
 
 
+@pytest.mark.parametrize("least", [0, 40])
+def test_no_piece_may_end_far_before_its_text_can_have_been_said(talker, monkeypatch, least):
+    submit, submitted = talker._thread.submit, {}
+
+    def recorded(requests, *arguments, **options):
+        submitted.update({request.seed: request.params.min_tokens for request in requests})
+        submit(requests, *arguments, **options)
+
+    monkeypatch.setattr(talker._thread, "submit", recorded)
+    talker.generate(SCRIPT, seed=3, min_tokens=least)
+    pieces, pace = talker.plan(SCRIPT, seed=3).pieces, Pace(talker.long_form.frames_per_byte)
+    guards = [guard_frames(piece, pace.prior) for piece in pieces]
+    assert [submitted[piece.seed] for piece in pieces] == [max(least, guard) for guard in guards]
+    assert 0 < min(guards) < 40 and len(guards) > 2
+
+
 def test_text_that_arrives(talker):
     def parts():
         yield from (

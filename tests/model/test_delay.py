@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dia_engine.model.delay import OPEN, prompt_grid, undelay
+from dia_engine.model.delay import OPEN, playable_codes, prompt_grid, undelay
 
 
 def test_the_example_in_the_module():
@@ -28,3 +28,14 @@ def test_undelay_takes_the_delay_back(delay):
 def test_a_grid_too_short_for_the_delay_is_cut():
     grid = prompt_grid(torch.ones(2, 2, dtype=torch.int64), (0, 4), bos=9, rows=3)
     assert grid.tolist() == [[9, 9], [1, 9], [1, 9]]
+
+
+def test_a_channel_that_begins_behind_the_grid_is_all_bos():
+    grid = prompt_grid(torch.tensor([[1, 5], [2, 6], [3, 7]]), (0, 4), bos=9, rows=4)
+    assert grid.tolist() == [[9, 9], [1, 9], [2, 9], [3, 9]]
+
+
+def test_special_ids_and_open_cells_are_played_as_zero():
+    eos, pad, bos = 20, 21, 22
+    grid = torch.tensor([[bos], [eos - 1], [eos], [pad], [OPEN], [0]])
+    assert playable_codes(grid, (0,), eos, first=0, frames=5).tolist() == [[eos - 1], [0], [0], [0], [0]]

@@ -6,6 +6,7 @@ import torch
 
 from dia_engine import Engine, SamplingParams
 from dia_engine.model.config import DiaConfig
+from dia_engine.runtime.limits import Limits
 from dia_engine.runtime.request import Request, parse_requests
 from dia_engine.sampling_params import MODEL_DEFAULT, ResolvedSamplingParams
 from dia_engine.weights.synthetic import synthetic_config
@@ -254,3 +255,17 @@ def test_min_tokens_leaves_room_for_itself():
     assert parse(TEXT, {"max_tokens": 40, "min_tokens": 20}, audio_prompt=CODES)[0].params.min_tokens == 20
     with pytest.raises(ValueError, match="audio prompt has 4 frames, max_tokens leaves room for 3"):
         parse(TEXT, {"max_tokens": 40, "min_tokens": 21}, audio_prompt=CODES)
+
+
+def test_seeds_that_are_drawn_take_all_of_the_range():
+    seeds = [request.seed for request in parse(["a"] * 200)]
+    assert max(seeds) > 2**40 and len(set(seeds)) == 200
+
+
+def test_a_slot_has_rows_for_one_frame_at_least():
+    config = synthetic_config("synthetic:tiny")
+    least, most = config.max_delay + 2, config.decoder.max_position_embeddings
+    assert [Limits(max_rows=rows).rows(config) for rows in (least, most, None)] == [least, most, most]
+    for rows in (least - 1, most + 1):
+        with pytest.raises(ValueError, match=rf"max_rows must be in \[{least}, {most}\] .*, got {rows}"):
+            Limits(max_rows=rows).rows(config)
