@@ -1,16 +1,12 @@
 """Sound that is written while it is made: 16-bit samples to a WAV file or a pipe."""
 
-import struct
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from .paths import user_path
-
-HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
-SAMPLE_BYTES = 2
-LARGEST_COUNT = 2**32 - 1  # of bytes; of a longer file, 13 hours at 44.1 kHz, readers go by its length
+from .wav_header import WAV_HEADER, wav_header
 
 
 def pcm16(waveform: np.ndarray) -> bytes:
@@ -65,14 +61,10 @@ class GrowingWav:
             raise OSError(error.errno, f"could not write {self._path}: {error.strerror or error}") from None
 
     def _write_header(self) -> None:
-        header = HEADER.pack(
-            b"RIFF", min(HEADER.size - 8 + self._data_bytes, LARGEST_COUNT), b"WAVE",
-            b"fmt ", 16, 1, 1, self._sample_rate, SAMPLE_BYTES * self._sample_rate, SAMPLE_BYTES, 8 * SAMPLE_BYTES,
-            b"data", min(self._data_bytes, LARGEST_COUNT),
-        )  # fmt: skip
         self._file.seek(0)
-        self._write_all(header)  # one call for all of it, so that its two counts agree
-        self._file.seek(HEADER.size + self._data_bytes)
+        # One call for all of it, so that its two counts agree.
+        self._write_all(wav_header(self._sample_rate, self._data_bytes))
+        self._file.seek(WAV_HEADER.size + self._data_bytes)
 
     def _write_all(self, data: bytes) -> None:
         while data:  # an unbuffered file may take a part only

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dia_engine.engine import Engine
-from dia_engine.server.audio.encoders import wav_header
+from dia_engine.files.wav_header import wav_header
 from dia_engine.server.errors import ApiError
 from dia_engine.server.lifecycle import Startup
 from dia_engine.server.settings import Settings

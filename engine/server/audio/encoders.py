@@ -10,12 +10,11 @@ import av
 import numpy as np
 import soxr
 
+from ...files.wav_header import WAV_HEADER, wav_header
 from ...files.wav_stream import pcm16
 from .formats import AudioFormat
 
-UNKNOWN_SIZE = 0xFFFFFFFF  # what a WAV that is not finished claims
 FLAC_SAMPLES, FLAC_SAMPLES_AT = struct.Struct(">Q"), 18
-WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
 
 
 class Encoder(Protocol):
@@ -188,14 +187,6 @@ def resampler(source: int, target: int) -> "soxr.ResampleStream | None":
     if source == target:
         return None
     return soxr.ResampleStream(source, target, 1, dtype="float32", quality="HQ")
-
-
-def wav_header(sample_rate: int, data_bytes: int | None) -> bytes:
-    """44 bytes before 16-bit mono samples; their number is None while it is not known."""
-    size, total = (UNKNOWN_SIZE, UNKNOWN_SIZE) if data_bytes is None else (data_bytes, data_bytes + 36)
-    return WAV_HEADER.pack(
-        b"RIFF", total, b"WAVE", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16, b"data", size
-    )
 
 
 def with_sizes(audio_format: AudioFormat, data: bytes, samples: int) -> bytes:
