@@ -67,11 +67,9 @@ def test_without_the_package_that_measures(talker, monkeypatch, capsys, tmp_path
     with pytest.raises(RuntimeError) as told:
         talker.generate(SHORT, loudness=-16)
     assert str(told.value).endswith(wanted)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "scripts.jsonl").write_text(json.dumps({"id": "a", "text": SHORT}))
-    for command in (
-        ["say", SHORT, "-o", "a.wav"],
-        ["batch", str(tmp_path / "scripts.jsonl"), "-o", str(tmp_path / "out")],
-    ):
+    for command in (["say", SHORT, "-o", "a.wav"], ["batch", "scripts.jsonl", "-o", "out"]):
         assert main([*command, "--model", "talker", "--loudness", "-16"]) == 2
         assert capsys.readouterr().err.rstrip().endswith(wanted)
     assert [path.name for path in tmp_path.iterdir()] == ["scripts.jsonl"]
