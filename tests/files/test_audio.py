@@ -259,6 +259,11 @@ def test_resample_keeps_a_tone(from_rate, to_rate):
     np.testing.assert_allclose(changed[middle], tone(to_rate, to_rate)[middle], atol=2e-3)
 
 
+def test_resample_removes_what_the_lower_rate_cannot_hold():
+    changed = resample(tone(44100, 44100, frequency=10_000), 44100, 16000)
+    assert np.sqrt(np.square(changed[1600:-1600]).mean()) < 1e-3
+
+
 def test_resample_same_rate_changes_nothing():
     np.testing.assert_array_equal(resample(tone(), 16000, 16000), tone())
 

@@ -174,6 +174,7 @@ def wav(audio, rate=RATE):
         (b"RIFF\0\0\0\0WAVE", "cannot be decoded"),
         (b"\xff" * 5000, "cannot be decoded"),
         (wav(voice_like(seconds=0.5)), "lasts 0.50"),
+        (wav(voice_like(8000, 30.5), 8000), "lasts over 30"),
         (wav(voice_like(8000, 32), 8000), "lasts over 30"),
         (wav(np.zeros(20_000, np.float32)), "silent"),
     ],
