@@ -51,10 +51,10 @@ def train(work: Path, steps: int, compiled: bool) -> None:
     torch.manual_seed(0)
     model = new_model().to(device)
     optimizer = torch.optim.AdamW([dict(params=model.parameters(), rate=RATE)], betas=(0.9, 0.99), weight_decay=1e-3)
-    begin = load_state(work / STATE, model=model, optimizer=optimizer)
+    usage = Usage(model.config).to(device)
+    begin = load_state(work / STATE, model=model, optimizer=optimizer, usage=usage)
     encoder, decoder = _callables(model, compiled)
     sounds, distance = list(load_speech(work).values()), SpectralDistance(device)
-    usage = torch.zeros(model.config.n_codebooks, model.config.codebook_size, device=device)
     with Progress("codec", begin, steps) as progress:
         for step in range(begin, steps):
             sound = batch_of(sounds, step).to(device)
@@ -64,15 +64,15 @@ def train(work: Path, steps: int, compiled: bool) -> None:
             if step >= FREE_STEPS:
                 latent, codes, _, commitment, codebook = model.quantizer(latent)
                 extra = 0.3 * (codebook + 0.25 * commitment).mean()
-                usage = 0.98 * usage + _counts(codes, usage.shape[1])
+                usage.add(codes)
             loss = distance(decoder(latent)[:, 0], sound[:, 0])
             descend(optimizer, model, loss + extra, cosine(step, steps, warm=200, floor=0.1))
-            if step > FREE_STEPS and step % 50 == 0 and step < 0.8 * steps:
-                revive(model, encoder(sound).detach(), usage)
+            if usage.is_known and step % 50 == 0 and step < 0.8 * steps:
+                revive(model, encoder(sound).detach(), usage.counts)
             hold_constant_dimension(model)
             progress.update(loss=loss.item())
             if step % 200 == 199 or step + 1 == steps:
-                save_state(work / STATE, step + 1, model=model, optimizer=optimizer)
+                save_state(work / STATE, step + 1, model=model, optimizer=optimizer, usage=usage)
     model.save_pretrained(work / "dac")
 
 
@@ -124,6 +124,25 @@ def batch_of(sounds: list[Spoken], step: int) -> torch.Tensor:
         piece = sound[max(0, start) : start + LENGTH]
         row[max(0, -start) : max(0, -start) + len(piece)] = piece
     return torch.from_numpy(batch)
+
+
+class Usage(torch.nn.Module):
+    """How often the codebooks' entries are used: counts [codebooks, entries], where recent steps weigh most."""
+
+    def __init__(self, config: DacConfig):
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(config.n_codebooks, config.codebook_size))
+        self.register_buffer("steps", torch.tensor(0))
+
+    def add(self, codes: torch.Tensor) -> None:
+        """Count a step's codes [batch, codebooks, frames]."""
+        self.counts.mul_(0.98).add_(_counts(codes, self.counts.shape[1]))
+        self.steps += 1
+
+    @property
+    def is_known(self) -> bool:
+        """Whether enough steps are counted; a few would leave most entries unused."""
+        return bool(self.steps > 50)
 
 
 class SpectralDistance:

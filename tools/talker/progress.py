@@ -56,10 +56,12 @@ def save_state(path: Path, step: int, **parts) -> None:
 
 
 def load_state(path: Path, **parts) -> int:
-    """Fill the parts from a file of `save_state`. Returns its step, 0 if there is no file."""
+    """Fill the parts from a file of `save_state`; one that an older file lacks stays as it is. Returns its step, 0 if
+    there is no file."""
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
     for name, part in parts.items():
-        part.load_state_dict(state[name])
+        if name in state:
+            part.load_state_dict(state[name])
     return state["step"]
