@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
             began = time.perf_counter()
             generation = engine.generate(script.text, seed=seed, details=True, speed=options.speed)
             spent += time.perf_counter() - began
+            if len(generation.pieces) < 4:
+                raise SystemExit(f"dialogue {number} has no piece for each quarter; give more --turns")
             seconds += generation.duration
             heard.append(hear(listener, generation))
             print(
