@@ -36,8 +36,8 @@ def undocumented(module: doc.Module) -> list[str]:
     return [each.fullname for each in members if not (each.docstring or "_" in (each.name[0], each.qualname[0]))]
 
 
-def main(folder: str) -> int:
-    """Write the reference into a folder; the number of members without a docstring."""
+def main(folder: str) -> bool:
+    """Write the reference into a folder; whether a member has no docstring."""
     modules = documented_modules()
     missing = [name for module in modules.values() for name in undocumented(module)]
     for name in missing:
@@ -49,7 +49,7 @@ def main(folder: str) -> int:
         path = Path(folder, *name.split(".")).with_suffix(".html")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
-    return len(missing)
+    return bool(missing)
 
 
 if __name__ == "__main__":
