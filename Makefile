@@ -35,9 +35,9 @@ docs: $(DOCS_READY)
 	$(PY) -m tools.api_reference build/api
 
 # Two processes, and one thread of torch in each: half of the time on two cores. Each begins with a half of the files,
-# so that what a file's tests share is made once, and takes over what the other has not come to.
+# so that what a file's tests share is made once, and takes over what the other has not come to. A test that hangs fails.
 test: $(READY)
-	$(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not ray" $(TESTS)
+	$(PY) -m pytest -q -n 2 --dist worksteal -o faulthandler_exit_on_timeout=true -m "not slow and not ray" $(TESTS)
 
 # What takes minutes or gigabytes: the 1.6B checkpoints on disk.
 test-slow: $(READY)
