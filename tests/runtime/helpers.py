@@ -1,4 +1,4 @@
-"""What tests of the runtime wait with, and a scheduler over a runner that is only arithmetic."""
+"""A small engine, what tests of the runtime wait with, and a scheduler over a runner that is only arithmetic."""
 
 import time
 from collections import deque
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dia_engine import Engine
 from dia_engine.codec.windowed import CodeWindows
 from dia_engine.devices.workers import Workers
 from dia_engine.kernels.advance import RUNNING
@@ -21,6 +22,13 @@ from dia_engine.sampling_params import ResolvedSamplingParams
 HANGS = 120  # seconds after which a test that waits gives up
 MAX_DELAY = 3
 SIZES = ChunkSizes(4, 2)
+TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
+LONG = {"max_tokens": 3072, "seed": 2}  # this seed does not end by itself
+
+
+def load(**limits) -> Engine:
+    """An engine of random weights without a codec."""
+    return Engine.load("synthetic:tiny", device="cpu", load_dac=False, **limits)
 
 
 def wait_until(condition) -> None:

@@ -18,14 +18,7 @@ import pytest
 
 from dia_engine import Engine, EngineFull
 from tests.helpers import ROOT
-from tests.runtime.helpers import HANGS, wait_until
-
-TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
-LONG = {"max_tokens": 3072, "seed": 2}  # this seed does not end by itself
-
-
-def load(**limits) -> Engine:
-    return Engine.load("synthetic:tiny", device="cpu", load_dac=False, **limits)
+from tests.runtime.helpers import HANGS, LONG, TEXT, load, wait_until
 
 
 def slowed(engine: Engine) -> Engine:

@@ -3,23 +3,15 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from dia_engine import Engine
-from tests.runtime.helpers import HANGS, wait_until
+from tests.runtime.helpers import HANGS, LONG, TEXT, load, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
-TEXT = "[S1] Hello there. [S2] Hi! (laughs)"
-LONG = {"max_tokens": 3072, "seed": 2}  # this seed does not end by itself
 SHORT = {"max_tokens": 30, "seed": 5}
-
-
-def load(**limits) -> Engine:
-    return Engine.load("synthetic:tiny", device="cpu", load_dac=False, **limits)
 
 
 def in_thread(function, *arguments, **keywords):
