@@ -7,19 +7,13 @@ from itertools import repeat
 import numpy as np
 import pytest
 
-from dia_engine import FLUSH, Engine
+from dia_engine import FLUSH
 from dia_engine.longform.planning import turns
 from dia_engine.longform.planning.plan import derived_seed
 from dia_engine.longform.planning.source import Arriving
 from dia_engine.longform_settings import LongFormSettings
 
 PARTS = ("[S1] Can you count? ", "[S2] Yes, my friend.")
-
-
-@pytest.fixture(scope="module")
-def talker():
-    with Engine.load("talker", device="cpu", max_slots=2) as engine:
-        yield engine
 
 
 async def arriving():

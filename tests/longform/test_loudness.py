@@ -14,12 +14,6 @@ SHORT = "[S1] Can you count? [S2] Yes, my friend."
 LONG = SHORT * 5
 
 
-@pytest.fixture(scope="module")
-def talker():
-    with Engine.load("talker", device="cpu", max_slots=2) as engine:
-        yield engine
-
-
 @pytest.fixture
 def measured():
     pytest.importorskip("pyloudnorm", reason='needs pyloudnorm: pip install -e ".[loudness]"')

@@ -23,12 +23,6 @@ SHORT = "[S1] Can you count? [S2] Yes, my friend."
 
 
 @pytest.fixture(scope="module")
-def talker():
-    with Engine.load("talker", device="cpu", max_slots=4) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
 def whole(talker) -> Generation:
     return talker.generate(SCRIPT, seed=3, details=True)
 
