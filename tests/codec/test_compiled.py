@@ -11,11 +11,9 @@ import torch
 from dia_engine.codec import Codec
 from dia_engine.codec.compiled import fused
 from dia_engine.codec.network import Decoder
-from dia_engine.kernels.cpu.build import library
 from dia_engine.kernels.cpu.convolution import Section
+from tests.kernels.builds import needs_compiled_code
 from tests.sound import TOLERANCE, random_codec
-
-needs_compiled_code = pytest.mark.skipif(library() is None, reason="there is no compiled code")
 
 
 def codecs(seed: int, monkeypatch):

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from dia_engine.kernels.cpu import convolution
-from dia_engine.kernels.cpu.build import library, library_of
+from dia_engine.kernels.cpu.build import library_of
 from dia_engine.kernels.cpu.convolution import Role, Section, SectionLayer, packed
-from tests.kernels.builds import HERE
+from tests.kernels.builds import HERE, needs_compiled_code
 
 LAYERS = [
     nn.Conv1d(7, 5, kernel_size=7, padding=3),
@@ -30,8 +30,6 @@ OTHERS = [
     nn.ConvTranspose1d(4, 4, 5, stride=2, padding=1),
     nn.ConvTranspose1d(4, 4, 4, stride=2, padding=1, output_padding=1),
 ]
-
-needs_compiled_code = pytest.mark.skipif(library() is None, reason="there is no compiled code")
 
 
 def signal_for(layer: nn.Module, samples: int) -> torch.Tensor:

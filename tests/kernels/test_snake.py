@@ -7,15 +7,13 @@ import torch
 from torch import nn
 
 from dia_engine.kernels.cpu import convolution
-from dia_engine.kernels.cpu.build import library, library_of
+from dia_engine.kernels.cpu.build import library_of
 from dia_engine.kernels.cpu.convolution import Activation, Role, Section, SectionLayer, packed
 from dia_engine.kernels.snake import snake, snake_ref
-from tests.kernels.builds import HERE
+from tests.kernels.builds import HERE, needs_compiled_code
 from tests.kernels.helpers import DEVICE, kernels
 
 SHAPES = [(1, 1), (1, 700), (3, 5), (16, 4144), (96, 513), (700, 3), (1536, 40)]  # channels, samples
-
-needs_compiled_code = pytest.mark.skipif(library() is None, reason="there is no compiled code")
 
 
 def signal(channels, samples, scale=1.0):
