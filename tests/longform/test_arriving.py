@@ -102,27 +102,31 @@ def test_all_of_a_sentence_is_heard_before_the_next_text_comes(talker, flushes, 
     assert np.abs(first - alone.audio[:wanted]).max() < 1e-5
 
 
-@pytest.mark.parametrize("fails_in", ["next", "close"])
+class FailingText:
+    """An iterator over PARTS that raises `at_end` behind them and `at_close` when it is closed."""
+
+    def __init__(self, at_end=StopIteration, at_close=None):
+        self.parts, self.at_end, self.at_close = iter(PARTS), at_end, at_close
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        part = next(self.parts, None)
+        if part is None:
+            raise self.at_end
+        return part
+
+    def close(self):
+        if self.at_close is not None:
+            raise self.at_close
+
+
+@pytest.mark.parametrize("fails_in", ["at_end", "at_close"])
 def test_errors_of_an_iterator_are_the_readers(talker, fails_in):
-    class Text:
-        def __init__(self):
-            self.parts = iter(PARTS)
-
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            if fails_in == "next":
-                raise ZeroDivisionError("of the text")
-            return next(self.parts)
-
-        def close(self):
-            if fails_in == "close":
-                raise ZeroDivisionError("of the text")
-
     for call in (talker.generate, lambda text: list(talker.stream(text))):
         with pytest.raises(ZeroDivisionError, match="of the text"):
-            call(Text())
+            call(FailingText(**{fails_in: ZeroDivisionError("of the text")}))
 
 
 def read_by(talker, arguments):
@@ -138,19 +142,6 @@ def read_by(talker, arguments):
 
 @pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
 def test_an_error_that_would_end_a_loop_ends_none_in_silence(talker, kind):
-    class Text:
-        def __init__(self):
-            self.parts = iter(PARTS)
-
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            part = next(self.parts, None)
-            if part is None:
-                raise kind
-            return part
-
     def stop(progress):
         raise kind
 
@@ -160,7 +151,7 @@ def test_an_error_that_would_end_a_loop_ends_none_in_silence(talker, kind):
             call()
         assert isinstance(told.value.__cause__, kind)
     if kind is StopAsyncIteration:  # of an iterator, where StopIteration is its end
-        for call in read_by(talker, arguments=lambda: {"text": Text(), "seed": 1}):
+        for call in read_by(talker, arguments=lambda: {"text": FailingText(kind), "seed": 1}):
             with pytest.raises(RuntimeError, match="^the iterator of the text raised StopAsyncIteration$"):
                 call()
 
