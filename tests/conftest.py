@@ -1,5 +1,6 @@
 """Fixtures, and where kernels run: in Triton's interpreter, in the PTX emulator, or on a GPU."""
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -21,15 +22,40 @@ pytest.register_assert_rewrite("tests.kernels.helpers", "tests.weights.helpers")
 
 
 def mend_interpreter():
-    """Let the interpreter of Triton 3.5 and 3.6 loop over `range` with numpy 2.4, which does not convert arrays of
-    shape [1] to integers any more. Triton 3.7 takes care of that itself."""
+    """Let Triton's interpreter run the tests, and without work that changes nothing."""
     try:
         import triton
         from triton.runtime import interpreter
     except ImportError:
         return
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 7):
-        return
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7):
+        convert_indices(interpreter)
+    # It calculates whether sums of integers overflow, and drops what it finds unless it debugs.
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    if hasattr(interpreter, "_LangPatchScope"):
+        patch_the_language_once(interpreter)
+
+
+def patch_the_language_once(interpreter):
+    """Spare the interpreter of Triton 3.6 and newer a third of its time: for each call from a kernel to another function
+    it replaces the whole language by what interprets it, which the launch of the kernel has done already."""
+    from triton import language
+
+    patch = interpreter._patch_lang
+
+    def patch_what_is_left(function):
+        used = [each for each in function.__globals__.values() if each is language or each is language.core]
+        if not used or any(language.core.is_builtin(each.load) for each in used):
+            return patch(function)
+        return interpreter._LangPatchScope()
+
+    interpreter._patch_lang = patch_what_is_left
+
+
+def convert_indices(interpreter):
+    """Let the interpreter of Triton 3.5 and 3.6 loop over `range` with numpy 2.4, which does not convert arrays of
+    shape [1] to integers any more. Triton 3.7 takes care of that itself."""
     patch = interpreter._patch_lang_tensor
 
     def patch_with_index(tensor, *scope):
