@@ -38,8 +38,8 @@ def mend_interpreter():
 
 
 def patch_the_language_once(interpreter):
-    """Spare the interpreter of Triton 3.6 and newer a third of its time: for each call from a kernel to another function
-    it replaces the whole language by what interprets it, which the launch of the kernel has done already."""
+    """Spare the interpreter of Triton 3.6 and newer a third of its time: at each call from a kernel to another function
+    it replaces the language by what interprets it, which the launch of the kernel has done already."""
     from triton import language
 
     patch = interpreter._patch_lang
