@@ -103,10 +103,10 @@ def test_all_of_a_sentence_is_heard_before_the_next_text_comes(talker, flushes, 
 
 
 class FailingText:
-    """An iterator over PARTS that raises `at_end` behind them and `at_close` when it is closed."""
+    """An iterator over parts that raises `at_end` behind them and `at_close` when it is closed."""
 
-    def __init__(self, at_end=StopIteration, at_close=None):
-        self.parts, self.at_end, self.at_close = iter(PARTS), at_end, at_close
+    def __init__(self, parts=PARTS, at_end=StopIteration, at_close=None):
+        self.parts, self.at_end, self.at_close = iter(parts), at_end, at_close
 
     def __iter__(self):
         return self
@@ -122,11 +122,11 @@ class FailingText:
             raise self.at_close
 
 
-@pytest.mark.parametrize("fails_in", ["at_end", "at_close"])
-def test_errors_of_an_iterator_are_the_readers(talker, fails_in):
+@pytest.mark.parametrize("parts, fails_in", [((), "at_end"), (PARTS, "at_end"), (PARTS, "at_close")])
+def test_errors_of_an_iterator_are_the_readers(talker, parts, fails_in):
     for call in (talker.generate, lambda text: list(talker.stream(text))):
         with pytest.raises(ZeroDivisionError, match="of the text"):
-            call(FailingText(**{fails_in: ZeroDivisionError("of the text")}))
+            call(FailingText(parts, **{fails_in: ZeroDivisionError("of the text")}))
 
 
 def read_by(talker, arguments):
@@ -151,7 +151,7 @@ def test_an_error_that_would_end_a_loop_ends_none_in_silence(talker, kind):
             call()
         assert isinstance(told.value.__cause__, kind)
     if kind is StopAsyncIteration:  # of an iterator, where StopIteration is its end
-        for call in read_by(talker, arguments=lambda: {"text": FailingText(kind), "seed": 1}):
+        for call in read_by(talker, arguments=lambda: {"text": FailingText(at_end=kind), "seed": 1}):
             with pytest.raises(RuntimeError, match="^the iterator of the text raised StopAsyncIteration$"):
                 call()
 
